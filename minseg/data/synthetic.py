@@ -1,0 +1,361 @@
+"""Synthetic kidney slides with exact masks.
+
+Real slides are huge, private, and outlined by hand. To learn the method and to test the code we
+want the opposite: pictures that need no download, that are the same everywhere, and whose masks
+are right to the pixel. This module draws them from a seed.
+
+**What is drawn.** A piece of kidney cortex on blank glass, in the PAS stain. Tightly packed
+*tubules* fill it: proximal ones with a thick wall and a small fuzzy lumen, distal ones with a thin
+pale wall and an open lumen. Among them lie vessels, swollen tubules, hyaline scars and patches of
+inflammation. And there are the *glomeruli* we look for: a capsule, a pale crescent (Bowman's
+space), and within it a lobulated tuft of capillary loops. The mask is all that the capsule holds.
+
+**Why colour is not enough.** All parts of the tissue take up the same two dyes, in the same range
+of amounts: no threshold on a colour finds the glomeruli, only their structure does.
+
+**Where the colours come from.** We draw no colours but amounts of dye. An amount $c_s$ of each dye
+$s$ weakens the light of channel $k$ as the Beer-Lambert law says:
+
+$$ I_k = I_{0,k} \\cdot 10^{-\\sum_s c_s A_{s,k}} $$
+
+where $A$ holds the absorbance of the dyes: haematoxylin (blue, in nuclei) and PAS (magenta, in
+membranes and sugars). Laboratories differ in how strongly and how purely they stain: in optical
+density, $-\\log_{10} (I / I_0)$, that is no more than a scaling of the rows of $A$ and a small turn
+of them. Two slides of one patient share a stain, which is why data must be split by patient.
+
+>>> image, mask = synthetic_slide(seed=3, height=256, width=320)
+>>> image.shape, image.dtype.name, mask.shape, mask.dtype.name
+((256, 320, 3), 'uint8', (256, 320), 'uint8')
+>>> bool(0.02 < mask.mean() < 0.5)
+True
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from ..run.report import Parser
+
+SMALLEST = 64  # pixels; a smaller slide has no room for glass and tissue
+AROUND = 2 * np.pi * np.arange(24) / 24  # angles at which outlines are compared
+
+# Optical density per unit of dye in R, G, B: the "H PAS" vectors of Ruifrok and Johnston.
+ABSORBANCE = np.array([[0.644, 0.717, 0.267], [0.175, 0.972, 0.155]])
+
+
+@dataclass
+class Blob:
+    """A round shape with a wavy outline.
+
+    A direction is a complex number $u$ of length 1, and the outline lies at the distance
+    $\\mathrm{Re}(r + c_1 u + c_2 u^2 + \\dots)$ from the centre: $c_2$ makes an ellipse, higher
+    orders make bumps. `waves` is $\\dots, c_2, c_1, r$: a polynomial is faster than many sines.
+    """
+
+    y: float
+    x: float
+    waves: np.ndarray
+
+    @classmethod
+    def random(cls, rng, y, x, radius, roughness=0.06, orders=5):
+        size = radius * roughness * rng.uniform(0.3, 1, orders - 1)
+        size[-1] *= 1.5  # more ellipse than bumps
+        return cls(y, x, np.append(size * np.exp(1j * rng.uniform(0, 7, orders - 1)), [0, radius]))
+
+    @property
+    def radius(self):
+        return self.waves[-1].real
+
+    def reach(self, angle):
+        return np.polyval(self.waves, np.exp(1j * angle)).real
+
+    def points(self, rho, angle):
+        """Rows and columns, (n, 2), of points at `rho` times the distance of the outline."""
+        distance = rho * self.reach(angle)
+        return np.stack([self.y + distance * np.sin(angle), self.x + distance * np.cos(angle)], -1)
+
+    def points_inside(self, rng, count):
+        return self.points(np.sqrt(rng.uniform(0, 0.95, count)), rng.uniform(0, 2 * np.pi, count))
+
+    def window(self, shape):
+        """Slices around the blob in a picture of this shape."""
+        half = 1.05 * self.reach(AROUND).max() + 1
+        return np.s_[
+            max(0, int(self.y - half)) : min(shape[0], int(self.y + half) + 1),
+            max(0, int(self.x - half)) : min(shape[1], int(self.x + half) + 1),
+        ]
+
+    def rho(self, window):
+        """Distance from the centre to each pixel of a window, where the outline is at 1."""
+        rows, cols = np.ogrid[window]
+        offset = ((cols - self.x) + 1j * (rows - self.y)).astype(np.complex64)
+        distance = np.maximum(np.abs(offset), 1e-3)
+        reach = np.polyval(self.waves.astype(np.complex64), offset / distance).real
+        return distance / np.maximum(reach, 1)
+
+
+def clouds(rng, height, width, cell):
+    """Smooth noise: random numbers of deviation 1 on a coarse grid, enlarged."""
+    grid = rng.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
+    return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
+
+
+class Canvas:
+    """What is drawn so far; at first, bare tissue."""
+
+    def __init__(self, rng, height, width):
+        y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+        x = np.linspace(-1, 1, width, dtype=np.float32)
+        edge = 0.05 * clouds(rng, height, width, max(height, width) // 6)
+        edge += 0.012 * clouds(rng, height, width, 24)
+        # A rounded square with a ragged edge; the clip keeps glass all around it.
+        self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + np.clip(edge, -0.3, 0.13)
+        self.grain = np.clip(clouds(rng, height, width, 3), -2, 2)  # the texture of cells
+        self.pas = np.full((height, width), 0.12, np.float32)  # amount of that dye
+        self.nuclei = []  # arrays of rows and columns
+        self.mask = np.zeros((height, width), bool)
+        self.taken = np.zeros((height, width), bool)  # where a blob lies
+
+
+def room(taken, y, x, limit):
+    """How far one can go from a pixel, all around, before something taken or the limit."""
+    steps = np.arange(int(limit) + 1)[:, None]
+    rows = np.clip((y + steps * np.sin(AROUND)).astype(int), 0, taken.shape[0] - 1)
+    cols = np.clip((x + steps * np.cos(AROUND)).astype(int), 0, taken.shape[1] - 1)
+    hit = taken[rows, cols]
+    return np.where(hit.any(axis=0), hit.argmax(axis=0), len(steps))
+
+
+def scatter(rng, canvas, radii, tries, wanted=None):
+    """Yield blobs at free places: `wanted` whole ones, or all that `tries` find, pressed together.
+
+    A pressed blob gives way to its neighbours, as tubules do, so that they fill the tissue.
+    """
+    free = np.flatnonzero(canvas.tissue & ~canvas.taken)
+    for spot in rng.choice(free, tries) if free.size else ():
+        if wanted == 0:
+            return
+        y, x = divmod(int(spot), canvas.taken.shape[1])
+        if canvas.taken[y, x]:
+            continue
+        radius = rng.uniform(*radii)
+        space = room(canvas.taken, y, x, 1.4 * radius)
+        if space.min() < 5:
+            continue
+        blob = Blob.random(rng, y, x, radius, 0.06 if wanted else 0.12)
+        reach = blob.reach(AROUND)
+        if wanted:
+            if (space < 1.1 * reach).any():
+                continue
+            wanted -= 1
+        else:
+            reach = np.minimum(reach, space)
+            if reach.mean() < 0.9 * radii[0]:
+                continue
+            blob.waves = np.fft.rfft(reach)[6::-1] / len(AROUND) * [2, 2, 2, 2, 2, 2, 1]
+        window = blob.window(canvas.taken.shape)
+        canvas.taken[window] |= blob.rho(window) <= 1
+        yield blob
+
+
+def paint(canvas, window, inside, amount):
+    """Put an amount of PAS, with a grain in proportion to it, where `inside` is true."""
+    np.copyto(canvas.pas[window], amount * (1 + 0.18 * canvas.grain[window]), "same_kind", inside)
+
+
+def draw_tube(rng, canvas, blob, lumen, wall, cells, filling=0.03):
+    """A tubule or a vessel: lumen, wall with nuclei, and the dark basement membrane around."""
+    window = blob.window(canvas.pas.shape)
+    rho = blob.rho(window)
+    amount = np.where(rho + 0.07 * canvas.grain[window] < lumen, filling, wall * (1.1 - 0.2 * rho))
+    amount[rho > 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85)
+    # A pressed outline is smoothed, so it may reach a little too far; the mask must stay exact.
+    paint(canvas, window, (rho <= 1) & ~canvas.mask[window], amount)
+    angle = 2 * np.pi * (np.arange(cells) + rng.uniform(-0.4, 0.4, cells)) / cells
+    depth = np.clip(rng.normal((0.95 + lumen) / 2, 0.08, cells), lumen, 0.88)
+    canvas.nuclei.append(blob.points(depth, angle))
+
+
+def draw_tubule(rng, canvas, blob):
+    """A proximal tubule (two in three) or a distal one."""
+    cells = int(blob.radius * rng.uniform(0.3, 0.6))
+    if rng.random() < 0.68:  # proximal
+        draw_tube(rng, canvas, blob, rng.uniform(0.05, 0.42), rng.uniform(0.3, 0.55), cells)
+    else:  # distal
+        draw_tube(rng, canvas, blob, rng.uniform(0.5, 0.68), rng.uniform(0.2, 0.35), cells)
+
+
+def draw_distractor(rng, canvas, blob):
+    """Something as large as a glomerulus that is none."""
+    kind, cells = rng.integers(4), int(blob.radius)
+    if kind == 0:  # a vessel
+        draw_tube(rng, canvas, blob, rng.uniform(0.4, 0.65), rng.uniform(0.3, 0.45), cells)
+    elif kind == 1:  # a swollen tubule, empty or with a cast in it
+        filling = rng.choice([0.03, rng.uniform(0.2, 0.5)])
+        draw_tube(rng, canvas, blob, rng.uniform(0.72, 0.82), 0.3, cells // 2, filling)
+    elif kind == 2:  # a hyaline scar
+        draw_tube(rng, canvas, blob, 0, rng.uniform(0.4, 0.65), cells // 3)
+    else:  # inflammation: nuclei without structure
+        canvas.nuclei.append(blob.points_inside(rng, int(blob.radius**2 / 13)))
+
+
+def draw_glomerulus(rng, canvas, blob):
+    """Capsule, Bowman's space, and a tuft of capillary loops."""
+    window = blob.window(canvas.pas.shape)
+    rho = blob.rho(window)
+    canvas.mask[window] |= rho <= 1
+    amount = np.where(rho > 1 - 2.2 / blob.radius, rng.uniform(0.6, 0.8), 0.03)
+
+    # The tuft is smaller than the capsule and off its centre: the space becomes a crescent.
+    y, x = blob.points(rng.uniform(0, 0.12), rng.uniform(0, 2 * np.pi))
+    tuft = Blob.random(rng, y, x, blob.radius * rng.uniform(0.74, 0.86), orders=8)
+    rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95))
+
+    # Each capillary loop owns the pixels nearest to it; its wall lies where two are as near.
+    pixels = np.complex64(cols + window[1].start + 1j * (rows + window[0].start))
+    nearest, second = np.full((2, len(rows)), 99, np.float32)
+    for y, x in tuft.points_inside(rng, int(tuft.radius**2 / 20)):
+        distance = np.abs(pixels - np.complex64(x + 1j * y))
+        second = np.minimum(second, np.maximum(nearest, distance))
+        nearest = np.minimum(nearest, distance)
+    is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < 0.8)
+    loops = np.where(is_open, 0.05, rng.uniform(0.25, 0.4))
+    loops[second - nearest < 2] = rng.uniform(0.45, 0.65)
+    amount[rows, cols] = loops
+    paint(canvas, window, rho <= 1, amount)
+    canvas.nuclei.append(tuft.points_inside(rng, int(tuft.radius**2 / 34)))
+
+
+def draw_nuclei(rng, canvas):
+    """Amounts of haematoxylin: a few kinds of nuclei, stamped at all the places noted."""
+    stamps = []
+    for radius in rng.uniform(2.5, 4, 32):
+        rho = Blob.random(rng, 5, 5, radius, 0.15, orders=3).rho(np.s_[0:11, 0:11])
+        stamps.append(rng.uniform(0.6, 1) * np.clip(3.75 - 3 * rho, 0, 1))
+    height, width = canvas.pas.shape
+    places = np.concatenate(canvas.nuclei).astype(int)
+    places = places[((places >= 0) & (places < (height, width))).all(axis=1)]
+    # A margin as wide as half a stamp spares us cutting stamps at the border.
+    padded = np.zeros((height + 10, width + 10), np.float32)
+    for (y, x), kind in zip(places, rng.integers(len(stamps), size=len(places))):
+        part = padded[y : y + 11, x : x + 11]
+        np.maximum(part, stamps[kind], out=part)
+    return padded[5:-5, 5:-5]
+
+
+def draw_tissue(rng, height, width):
+    """Amounts of haematoxylin and PAS, (height, width, 2), and the mask."""
+    canvas = Canvas(rng, height, width)
+    area = height * width / 1024**2
+    wanted = max(round(rng.uniform(8, 16) * area), int(min(height, width) >= 256))
+    for blob in scatter(rng, canvas, (32, 58), 60 * wanted, wanted):
+        draw_glomerulus(rng, canvas, blob)
+    for blob in scatter(rng, canvas, (22, 45), int(400 * area), round(20 * area)):
+        draw_distractor(rng, canvas, blob)
+    # Large tubules first, then ever smaller ones into the gaps.
+    for radius in (19, 16, 13, 11):
+        for blob in scatter(rng, canvas, (radius, radius + 5), int(800 * area) + 1):
+            draw_tubule(rng, canvas, blob)
+    gaps = np.argwhere(canvas.tissue & ~canvas.taken)
+    canvas.nuclei.append(gaps[rng.random(len(gaps)) < 1 / 180])
+
+    nuclei = draw_nuclei(rng, canvas)
+    # Haematoxylin tints the rest of the cell as well, faintly; a nucleus has little sugar.
+    dyes = np.stack([0.6 * nuclei + 0.2 * canvas.pas, canvas.pas * (1 - 0.5 * nuclei)], axis=-1)
+    return dyes * canvas.tissue[..., None], canvas.mask & canvas.tissue
+
+
+def stain(patient_rng, slide_rng):
+    """Absorbance of the two dyes and colour of the lamp: the patient's, varied a little."""
+    absorbance, lamp = ABSORBANCE, np.array([0.96, 0.955, 0.96])
+    for rng, spread in ((patient_rng, 1.0), (slide_rng, 0.1)):
+        strength = np.exp(spread * rng.uniform(-0.4, 0.4, (2, 1)))
+        turn = spread * rng.uniform((-0.1, -0.1, -0.05), (0.1, 0.1, 0.2), (2, 3))
+        absorbance = np.maximum(strength * (absorbance + turn), 0.02)
+        lamp = lamp * (1 - spread * (rng.uniform(0, 0.06) + rng.uniform(0, 0.03, 3)))
+    return absorbance.astype(np.float32), lamp.astype(np.float32)
+
+
+def photograph(rng, dyes, absorbance, lamp):
+    """What a camera sees through the dyes: Beer-Lambert, uneven light, blur, and noise."""
+    height, width = dyes.shape[:2]
+    light = 1 + 0.02 * clouds(rng, height, width, max(height, width) // 2)
+    seen = lamp * light[..., None] * 10 ** -(dyes @ absorbance)
+    blurred = Image.fromarray(np.uint8(255 * np.clip(seen, 0, 1)))
+    blurred = blurred.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 1)))
+    noise = rng.uniform(1.5, 4) * rng.standard_normal(seen.shape, dtype=np.float32)
+    return np.uint8(np.clip(blurred + noise + 0.5, 0, 255))
+
+
+def synthetic_slide(
+    seed: int, height: int = 1024, width: int = 1024, *, patient: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an image, uint8 (height, width, 3), and its mask, uint8 (height, width) of 0 and 1.
+
+    `patient` is the seed of the stain; without it, the stain is taken from `seed`.
+    """
+    patient = seed if patient is None else patient
+    if min(seed, patient) < 0:
+        raise ValueError(f"a seed must not be negative, not {min(seed, patient)}")
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"a slide has {SMALLEST} pixels or more a side, not {height} x {width}")
+    # The second number keeps the two streams apart when `seed` and `patient` are the same.
+    rng = np.random.default_rng([seed, 0])
+    absorbance, lamp = stain(np.random.default_rng([patient, 1]), rng)
+    dyes, mask = draw_tissue(rng, height, width)
+    return photograph(rng, dyes, absorbance, lamp), mask.astype(np.uint8)
+
+
+def write_slides(
+    folder: str | Path, count: int = 10, *, seed: int = 0, height: int = 1024, width: int = 1024
+) -> None:
+    """Write `images/ID.png`, `masks/ID.png` (0 or 255) and `groups.csv` (`id,group`).
+
+    A group is a patient, of whom there are two slides. The folder appears complete or not at all.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise ValueError(f"{folder} exists already")
+    if not folder.parent.is_dir():
+        raise ValueError(f"{folder.parent} is not a folder")
+    if count < 1:
+        raise ValueError(f"a data set has 1 slide or more, not {count}")
+    if seed < 0:
+        raise ValueError(f"a seed must not be negative, not {seed}")
+    seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
+    groups = ["id,group"]
+    # A sibling lies on the same disk, where a rename is one step: no one sees half a data set.
+    with tempfile.TemporaryDirectory(prefix=".slides-", dir=folder.parent) as temporary:
+        draft = Path(temporary, "draft")
+        (draft / "images").mkdir(parents=True)
+        (draft / "masks").mkdir()
+        for i in range(count):
+            image, mask = synthetic_slide(seeds[i], height, width, patient=seeds[i - i % 2])
+            name = f"slide{i:02d}"
+            Image.fromarray(image).save(draft / "images" / f"{name}.png")
+            Image.fromarray(255 * mask).save(draft / "masks" / f"{name}.png")
+            groups.append(f"{name},patient{i // 2:02d}")
+        (draft / "groups.csv").write_text("\n".join(groups) + "\n")
+        os.replace(draft, folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: `python -m minseg.data.synthetic DIR`."""
+    parser = Parser(description="Draw a data set of synthetic kidney slides.")
+    parser.add_argument("folder", metavar="DIR", help="a folder that does not exist yet")
+    parser.add_argument("--slides", type=int, default=10, help="how many, two per patient")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other slides")
+    parser.add_argument("--size", type=int, default=1024, help="height and width in pixels")
+    args = parser.parse_args(arguments)
+    try:
+        write_slides(args.folder, args.slides, seed=args.seed, height=args.size, width=args.size)
+    except (ValueError, OSError) as error:
+        parser.error(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""# EfficientNet, the encoder
+
+**Idea.** Find one small network that uses its multiply-adds well, then make it deeper, wider and
+its input larger *together*, by one rule. Its block, MBConv, widens a thin map, filters every
+channel on its own, weighs the channels, and narrows the map again:
+
+    expand    x -> 1x1 convolution, t times the channels      -> norm -> SiLU
+    depthwise      k x k, one filter a channel, stride 1 or 2 -> norm -> SiLU
+    squeeze        channel mean -> 1x1 -> SiLU -> 1x1 -> sigmoid, times the map
+    project        1x1 convolution to c channels              -> norm        (no activation)
+    add            + x, where neither stride nor channels change
+
+**Compound scaling.** For a coefficient phi, depth = 1.2^phi, width = 1.1^phi and resolution =
+1.15^phi, so that the multiply-adds grow like (1.2 * 1.1^2 * 1.15^2)^phi, about 2^phi. The authors
+published rounded (width, depth) pairs, `SCALES` below; channels are rounded to multiples of 8,
+repeats are rounded up.
+
+**Shapes.** `features` of an (N, 3, H, W) image are the five maps that a decoder wants: the stem's,
+then the last one before each further halving. B0 gives 32, 24, 40, 112 and 320 channels at strides
+2, 4, 8, 16 and 32.
+
+**Stochastic depth** drops the branch of a whole block for some images while training: with
+probability p the block passes x on, else x + branch / (1 - p). p grows linearly with depth.
+
+| what | paper | TensorFlow code | torchvision | timm | here |
+|---|---|---|---|---|---|
+| padding at stride 2 | not said | SAME: the odd pixel goes right and down | symmetric | `tf_*` SAME, else symmetric | `padding` |
+| batch norm's epsilon | not said | 1e-3 | 1e-5, from B5 up 1e-3 | as the padding | `bn_eps` |
+| batch norm's momentum | 0.99 | 0.99 | 0.1, from B5 up 0.01 | 0.1 | 0.1 |
+| p at the last block | 0.2 | 0.2 | 0.2 | an argument | `stochastic_depth` |
+
+(TensorFlow's momentum 0.99 is PyTorch's 0.01: in a run of a few hundred steps the statistics it
+starts from would still be standing at the end.)
+
+**Lite** (TensorFlow's `efficientnet/lite`, no paper) is made for phones: no squeeze, ReLU6 for SiLU,
+stem and head keep B0's width, the first and the last stage are never repeated more.
+
+**Source.** Tan and Le, *EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks*,
+ICML 2019, arXiv 1905.11946: section 3.3 and table 1. MBConv: Sandler et al., *MobileNetV2*, arXiv
+1801.04381, figure 3. Squeeze: Hu et al., *Squeeze-and-Excitation Networks*, arXiv 1709.01507,
+section 3. Stochastic depth: Huang et al., arXiv 1603.09382, section 3.
+
+>>> encoder = EfficientNet("efficientnet-b0", num_classes=0)
+>>> [tuple(f.shape[1:]) for f in encoder.features(torch.zeros(1, 3, 64, 96))]
+[(32, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
+>>> sum(p.numel() for p in EfficientNet("efficientnet-b0").parameters())
+5288548
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# name: (width, depth, dropout before the classifier, the authors' image size)
+SCALES = {
+    "efficientnet-b0": (1.0, 1.0, 0.2, 224),
+    "efficientnet-b1": (1.0, 1.1, 0.2, 240),
+    "efficientnet-b2": (1.1, 1.2, 0.3, 260),
+    "efficientnet-b3": (1.2, 1.4, 0.3, 300),
+    "efficientnet-b4": (1.4, 1.8, 0.4, 380),
+    "efficientnet-b5": (1.6, 2.2, 0.4, 456),
+    "efficientnet-b6": (1.8, 2.6, 0.5, 528),
+    "efficientnet-b7": (2.0, 3.1, 0.5, 600),
+    "efficientnet-lite0": (1.0, 1.0, 0.2, 224),
+    "efficientnet-lite1": (1.0, 1.1, 0.2, 240),
+    "efficientnet-lite2": (1.1, 1.2, 0.3, 260),
+    "efficientnet-lite3": (1.2, 1.4, 0.3, 280),
+    "efficientnet-lite4": (1.4, 1.8, 0.3, 300),
+}
+
+# Table 1 of the paper: kernel, stride, expansion t, channels c, repeats. The stem has stride 2.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+
+
+def round_channels(channels: int, width: float) -> int:
+    """`channels * width` to the nearest multiple of 8, but never less than 90 % of it."""
+    wanted = channels * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+class Conv(nn.Conv2d):
+    """A convolution without bias, padded so that its output has ceil(H / stride) rows.
+
+    `same` chooses TensorFlow's rule: as little padding as the input's size needs, the odd pixel
+    right and down. At stride 1 both rules pad kernel // 2 on every side.
+    """
+
+    def __init__(self, c_in, c_out, kernel, stride=1, groups=1, same=True):
+        super().__init__(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.same = same
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.same or self.stride[0] == 1:
+            return super().forward(x)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        down, right = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs each channel by a gate in (0, 1) computed from the means of all channels."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        return x * self.expand(F.silu(self.reduce(gate))).sigmoid()
+
+
+class MBConv(nn.Module):
+    """Expand, filter each channel, squeeze and excite, project; `drop` is stochastic depth's p."""
+
+    def __init__(self, c_in, c_out, kernel, stride, expansion, *, lite, same, bn_eps, drop):
+        super().__init__()
+        wide = c_in * expansion
+        activation = nn.ReLU6 if lite else nn.SiLU
+        layers = []
+        if expansion > 1:
+            layers += [Conv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation()]
+        layers += [
+            Conv(wide, wide, kernel, stride, groups=wide, same=same),
+            nn.BatchNorm2d(wide, bn_eps),
+            activation(),
+        ]
+        if not lite:
+            layers.append(SqueezeExcite(wide, max(1, c_in // 4)))  # a quarter of the *thin* map
+        layers += [Conv(wide, c_out, 1), nn.BatchNorm2d(c_out, bn_eps)]
+        self.branch = nn.Sequential(*layers)
+        self.residual = stride == 1 and c_in == c_out
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        if not self.residual:
+            return y
+        if self.training and self.drop > 0:
+            keep = 1 - self.drop
+            y = y * (torch.rand(len(x), 1, 1, 1, device=x.device) < keep).to(y.dtype).div_(keep)
+        return x + y
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet B0 to B7 and Lite0 to Lite4 (arXiv 1905.11946, section 3.3 and table 1).
+
+    `num_classes=0` leaves out the head convolution and the classifier: only `features` is left.
+    `padding` is "same" (TensorFlow) or "symmetric"; `stochastic_depth` is the last block's p.
+    Raises ValueError for an unknown name or padding.
+    """
+
+    def __init__(
+        self,
+        name: str = "efficientnet-b0",
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        *,
+        padding: str = "same",
+        bn_eps: float = 1e-3,
+        stochastic_depth: float = 0.2,
+    ):
+        super().__init__()
+        if name not in SCALES:
+            raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(SCALES)}")
+        if padding not in ("same", "symmetric"):
+            raise ValueError(f'padding is "same" or "symmetric", not {padding!r}')
+        width, depth, dropout, _ = SCALES[name]
+        lite, same = "lite" in name, padding == "same"
+        activation = nn.ReLU6 if lite else nn.SiLU
+
+        channels = 32 if lite else round_channels(32, width)
+        self.stem = nn.Sequential(
+            Conv(in_channels, channels, 3, 2, same=same),
+            nn.BatchNorm2d(channels, bn_eps),
+            activation(),
+        )
+
+        plan = []  # one (kernel, stride, expansion, channels) for each block
+        for i, (kernel, stride, expansion, c_out, repeats) in enumerate(STAGES):
+            fixed = lite and i in (0, len(STAGES) - 1)
+            for j in range(repeats if fixed else math.ceil(repeats * depth)):
+                plan.append((kernel, 1 if j else stride, expansion, round_channels(c_out, width)))
+        blocks, c_in = [], channels
+        for i, (kernel, stride, expansion, c_out) in enumerate(plan):
+            drop = stochastic_depth * i / len(plan)
+            blocks.append(MBConv(c_in, c_out, kernel, stride, expansion, lite=lite, same=same,
+                                 bn_eps=bn_eps, drop=drop))
+            c_in = c_out
+        self.blocks = nn.ModuleList(blocks)
+
+        # Maps are taken after the stem and after the last block before each further halving.
+        halvings = [i for i, (_, stride, _, _) in enumerate(plan) if stride == 2]
+        self.taps = [i - 1 for i in halvings[1:]] + [len(plan) - 1]
+        self.feature_channels = (channels, *(plan[i][3] for i in self.taps))
+
+        self.head = None
+        if num_classes:
+            wide = 1280 if lite else round_channels(1280, width)
+            self.head = nn.Sequential(
+                Conv(c_in, wide, 1),
+                nn.BatchNorm2d(wide, bn_eps),
+                activation(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Dropout(dropout),
+                nn.Linear(wide, num_classes),
+            )
+
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):  # keeps the variance of the gradients (He et al., 2015)
+                fan_out = m.kernel_size[0] ** 2 * m.out_channels // m.groups
+                nn.init.normal_(m.weight, 0, math.sqrt(2 / fan_out))
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(N, in_channels, H, W) -> five maps; the k-th is (N, feature_channels[k], H/2^k, W/2^k).
+
+        k counts from 1, sizes are rounded up.
+        """
+        x = self.stem(x)  # (N, C, H/2, W/2)
+        maps = [x]
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.taps:
+                maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> class logits (N, num_classes)."""
+        if self.head is None:
+            raise ValueError("num_classes=0 has no classifier: call features(x)")
+        return self.head(self.features(x)[-1])

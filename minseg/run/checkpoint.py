@@ -1,0 +1,66 @@
+"""# Files that are complete or not there, and checkpoints
+
+A file is written beside its place under another name and moved onto it at the end: a killed program
+leaves the old file or the new one, never half of one.
+
+A checkpoint holds everything that a prediction needs, so nothing can be forgotten or mixed up:
+the network's arguments (mean and standard deviation among them) and weights, the scale it saw, the
+tile it trained on, and the threshold. It holds tensors, numbers and strings only, and is loaded with
+`weights_only=True`: a file from a stranger cannot run code.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..unet import UNet
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """`with atomic(path) as temporary: write(temporary)` puts the file at `path` in one move.
+
+    The temporary file keeps the suffix. Nothing stays where the block fails.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(
+    path: str | Path, network: dict, state: dict, *, scale: int, tile: int, threshold: float
+) -> None:
+    """Writes a checkpoint: `network` are UNet's arguments, `state` its state dict."""
+    checkpoint = {"network": network, "state": state, "scale": scale, "tile": tile,
+                  "threshold": threshold}
+    with atomic(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
+    """The network of a checkpoint, in eval mode, and its {scale, tile, threshold}.
+
+    ValueError names a file that is missing or is no checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: --model takes the model.pt of a run")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        net = UNet(**checkpoint.pop("network"))
+        net.load_state_dict(checkpoint.pop("state"))
+        facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
+    except Exception as error:  # torch, zip and pickle have many
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: is no minseg checkpoint: --model takes the model.pt of a run "
+                         f"({type(error).__name__}: {reason})")
+    return net.eval().to(device), facts

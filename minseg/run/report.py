@@ -1,0 +1,149 @@
+"""# What a run shows: progress, curves, previews
+
+Text on the terminal while it lasts, pictures to look at afterwards. Colours are told apart by the
+colour-blind too (Okabe and Ito's palette): blue is the label, orange the prediction.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from .checkpoint import atomic
+
+BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line: argparse would print its usage first."""
+
+    def error(self, message: str) -> None:
+        """Prints one line on stderr and exits with 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 48 s, 3:05 min, 2:10 h.
+
+    >>> duration(48.2), duration(185), duration(7800)
+    ('48 s', '3:05 min', '2:10 h')
+    """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    unit, step = ("min", 60) if seconds < 3600 else ("h", 3600)
+    whole, rest = divmod(seconds, step)
+    return f"{whole}:{rest * 60 // step:02d} {unit}"
+
+
+class Progress:
+    """One line on the terminal that tells how far work has come and how long it will still take.
+
+    On a terminal the line is redrawn; in a log file a new one is written every half minute.
+    """
+
+    def __init__(self, total: int, label: str):
+        self.total, self.label, self.done = total, label, 0
+        self.start = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def step(self, count: int = 1, text: str = "") -> None:
+        """Counts `count` more of `total` as done; `text` is shown behind the time left."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.shown < (0.2 if self.live else 30) and self.done < self.total:
+            return
+        if not self.live and now - self.start < 30:
+            return  # over before a log would want a word
+        self.shown = now
+        left = (now - self.start) / self.done * (self.total - self.done)
+        line = f"{self.label}  {self.done}/{self.total}  {duration(left)} left  {text}"
+        if self.live:
+            end = "\r\x1b[K" if self.done == self.total else ""
+            print(f"\r{line}\x1b[K{end}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
+    """The border of a mask (H, W): its pixels that lie within `width` of a pixel outside, bool."""
+    whole = np.pad(np.asarray(mask, bool), width, mode="edge")  # the image's edge is no border
+    inner = Image.fromarray(whole).convert("L").filter(ImageFilter.MinFilter(2 * width + 1))
+    return (whole & (np.asarray(inner) == 0))[width:-width, width:-width]
+
+
+def draw_outlines(
+    image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None
+) -> Image.Image:
+    """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue."""
+    picture = image.copy()
+    width = max(1, round(min(image.shape[:2]) / 400))
+    if target is not None:
+        picture[outline(target, 2 * width)] = BLUE
+    picture[outline(prediction, width)] = ORANGE
+    return Image.fromarray(picture)
+
+
+def font(size: int) -> ImageFont.ImageFont:
+    """Pillow's own font: nothing to install."""
+    return ImageFont.load_default(size)
+
+
+def contact_sheet(
+    path: str | Path, pictures: Sequence[tuple[Image.Image, str]], side: int = 420
+) -> None:
+    """Draws pictures with a caption each into one PNG, two or more to a row, each at most `side`."""
+    columns = min(len(pictures), 2 if len(pictures) < 6 else 4)
+    rows = -(-len(pictures) // columns)
+    gap, text = 12, 24
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text + gap) + gap + text),
+                      PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(16))
+    for i, (picture, caption) in enumerate(pictures):
+        x, y = gap + i % columns * (side + gap), gap + text + i // columns * (side + text + gap)
+        factor = side / max(picture.size)
+        picture = picture.resize([max(1, round(n * factor)) for n in picture.size], Image.LANCZOS)
+        sheet.paste(picture, (x, y + text))
+        draw.text((x, y), caption, INK, font(16))
+    with atomic(path) as temporary:
+        sheet.save(temporary)
+
+
+def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str) -> None:
+    """Draws one or two curves over the epochs, 800 pixels wide, each from 0 to its largest value.
+
+    `curves` maps a name to one value an epoch.
+    """
+    width, height, left, top, bottom = 800, 400, 20, 40, 40
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((left, 10), title, INK, font(16))
+    low, high = height - bottom, top + 10
+    right = width - 190
+    draw.line([(left, low), (right, low)], FAINT, 2)
+    epochs = max(len(values) for values in curves.values())
+    for epoch in range(0, epochs, max(1, -(-epochs // 10))):
+        x = left + (right - left) * (epoch + 1) / epochs
+        draw.text((x, low + 6), str(epoch + 1), INK, font(14), anchor="ma")
+    draw.text((right + 12, low + 6), "epoch", INK, font(14))
+    used: list[float] = []
+    for (name, values), colour in zip(curves.items(), (ORANGE, BLUE)):
+        ceiling = max(1e-9, *values) if len(values) > 1 else max(1e-9, values[0])
+        points = [(left + (right - left) * (i + 1) / epochs, low - (low - high) * v / ceiling)
+                  for i, v in enumerate(values)]
+        draw.line(points, colour, 3)
+        for x, y in points:
+            draw.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
+        y = points[-1][1]
+        for other in used:
+            if abs(y - other) < 20:  # labels must not cover each other
+                y = other + (20 if other < low - 40 else -20)
+        used.append(y)
+        draw.text((right + 12, y), f"{name} {values[-1]:.3f}", colour, font(18), anchor="lm")
+    with atomic(path) as temporary:
+        image.save(temporary)

@@ -1,0 +1,144 @@
+"""# Weighted tiling
+
+**Idea.** A slide does not fit through the network, so it is cut into tiles that overlap. Near a
+tile's border the network sees only half of what surrounds a pixel and is less to be trusted: where
+tiles overlap, average them with a weight that falls towards the border of each.
+
+    p(x) = sum_i w(x - o_i) p_i(x - o_i) / sum_i w(x - o_i)        o_i: tile i's corner, w: the window
+
+               ________patch 2_______
+     ___patch 1_______|___           |     the pixel * lies deep inside patch 1 and close to the
+    |                 | * |          |     border of patch 2: patch 1 has the greater say
+    |_________________|___|          |
+                      |______________|
+
+**The windows**, along one axis of T pixels at positions x = 1/2, 3/2 ... T - 1/2; the weight of a
+pixel is the product over both axes, scaled to a maximum of 1:
+
+| window | weight | |
+|---|---|---|
+| uniform | 1 | the plain average |
+| linear | min(x, T - x) | the distance to the nearest side; the post's |
+| hann | sin^2(pi x / T) | at stride T/2 neighbours add up to 1 by themselves |
+| gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)), at least 1e-3 | nnU-Net's and MONAI's |
+
+**Shapes.** uint8 (N, 3, T, T) goes to the network, probabilities (N, C, T, T) come back. Rows of
+tiles are blended in a band (C, T, width), and rows that no later tile touches are handed out at
+once: memory grows with the tile and the slide's width, never with its height.
+
+    tile row at y = 0     |####|                 rows [0, stride) are done: yield them
+    tile row at stride       |####|              rows [stride, 2 stride) are done ...
+    the last one                |####|           is moved in so that it ends with the slide
+
+**Source.** The post this project was made from, "Tricks of Semantic Segmentation" (2021), its last
+figure; overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2), the Gaussian to
+nnU-Net (arXiv 1809.10486, section 2.4).
+
+>>> tile_starts(10, tile=4, stride=3), tile_starts(11, tile=4, stride=3), tile_starts(3, 4, 3)
+([0, 3, 6], [0, 3, 6, 7], [0])
+>>> blend_window(4, "linear")[:, 1]
+tensor([0.3333, 1.0000, 1.0000, 0.3333])
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def tile_starts(length: int, tile: int, stride: int) -> list[int]:
+    """Where tiles begin along an axis of `length` pixels, so that every pixel is covered.
+
+    They lie `stride` apart, but the last is moved in to end with the axis. [0] where
+    length <= tile. ValueError unless 0 < stride <= tile (a longer stride leaves gaps).
+    """
+    if length < 1 or not 0 < stride <= tile:
+        raise ValueError(f"length {length}, tile {tile}, stride {stride}: "
+                         "need 1 <= length and 1 <= stride <= tile")
+    last = max(length - tile, 0)
+    return [*range(0, last, stride), last]
+
+
+def blend_window(tile: int, kind: str = "linear") -> Tensor:
+    """The weight of each pixel of a tile, float32 (tile, tile), max 1, min > 0.
+
+    `kind` is "linear", "gaussian", "hann" or "uniform". ValueError for any other.
+    """
+    x = torch.arange(tile, dtype=torch.float64) + 0.5
+    if kind == "uniform":
+        axis = torch.ones_like(x)
+    elif kind == "linear":
+        axis = torch.minimum(x, tile - x)
+    elif kind == "hann":
+        axis = (math.pi * x / tile).sin() ** 2
+    elif kind == "gaussian":
+        axis = (-((x - tile / 2) ** 2) / (2 * (tile / 8) ** 2)).exp()
+    else:
+        raise ValueError(f"unknown window {kind!r}: use linear, gaussian, hann or uniform")
+    window = torch.outer(axis, axis)
+    window /= window.max()
+    return (window.clamp(min=1e-3) if kind == "gaussian" else window).float()
+
+
+def predict_bands(
+    predict: Callable[[Tensor], Tensor],
+    read: Callable[[int, int, int, int], np.ndarray],
+    height: int,
+    width: int,
+    *,
+    tile: int,
+    stride: int,
+    window: str = "linear",
+    batch: int = 8,
+) -> Iterator[tuple[int, Tensor]]:
+    """Predict an image of any size tile by tile and yield the blended result band by band.
+
+    `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, and returns probabilities
+    (N, C, tile, tile), on any device. `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the
+    image. Yields (y, float32 (C, rows, width)) from top to bottom, each row once. An image smaller
+    than the tile is continued by its border pixels, and cut again. Memory is O(tile * width).
+    """
+    weight = blend_window(tile, window)
+    tops, lefts = tile_starts(height, tile, stride), tile_starts(width, tile, stride)
+    padded = max(width, tile)
+    weights = torch.zeros(tile, padded)  # what all tiles of one row weigh together
+    for left in lefts:
+        weights[:, left : left + tile] += weight
+
+    total, norm = None, torch.zeros(tile, padded)  # of the rows [top, top + tile)
+    for top, following in zip(tops, [*tops[1:], height]):
+        rows = min(tile, height)
+        strip = torch.from_numpy(np.array(read(top, 0, rows, width), order="C"))
+        strip = strip.permute(2, 0, 1)  # (3, rows, width)
+        if rows < tile or width < tile:
+            edges = (0, padded - width, 0, tile - rows)
+            strip = F.pad(strip[None].float(), edges, mode="replicate")[0].byte()
+        for i in range(0, len(lefts), batch):
+            some = lefts[i : i + batch]
+            tiles = torch.stack([strip[:, :, left : left + tile] for left in some])
+            probabilities = predict(tiles).to("cpu", torch.float32)  # (N, C, tile, tile)
+            if total is None:
+                total = torch.zeros(probabilities.shape[1], tile, padded)
+            for left, probability in zip(some, probabilities):
+                total[:, :, left : left + tile].addcmul_(probability, weight)
+        norm += weights
+
+        done = following - top  # no later tile reaches above `following`
+        yield top, total[:, :done, :width] / norm[:done, :width]
+        for sums in (total, norm):
+            sums.copy_(sums.roll(-done, -2))
+            sums[..., tile - done :, :] = 0
+
+
+def predict_image(predict: Callable[[Tensor], Tensor], image: np.ndarray, **options) -> Tensor:
+    """`predict_bands` over a whole image, uint8 (height, width, 3) -> (C, height, width)."""
+    height, width = image.shape[:2]
+
+    def read(y: int, x: int, h: int, w: int) -> np.ndarray:
+        return image[y : y + h, x : x + w]
+
+    bands = predict_bands(predict, read, height, width, **options)
+    return torch.cat([band for _, band in bands], 1)

@@ -1,0 +1,135 @@
+"""# U-Net, with an EfficientNet for its left arm
+
+**Idea.** An encoder that classifies images knows *what* is there, but its last map is 32 times
+smaller than the image. The decoder doubles that map five times, and each time sets beside it the
+encoder's map of the same size (the skip), which still knows *where*.
+
+    x5                      stride 32        the encoder's five maps are x1 ... x5
+    d4 = block(x5, x4)      stride 16        block(d, x) = conv(conv([up(d), x]))
+    d3 = block(d4, x3)      stride 8         up: nearest neighbour, twice as high and wide
+    d2 = block(d3, x2)      stride 4         [ , ]: channels side by side
+    d1 = block(d2, x1)      stride 2         conv: 3 x 3 convolution, batch norm, ReLU
+    d0 = block(d1)          stride 1         no skip: nothing was computed at full size
+    logits = 3 x 3 convolution of d0
+
+**Shapes.** (N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W), for any H and W from 1 up:
+the border is repeated to the next multiple of 32 and cut off again at the end.
+
+| what | paper | segmentation_models.pytorch | here |
+|---|---|---|---|
+| convolutions | without padding: 572 x 572 in, 388 x 388 out | padded | padded |
+| upsampling | transposed convolution | nearest | nearest |
+| encoder's head convolution | - | kept, never used: 412,160 parameters | left out |
+| other sizes than multiples of 32 | - | an error | padded inside |
+| mean and standard deviation | - | the caller's affair | part of the network |
+
+B0 has one peculiarity: segmentation_models.pytorch takes its stride-16 skip after block 8 of 0 to
+15, two blocks before the last map of that size (from B1 up it takes the last). This U-Net does the
+same for B0, so that weights trained there give the same logits here.
+
+**Source.** Ronneberger, Fischer and Brox, *U-Net*, MICCAI 2015, arXiv 1505.04597, figure 1.
+
+>>> net = UNet("efficientnet-b0").eval()
+>>> net(torch.rand(2, 3, 33, 70)).shape
+torch.Size([2, 1, 33, 70])
+>>> sum(p.numel() for p in net.parameters())
+5839309
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .efficientnet import EfficientNet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def conv_norm_relu(c_in: int, c_out: int) -> nn.Sequential:
+    """A 3 x 3 convolution (no bias: the norm has one), batch norm and ReLU; sizes stay."""
+    conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class DecoderBlock(nn.Module):
+    """(N, c_in, H, W) and a skip (N, c_skip, 2H, 2W) -> (N, c_out, 2H, 2W)."""
+
+    def __init__(self, c_in: int, c_skip: int, c_out: int):
+        super().__init__()
+        self.conv1 = conv_norm_relu(c_in + c_skip, c_out)
+        self.conv2 = conv_norm_relu(c_out, c_out)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")  # (N, c_in, 2H, 2W)
+        if skip is not None:
+            x = torch.cat([x, skip], 1)  # (N, c_in + c_skip, 2H, 2W)
+        return self.conv2(self.conv1(x))
+
+
+class UNet(nn.Module):
+    """A U-Net (arXiv 1505.04597) on an EfficientNet encoder.
+
+    `classes` are binary problems of their own: one logit map each. `mean` and `std`, one number a
+    channel, normalise the input; None means ImageNet's for three channels, else 0.5 and 0.5.
+    `padding`, `bn_eps` and `stochastic_depth` are the encoder's. Raises ValueError for an unknown
+    encoder, and where `mean` or `std` do not have one number a channel.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "efficientnet-b0",
+        *,
+        in_channels: int = 3,
+        classes: int = 1,
+        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        padding: str = "same",
+        bn_eps: float = 1e-3,
+        stochastic_depth: float = 0.2,
+    ):
+        super().__init__()
+        if len(decoder_channels) != 5:
+            raise ValueError(f"decoder_channels needs five numbers, not {decoder_channels}")
+        # Not in the state dict: they are arguments, and a checkpoint keeps those.
+        for name, given, imagenet in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
+            if given is None:
+                given = imagenet if in_channels == 3 else (0.5,) * in_channels
+            if len(given) != in_channels:
+                raise ValueError(f"{name} needs {in_channels} numbers, one a channel, not {given}")
+            values = torch.tensor(given, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+        self.encoder = EfficientNet(encoder, in_channels, num_classes=0, padding=padding,
+                                    bn_eps=bn_eps, stochastic_depth=stochastic_depth)
+        if encoder == "efficientnet-b0":
+            self.encoder.taps = [2, 4, 8, 15]  # see the table's last paragraph
+        x1, x2, x3, x4, x5 = self.encoder.feature_channels
+        d4, d3, d2, d1, d0 = decoder_channels
+        self.block4 = DecoderBlock(x5, x4, d4)
+        self.block3 = DecoderBlock(d4, x3, d3)
+        self.block2 = DecoderBlock(d3, x2, d2)
+        self.block1 = DecoderBlock(d2, x1, d1)
+        self.block0 = DecoderBlock(d1, 0, d0)
+        self.head = nn.Conv2d(d0, classes, 3, padding=1)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W)."""
+        height, width = x.shape[2:]
+        down, right = -height % 32, -width % 32
+        if self.training and len(x) == 1 and max(height, width) <= 32:
+            down += 32  # batch norm cannot train on one value a channel: give x5 two
+        x = F.pad((x - self.mean) / self.std, (0, right, 0, down), mode="replicate")
+
+        x1, x2, x3, x4, x5 = self.encoder.features(x)  # strides 2, 4, 8, 16, 32
+        d4 = self.block4(x5, x4)
+        d3 = self.block3(d4, x3)
+        d2 = self.block2(d3, x2)
+        d1 = self.block1(d2, x1)
+        d0 = self.block0(d1)  # (N, 16, H, W)
+        return self.head(d0)[:, :, :height, :width]

@@ -1,0 +1,37 @@
+import json
+
+import pytest
+import torch
+
+from minseg import UNet
+from minseg.lab.bench import in_turn, main
+from minseg.run.checkpoint import save_model
+
+
+def test_functions_are_timed_in_turn_after_a_warm_up():
+    calls = []
+    medians = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert calls == ["a", "b"] * 3 and set(medians) == {"a", "b"}
+
+
+def test_the_lovasz_bench_writes_its_figures_with_device_and_commit(tmp_path, capsys):
+    torch.manual_seed(0)
+    save_model(tmp_path / "model.pt", {"encoder": "efficientnet-lite0"},
+               UNet("efficientnet-lite0").state_dict(), scale=2, tile=64, threshold=0.5)
+    main(["lovasz", "--images", "2", "--size", "64", "--rounds", "1", "--out", str(tmp_path),
+          "--model", str(tmp_path / "model.pt")])
+    result = json.loads((tmp_path / "bench-lovasz.json").read_text())
+    assert {"device", "commit", "torch", "threads"} <= set(result)
+    assert [row["logits"] for row in result["rows"]] == ["random", "trained"]
+    assert all(row["seconds"]["minseg"] > 0 for row in result["rows"])
+    assert result["rows"][0]["positive_hinges"] == pytest.approx(0.84, abs=0.02)
+    assert "random logits" in capsys.readouterr().out
+
+
+def test_a_missing_peer_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch", None)
+    monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch.losses", None)
+    with pytest.raises(SystemExit) as error:
+        main(["lovasz", "--against", "smp", "--images", "1", "--size", "8", "--out", str(tmp_path)])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())

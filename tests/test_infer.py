@@ -1,0 +1,111 @@
+import csv
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import infer
+from minseg import UNet, predict_image, rle_decode
+from minseg.data.synthetic import synthetic_slide
+from minseg.run.checkpoint import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network that finds what is dark, in smooth patches: any would do."""
+    torch.manual_seed(0)
+    net = UNet("efficientnet-lite0")
+    with torch.no_grad():
+        logits = net.eval()(torch.rand(1, 3, 64, 64))
+        net.head.bias -= logits.median()
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    save_model(path, {"encoder": "efficientnet-lite0"}, net.state_dict(), scale=2, tile=64,
+               threshold=0.5)
+    return path
+
+
+@pytest.fixture
+def slides(tmp_path):
+    for i, size in enumerate([(301, 255), (128, 190)]):
+        Image.fromarray(synthetic_slide(i, *size)[0]).save(tmp_path / f"kidney{i}.png")
+    return [str(tmp_path / f"kidney{i}.png") for i in range(2)]
+
+
+def test_mask_preview_and_csv_agree(model, slides, tmp_path):
+    out, table = tmp_path / "out", tmp_path / "tables" / "submission.csv"
+    infer.main([*slides, "--model", str(model), "--out", str(out), "--rle", str(table)])
+    rows = list(csv.DictReader(open(table)))
+    assert [row["id"] for row in rows] == ["kidney0", "kidney1"]
+    for row, slide in zip(rows, slides):
+        image = np.asarray(Image.open(slide))
+        mask = tifffile.imread(out / f"{row['id']}.tiff")
+        assert mask.shape == image.shape[:2] and mask.dtype == np.uint8
+        assert set(np.unique(mask)) == {0, 255}
+        np.testing.assert_array_equal(rle_decode(row["predicted"], *mask.shape), mask // 255)
+        preview = np.asarray(Image.open(out / f"{row['id']}.preview.png"))
+        painted = (preview == (230, 159, 0)).all(2)
+        assert preview.shape == image.shape and painted.any()
+        assert (mask[painted] == 255).all()  # the outline lies on the mask
+        assert (preview[~painted] == image[~painted]).all()
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(model, slides, tmp_path):
+    infer.main([slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--overlap", "0.25",
+                "--window", "hann", "--threshold", "0.45"])
+    net, _ = infer.load_model(model)
+    small = infer.open_slide(slides[0], 2)
+    small = small.read(0, 0, small.height, small.width)
+    with torch.inference_mode():
+        probability = predict_image(lambda t: net(t.float() / 255).sigmoid(), small, tile=64,
+                                    stride=48, window="hann")[0]
+    wanted = (probability >= 0.45).numpy().repeat(2, 0).repeat(2, 1)[:301, :255]
+    assert (wanted == (tifffile.imread(tmp_path / "o" / "kidney0.tiff") > 0)).mean() > 0.999
+
+
+def fails(capsys, code, *arguments):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        infer.main([str(a) for a in arguments])
+    assert error.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(model, slides, tmp_path, capsys):
+    out = tmp_path / "out"
+    usual = ("--model", model, "--out", out)
+    assert "no such file" in fails(capsys, 2, slides[0], "--model", tmp_path / "no.pt", "--out", out)
+    (tmp_path / "text.pt").write_text("hello")
+    assert "text.pt" in fails(capsys, 2, slides[0], "--model", tmp_path / "text.pt", "--out", out)
+    assert "same name" in fails(capsys, 2, slides[0], slides[0], *usual)
+    assert "--overlap" in fails(capsys, 2, slides[0], *usual, "--overlap", "1")
+    assert "--window" in fails(capsys, 2, slides[0], *usual, "--window", "bartlett")
+    assert not out.exists()
+    assert "gone.png" in fails(capsys, 2, tmp_path / "gone.png", *usual)
+    assert list(out.iterdir()) == []
+
+
+def test_a_broken_slide_does_not_stop_the_others(model, slides, tmp_path, capsys):
+    (tmp_path / "broken.tiff").write_text("not a slide")
+    out, table = tmp_path / "out", tmp_path / "submission.csv"
+    assert "broken.tiff" in fails(capsys, 1, slides[0], tmp_path / "broken.tiff", slides[1],
+                                  "--model", model, "--out", out, "--rle", table)
+    assert {p.name for p in out.glob("*.tiff")} == {"kidney0.tiff", "kidney1.tiff"}
+    assert [row["id"] for row in csv.DictReader(open(table))] == ["kidney0", "kidney1"]
+
+
+def test_nothing_is_overwritten(model, slides, tmp_path, capsys):
+    out = tmp_path / "out"
+    infer.main([slides[1], "--model", str(model), "--out", str(out)])
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    assert "kidney1.tiff" in fails(capsys, 2, *slides, "--model", model, "--out", out)
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+    table = tmp_path / "submission.csv"
+    table.write_text("mine")
+    assert "submission.csv" in fails(capsys, 2, slides[0], "--model", model, "--out", out,
+                                     "--rle", table)
+    assert table.read_text() == "mine"

@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from minseg import dice_loss, lovasz_hinge, make_loss
+from minseg.losses import bce_loss
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return torch.randn(2, 1, 6, 6), (torch.rand(2, 1, 6, 6) < 0.3).float()
+
+
+def test_bce_is_its_equation(pair):
+    logits, target = pair
+    p = logits.double().sigmoid()
+    naive = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    assert bce_loss(logits, target).item() == pytest.approx(naive.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("spec, parts", [
+    ("bce", {bce_loss: 1}),
+    ("dice", {dice_loss: 1}),
+    ("lovasz", {lovasz_hinge: 1}),
+    ("bce+dice", {bce_loss: 1, dice_loss: 1}),
+    ("0.5*bce+lovasz", {bce_loss: 0.5, lovasz_hinge: 1}),
+    (" 2 * dice + 1e-1*lovasz ", {dice_loss: 2, lovasz_hinge: 0.1}),
+])
+def test_a_spec_is_the_weighted_sum_it_spells(pair, spec, parts):
+    wanted = sum(weight * loss(*pair) for loss, weight in parts.items())
+    torch.testing.assert_close(make_loss(spec)(*pair), wanted)
+
+
+@pytest.mark.parametrize("spec", ["bce", "dice", "lovasz", "bce+dice+lovasz"])
+@pytest.mark.parametrize("positives", ["none", "some", "all"])
+def test_every_loss_is_finite_and_teaches_whatever_the_image_holds(pair, spec, positives):
+    logits, target = pair
+    target = {"none": target * 0, "some": target, "all": target * 0 + 1}[positives]
+    logits = logits.requires_grad_()
+    value = make_loss(spec)(logits, target)
+    value.backward()
+    assert value.isfinite() and value > 0 and value.shape == ()
+    assert logits.grad.isfinite().all() and logits.grad.any()
+
+
+@pytest.mark.parametrize("spec", ["bce", "dice", "lovasz", "bce+dice"])
+def test_extreme_logits_stay_finite(spec):
+    logits = torch.tensor([3e4, -3e4, 3e4, -3e4]).view(1, 1, 2, 2).requires_grad_()
+    value = make_loss(spec)(logits, torch.tensor([1.0, 0, 0, 1]).view(1, 1, 2, 2))
+    value.backward()
+    assert value.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_compute_in_float32_under_autocast(pair, dtype):
+    logits, target = pair[0].to(dtype), pair[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = make_loss("bce+dice+lovasz")(logits, target)
+    assert value.dtype == torch.float32
+    wide = make_loss("bce+dice+lovasz")(logits.double(), target.double())
+    assert wide.dtype == torch.float64
+    assert value.item() == pytest.approx(wide.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["", "focal", "bce+", "bce*dice", "0*bce", "-1*bce", "nan*bce",
+                                  "x*dice", "inf*dice", "bce dice"])
+def test_what_spells_no_loss_is_refused_with_its_text(spec):
+    with pytest.raises(ValueError, match="unknown loss|weight") as error:
+        make_loss(spec)
+    assert repr(spec) in str(error.value)

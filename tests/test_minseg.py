@@ -1,0 +1,20 @@
+import subprocess
+import sys
+
+import pytest
+
+import minseg
+
+DATA_PACKAGES = ("tifffile", "PIL")
+
+
+def test_every_public_name_is_there():
+    for name in minseg.__all__:
+        assert getattr(minseg, name).__doc__, name
+    with pytest.raises(AttributeError, match="no_such_trick"):
+        minseg.no_such_trick
+
+
+def test_importing_minseg_does_not_import_what_only_slides_need():
+    code = f"import sys, minseg; print(sorted(set({DATA_PACKAGES}) & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,0 +1,197 @@
+"""Synthetic slides: repeatable, plausible, and not to be solved by colour."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minseg.data import synthetic
+from minseg.data.synthetic import main, synthetic_slide, write_slides
+
+
+def features(image, mask):
+    """Colours per pixel, the last of them the best linear mix that knowledge of the mask gives."""
+    rgb = image.reshape(-1, 3).astype(np.float64)
+    hsv = np.asarray(Image.fromarray(image).convert("HSV")).reshape(-1, 3)
+    inside, outside = rgb[mask.ravel() == 1], rgb[mask.ravel() == 0]
+    within = np.cov(inside.T) + np.cov(outside.T)
+    fisher = rgb @ np.linalg.solve(within, inside.mean(0) - outside.mean(0))
+    names = ("red", "green", "blue", "grey", "hue", "saturation", "fisher")
+    return dict(zip(names, [*rgb.T, rgb.mean(1), hsv[:, 0], hsv[:, 1], fisher]))
+
+
+def best_dice(feature, mask):
+    """The Dice of the best threshold, with the positives above it or below it."""
+    mask = mask.ravel() == 1
+    every, edges = np.histogram(feature, bins=256)
+    right, _ = np.histogram(feature[mask], bins=edges)
+    below = 2 * right.cumsum() / (every.cumsum() + mask.sum())
+    above = 2 * right[::-1].cumsum() / (every[::-1].cumsum() + mask.sum())
+    return max(below.max(), above.max())
+
+
+def tissue_colour(image):
+    """Mean colour of what is clearly stained: green is the light that both dyes absorb."""
+    return image[image[..., 1] < 180].mean(axis=0)
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_another_slide():
+    first, again, other = (synthetic_slide(seed, 256, 256) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert not np.array_equal(first[0], other[0])
+    assert not np.array_equal(first[1], other[1])
+
+
+def test_the_best_threshold_finds_what_a_colour_does_give_away():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:9, 5:9] = 1
+    image = np.stack([200 - 100 * mask] * 3, axis=-1)
+    assert best_dice(image[..., 0].ravel(), mask) == 1
+    assert best_dice(255 - image[..., 0].ravel(), mask) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_slide_has_glass_around_and_glomeruli_that_colour_alone_does_not_find(seed):
+    image, mask = synthetic_slide(seed)
+    assert image.shape == (1024, 1024, 3) and mask.shape == (1024, 1024)
+    assert image.dtype == mask.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, 1}
+    assert 0.03 < mask.mean() < 0.3
+
+    border = np.concatenate([image[:4].reshape(-1, 3), image[-4:].reshape(-1, 3),
+                             image[:, :4].reshape(-1, 3), image[:, -4:].reshape(-1, 3)])
+    assert border.min() > 180
+    assert image[400:600, 400:600, 1].mean() < 160
+
+    dice = {name: best_dice(values, mask) for name, values in features(image, mask).items()}
+    assert max(dice.values()) < 0.6, dice
+
+
+def test_the_mask_is_bounded_by_bowmans_space_which_is_paler_than_the_tuft():
+    image, mask = synthetic_slide(7, 512, 512)
+    inside = np.argwhere(mask)
+    # Between 3 and 6 pixels within the mask lies mostly the space, deeper mostly the tuft.
+    depth = np.zeros(mask.shape, int)
+    shrunk = mask.astype(bool)
+    for step in range(16):
+        depth[shrunk] = step + 1
+        core = shrunk[1:-1, 1:-1]
+        core = core & shrunk[:-2, 1:-1] & shrunk[2:, 1:-1] & shrunk[1:-1, :-2] & shrunk[1:-1, 2:]
+        shrunk = np.pad(core, 1)
+    assert len(inside) > 0
+    green = image[..., 1].astype(float)
+    assert green[(depth >= 4) & (depth <= 6)].mean() > green[depth == 16].mean() + 15
+
+
+def test_slides_of_one_patient_share_a_stain():
+    colours = np.array([
+        [tissue_colour(synthetic_slide(10 * patient + i, 192, 192, patient=patient)[0])
+         for i in range(2)]
+        for patient in range(8)
+    ])
+    distance = np.linalg.norm(colours[:, None, 0] - colours[None, :, 1], axis=-1)
+    same = np.eye(8, dtype=bool)
+    assert distance[same].mean() < 0.5 * distance[~same].mean()
+
+
+def test_without_a_patient_the_seed_is_the_patient():
+    assert np.array_equal(synthetic_slide(4, 64, 64)[0], synthetic_slide(4, 64, 64, patient=4)[0])
+    assert not np.array_equal(
+        synthetic_slide(4, 64, 64)[0], synthetic_slide(4, 64, 64, patient=5)[0]
+    )
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (65, 301), (1500, 80), (256, 256)])
+def test_any_size_works(height, width):
+    for seed in range(3):
+        image, mask = synthetic_slide(seed, height, width)
+        assert image.shape == (height, width, 3) and mask.shape == (height, width)
+        assert mask.any() or min(height, width) < 256
+
+
+@pytest.mark.parametrize(
+    "arguments, value", [((0, 63, 64), "63 x 64"), ((-1,), "-1"), ((0, 64, 0), "64 x 0")]
+)
+def test_a_bad_size_or_seed_is_refused_with_its_value(arguments, value):
+    with pytest.raises(ValueError, match=value):
+        synthetic_slide(*arguments)
+
+
+def test_a_written_data_set_has_images_masks_and_two_slides_per_patient(tmp_path):
+    write_slides(tmp_path / "data", 3, seed=1, height=256, width=260)
+    lines = (tmp_path / "data" / "groups.csv").read_text().splitlines()
+    assert lines[0] == "id,group"
+    names, groups = zip(*(line.split(",") for line in lines[1:]))
+    assert len(set(names)) == 3
+    assert groups[0] == groups[1] != groups[2]
+    expected = {"groups.csv"}
+    for name in names:
+        expected |= {f"images/{name}.png", f"masks/{name}.png"}
+        image = Image.open(tmp_path / "data" / "images" / f"{name}.png")
+        mask = Image.open(tmp_path / "data" / "masks" / f"{name}.png")
+        assert (image.mode, image.size) == ("RGB", (260, 256))
+        assert (mask.mode, mask.size) == ("L", (260, 256))
+        assert set(np.unique(mask)) == {0, 255}
+    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "data").as_posix() for path in files} == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_an_existing_folder_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match="data exists already"):
+        write_slides(tmp_path / "data", 1, height=64, width=64)
+    assert [path.name for path in tmp_path.rglob("*")] == ["data"]
+
+
+def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
+    draw = synthetic_slide
+    calls = []
+
+    def fail_at_the_second(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(synthetic, "synthetic_slide", fail_at_the_second)
+    with pytest.raises(OSError, match="disk full"):
+        write_slides(tmp_path / "data", 3, height=64, width=64)
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_writes_a_data_set(tmp_path):
+    main([str(tmp_path / "data"), "--slides", "2", "--size", "64", "--seed", "3"])
+    write_slides(tmp_path / "same", 2, seed=3, height=64, width=64)
+    for path in (tmp_path / "same").rglob("*.*"):
+        twin = tmp_path / "data" / path.relative_to(tmp_path / "same")
+        assert twin.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--slides", "0"], "0"),
+        (["--size", "63"], "63"),
+        (["--seed", "-1"], "-1"),
+        (["--slides", "many"], "many"),
+        (["--colour"], "--colour"),
+    ],
+)
+def test_bad_input_on_the_command_line_gives_one_line_and_exit_code_2(
+    tmp_path, capsys, options, word
+):
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "data"), *options])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and word in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_parent_folder_gives_one_line_and_exit_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "none" / "data"), "--slides", "1", "--size", "64"])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].endswith("none is not a folder")

@@ -1,0 +1,160 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from minseg import blend_window, predict_bands, predict_image, tile_starts
+
+WINDOWS = ("linear", "gaussian", "hann", "uniform")
+
+
+def window_reader(image):
+    return lambda y, x, h, w: image[y : y + h, x : x + w]
+
+
+@pytest.mark.parametrize("tile", [1, 4, 7])
+@pytest.mark.parametrize("stride", [1, 3, 4, 7])
+def test_tiles_cover_every_pixel_and_none_leaves_the_axis(tile, stride):
+    for length in range(1, 30):
+        if stride > tile:
+            continue
+        starts = tile_starts(length, tile, stride)
+        assert starts == sorted(set(starts))
+        covered = {x for start in starts for x in range(start, start + tile)}
+        assert covered >= set(range(length))
+        if length <= tile:
+            assert starts == [0]
+        else:
+            assert starts[-1] == length - tile
+            assert all(b - a == stride for a, b in zip(starts[:-2], starts[1:-1]))
+
+
+@pytest.mark.parametrize("arguments", [(10, 4, 5), (10, 4, 0), (0, 4, 2), (10, 0, 0)])
+def test_grids_with_gaps_or_without_pixels_are_refused(arguments):
+    with pytest.raises(ValueError, match=f"stride {arguments[2]}"):
+        tile_starts(*arguments)
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("tile", [1, 2, 5, 8, 64, 640])
+def test_windows_are_positive_symmetric_and_at_most_one(kind, tile):
+    window = blend_window(tile, kind)
+    assert window.shape == (tile, tile) and window.dtype == torch.float32
+    assert window.max() == 1 and window.min() > 0
+    torch.testing.assert_close(window, window.flip(0))
+    torch.testing.assert_close(window, window.T)
+    middle = window[tile // 2]
+    assert (middle[: (tile + 1) // 2].diff() >= 0).all()  # falls towards the border
+
+
+def test_windows_are_their_equations():
+    for kind, axis in {
+        "linear": lambda x: min(x, 8 - x),
+        "hann": lambda x: np.sin(np.pi * x / 8) ** 2,
+        "gaussian": lambda x: np.exp(-((x - 4) ** 2) / 2),
+        "uniform": lambda x: 1.0,
+    }.items():
+        naive = np.array([[axis(y + 0.5) * axis(x + 0.5) for x in range(8)] for y in range(8)])
+        naive /= naive.max()
+        if kind == "gaussian":
+            naive = np.maximum(naive, 1e-3)
+        np.testing.assert_allclose(blend_window(8, kind).numpy(), naive, rtol=1e-6)
+
+
+def test_hann_windows_half_a_tile_apart_add_up_to_a_constant():
+    row = blend_window(16, "hann")[8]
+    torch.testing.assert_close(row[:8] + row[8:], torch.full((8,), (row[:8] + row[8:])[0].item()))
+
+
+def test_unknown_windows_are_refused():
+    with pytest.raises(ValueError, match="bartlett"):
+        blend_window(8, "bartlett")
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (16, 16), (37, 23), (50, 64)])
+def test_a_predictor_that_ignores_position_gives_its_own_map_back(kind, size):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+
+    def predict(tiles):
+        return torch.stack([tiles[:, 0] / 255, 1 - tiles[:, 2] / 255], 1)
+
+    result = predict_image(predict, image, tile=16, stride=6, window=kind, batch=3)
+    wanted = predict(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
+    torch.testing.assert_close(result, wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_normalised_weights_sum_to_one_everywhere(kind):
+    ones = predict_image(lambda tiles: torch.ones(len(tiles), 1, 16, 16),
+                         np.zeros((45, 61, 3), np.uint8), tile=16, stride=9, window=kind)
+    torch.testing.assert_close(ones, torch.ones(1, 45, 61))
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("size, tile, stride", [((70, 50), 16, 11), ((33, 90), 32, 8), ((9, 40), 16, 8),
+                                                ((64, 64), 16, 16)])
+def test_bands_equal_the_weighted_mean_of_the_whole_image(kind, size, tile, stride):
+    height, width = size
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    noise = torch.rand(2, tile, tile)  # the prediction depends on where in the tile a pixel lies
+
+    def predict(tiles):
+        return (tiles[:, :2].float() / 255 + noise) / 2
+
+    total = np.zeros((2, max(height, tile), max(width, tile)))
+    weights = np.zeros(total.shape[1:])
+    padded = np.pad(image, [(0, max(0, tile - height)), (0, max(0, tile - width)), (0, 0)], "edge")
+    window = blend_window(tile, kind).double().numpy()
+    for y in tile_starts(height, tile, stride):
+        for x in tile_starts(width, tile, stride):
+            part = torch.from_numpy(padded[y : y + tile, x : x + tile]).permute(2, 0, 1)[None]
+            total[:, y : y + tile, x : x + tile] += window * predict(part)[0].double().numpy()
+            weights[y : y + tile, x : x + tile] += window
+    naive = (total / weights)[:, :height, :width]
+
+    bands = list(predict_bands(predict, window_reader(image), height, width, tile=tile,
+                               stride=stride, window=kind, batch=4))
+    assert [y for y, _ in bands] == list(np.cumsum([0] + [b.shape[1] for _, b in bands])[:-1])
+    assert all(band.dtype == torch.float32 for _, band in bands)
+    result = torch.cat([band for _, band in bands], 1).numpy()
+    assert result.shape == (2, height, width)
+    np.testing.assert_allclose(result, naive, atol=1e-5)
+
+
+def test_the_network_sees_no_more_than_a_batch_of_uint8_tiles():
+    seen = []
+
+    def predict(tiles):
+        seen.append((tiles.dtype, tuple(tiles.shape)))
+        return tiles[:, :1].float()
+
+    predict_image(predict, np.zeros((30, 100, 3), np.uint8), tile=20, stride=10, batch=4)
+    assert {dtype for dtype, _ in seen} == {torch.uint8}
+    assert [shape[0] for _, shape in seen] == [4, 4, 1] * 2
+    assert {shape[1:] for _, shape in seen} == {(3, 20, 20)}
+
+
+def test_border_pixels_are_repeated_where_the_image_is_smaller_than_the_tile():
+    seen = []
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    predict_image(lambda t: seen.append(t) or t[:, :1].float(), image, tile=5, stride=5)
+    wanted = np.pad(image, [(0, 3), (0, 2), (0, 0)], mode="edge")
+    np.testing.assert_array_equal(seen[0][0].permute(1, 2, 0).numpy(), wanted)
+
+
+def test_memory_does_not_grow_with_the_height():
+    def peak(height):
+        def read(y, x, h, w):
+            return np.zeros((h, w, 3), np.uint8)
+
+        tracemalloc.start()
+        rows = sum(band.shape[1] for _, band in predict_bands(
+            lambda t: t[:, :1].float(), read, height, 300, tile=64, stride=32))
+        assert rows == height
+        return tracemalloc.get_traced_memory()[1]
+
+    assert peak(4000) < 1.5 * peak(400)
