@@ -83,10 +83,10 @@ def segment(path, net, facts, args):
         return net(tiles.to(args.device).float() / 255).sigmoid()
 
     mask = np.empty((slide.full_height, slide.full_width), np.uint8)
-    progress = Progress(slide.height, path.stem)
-    for y, band in predict_bands(predict, slide.read, slide.height, slide.width, **options):
-        part = slide.enlarge(y, (band[0] >= threshold).byte().numpy())
-        mask[y * slide.scale : y * slide.scale + len(part)] = part
+    progress = Progress(slide.full_height, path.stem)
+    bands = predict_bands(predict, slide.read, slide.height, slide.width, **options)
+    for y, band in slide.enlarge(bands):
+        mask[y : y + band.shape[1]] = band[0] >= threshold
         progress.step(band.shape[1])
 
     with atomic(args.out / f"{path.stem}.preview.png") as temporary:

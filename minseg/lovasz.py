@@ -27,13 +27,13 @@ pays, and only it has a gradient. An image with nothing else has Delta(M) = |M| 
 | both classes | foreground | foreground | the mean of both | `symmetric` |
 | images | each | a Python loop | a Python loop | one sort of all |
 
-Since a hinge of 0 costs nothing wherever it stands, only positive ones need sorting. Late in training
-that is a few pixels in a hundred, and most of the time on a CPU. A GPU sorts faster than it could
-wait to learn how many there are.
+A hinge of 0 costs nothing wherever it stands, so only positive ones need sorting. Late in training
+those are a few pixels in a hundred, which saves a CPU nearly the whole sort. A GPU has sorted all of
+them before it could say how many are positive.
 
-**Source.** Yu and Blaschko, *The Lovász Hinge*, arXiv 1512.07797, section 3; Berman, Triki and
-Blaschko, *The Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, section 2.2 and algorithm 1. The
-ELU and the symmetric form come from Kaggle's TGS Salt Identification, 2018.
+**Source.** Yu and Blaschko, *The Lovász Hinge*, arXiv 1512.07797; Berman, Triki and Blaschko, *The
+Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1. The ELU and the
+symmetric form come from Kaggle's TGS Salt Identification, 2018.
 
 >>> target = torch.tensor([1., 1., 0., 0.]).view(1, 1, 1, 4)
 >>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -1., 1., -2.]):  # right, unsure, wrong
@@ -84,7 +84,7 @@ def lovasz_hinge(
 
     `margin` is "relu" or "elu"; `symmetric` gives the mean of loss(logits, target) and
     loss(-logits, 1 - target). Computed in float32 or wider, under autocast too. ValueError where
-    the shapes differ. Source: arXiv 1512.07797, section 3; arXiv 1705.08790, algorithm 1.
+    the shapes differ. Source: arXiv 1512.07797; arXiv 1705.08790, algorithm 1.
     """
     if logits.shape != target.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} differ")

@@ -31,8 +31,8 @@ once: memory grows with the tile and the slide's width, never with its height.
     the last one                |####|           is moved in so that it ends with the slide
 
 **Source.** The post this project was made from, "Tricks of Semantic Segmentation" (2021), its last
-figure; overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2), the Gaussian to
-nnU-Net (arXiv 1809.10486, section 2.4).
+figure. Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their
+middle higher also to nnU-Net (arXiv 1809.10486, section 2.4), whose code has the Gaussian.
 
 >>> tile_starts(10, tile=4, stride=3), tile_starts(11, tile=4, stride=3), tile_starts(3, 4, 3)
 ([0, 3, 6], [0, 3, 6, 7], [0])

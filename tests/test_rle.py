@@ -43,7 +43,10 @@ MASKS = {
     "one by one": np.ones((1, 1), np.uint8),
     "one row": np.array([[1, 0, 1, 1]], np.uint8),
     "one column": np.array([[1], [0], [1]], np.uint8),
-    **{f"random {s}": random_mask(i, *s) for i, s in enumerate([(9, 9), (5, 13), (13, 5), (40, 31)])},
+    "random square": random_mask(0, 9, 9),
+    "random wide": random_mask(1, 5, 13),
+    "random high": random_mask(2, 13, 5),
+    "random large": random_mask(3, 40, 31),
 }
 
 

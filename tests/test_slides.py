@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from minseg.data.slides import (
@@ -369,7 +370,7 @@ def test_an_image_without_a_group_is_refused(tmp_path, rows):
     data_set(tmp_path, groups=b"id,group\n" + rows)
     with pytest.raises(ValueError) as error:
         find_slides(tmp_path)
-    assert str(error.value) == f"{tmp_path / 'groups.csv'}: has no group for b: add a line for it"
+    assert str(error.value) == f"{tmp_path / 'groups.csv'}: has no group for b: add a line"
 
 
 @pytest.mark.parametrize("header", [b"", b"id;group\n", b"name,patient\n", b"id\n"])
@@ -431,7 +432,7 @@ def test_a_window_is_that_part_of_the_scaled_image(scale):
     slide, small = Slide(image, scale), naive_shrink(image, scale)
     assert (slide.height, slide.width) == small.shape[:2]
     for y, x, h, w in [(0, 0, slide.height, slide.width), (1, 2, 3, 4), (2, 0, 1, slide.width),
-                       (slide.height, slide.width, 0, 0), (slide.height - 1, slide.width - 1, 1, 1)]:
+                       (slide.height, slide.width, 0, 0), (slide.height - 1, 3, 1, 2)]:
         assert np.array_equal(slide.read(y, x, h, w), small[y : y + h, x : x + w])
 
 
@@ -443,21 +444,40 @@ def test_a_window_that_leaves_the_image_is_refused(window):
         slide.read(*window)
 
 
+def naive_enlarge(values, scale, size):
+    """Bilinear: pixel i lies at (i + 1/2) / scale - 1/2, and beyond the border nothing changes."""
+    for axis in (0, 1):
+        last = values.shape[axis] - 1
+        place = np.clip((np.arange(size[axis]) + 0.5) / scale - 0.5, 0, last)
+        low = np.floor(place).astype(int)
+        share = np.expand_dims(place - low, 1 - axis)
+        high = np.minimum(low + 1, last)
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
+
+
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 10])
 @pytest.mark.parametrize("size", [(24, 36), (23, 35), (25, 37), (1, 1), (7, 40)])
-def test_bands_put_together_have_the_files_own_size(size, scale):
+def test_enlarged_bands_together_are_the_whole_map_enlarged_to_the_files_own_size(size, scale):
     slide = Slide(noise(*size, 3), scale)
-    small = noise(slide.height, slide.width, seed=1)
-    expected = small.repeat(scale, 0).repeat(scale, 1)[: size[0], : size[1]]
+    small = torch.rand(2, slide.height, slide.width, generator=torch.Generator().manual_seed(0))
+    expected = np.stack([naive_enlarge(channel.double().numpy(), scale, size) for channel in small])
     for rows in (1, 2, 5, slide.height):
-        bands = [slide.enlarge(y, small[y : y + rows]) for y in range(0, slide.height, rows)]
-        assert np.array_equal(np.concatenate(bands), expected)
+        bands = [(y, small[:, y : y + rows]) for y in range(0, slide.height, rows)]
+        tops, large = zip(*slide.enlarge(bands))
+        assert [len(large), *tops] == [len(bands), *[y * scale for y, _ in bands]]
+        assert np.allclose(torch.cat(large, 1), expected, atol=1e-6)
 
 
-def test_enlarging_and_shrinking_gives_back_the_scaled_image():
-    slide = Slide(noise(23, 35, 3), 4)
-    band = noise(slide.height, slide.width, seed=1)
-    assert np.array_equal(shrink(slide.enlarge(0, band), 4), band)
+def test_enlarging_reads_one_band_ahead_and_no_further():
+    slide, taken = Slide(noise(24, 8, 3), 2), []
+
+    def bands():
+        for y in range(0, 12, 3):
+            taken.append(y)
+            yield y, torch.zeros(1, 3, 4)
+
+    assert [(y, taken[-1]) for y, _ in slide.enlarge(bands())] == [(0, 3), (6, 6), (12, 9), (18, 9)]
 
 
 @pytest.mark.parametrize("scale", [1, 3, 2.0])

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ANGLE, SCALE = 15.0, 0.15  # degrees and log: up to 15 degrees and 16 % either way
-STAIN, CONTRAST, BRIGHTNESS = 0.25, 0.2, 0.2
+ANGLE, SCALE = 10.0, 0.1  # degrees and log: up to 10 degrees and 10 % either way
+STAIN, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # haematoxylin, eosin, rest
 
 

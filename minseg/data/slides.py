@@ -15,12 +15,17 @@ and keeps it in memory.
 """
 
 import csv
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large, and they are the user's own
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -58,7 +63,7 @@ def find_slides(folder: str | Path) -> list[Item]:
     if groups is not None:
         for id in images:
             if not groups.get(id):
-                raise ValueError(f"{folder / 'groups.csv'}: has no group for {id}: add a line for it")
+                raise ValueError(f"{folder / 'groups.csv'}: has no group for {id}: add a line")
     return [Item(id, images[id], masks[id], groups[id] if groups else id) for id in sorted(images)]
 
 
@@ -186,11 +191,26 @@ class Slide:
             raise ValueError(f"window {y}, {x}, {h}, {w} leaves {self.height} x {self.width} pixels")
         return self._pixels[y : y + h, x : x + w]
 
-    def enlarge(self, y: int, band: np.ndarray) -> np.ndarray:
-        """A band (rows, width) at row `y` in scaled pixels, repeated to the file's own pixels."""
-        rows = min((y + len(band)) * self.scale, self.full_height) - y * self.scale
-        band = band.repeat(self.scale, 0).repeat(self.scale, 1)
-        return band[:rows, : self.full_width]
+    def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+        """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear.
+
+        As `predict_bands` yields them, (y, band) from top to bottom; what comes out is what the
+        whole map enlarged at once would be. One band is held back for its lower neighbour.
+        """
+        if self.scale == 1:
+            yield from bands
+            return
+        above = held = None
+        for y, band in chain(bands, [(self.height, None)]):
+            if held is not None:
+                top, part = held
+                below = part[:, -1:] if band is None else band[:, :1]
+                rows = min(part.shape[1] * self.scale, self.full_height - top * self.scale)
+                large = torch.cat([part[:, :1] if above is None else above, part, below], 1)
+                large = F.interpolate(large[None], scale_factor=self.scale, mode="bilinear")[0]
+                yield top * self.scale, large[:, self.scale :][:, :rows, : self.full_width]
+                above = part[:, -1:]
+            held = (y, band)
 
 
 def open_slide(path: str | Path, scale: int = 1) -> Slide:

@@ -1,0 +1,222 @@
+"""Augmentation: image and mask move alike, colours follow the stain equation, seeds repeat."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from minseg.data import augment as module
+from minseg.data.augment import STAINS, augment, move, recolour
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(n, size, seed=0):
+    return torch.randint(256, (n, 3, size, size), generator=seeded(seed), dtype=torch.uint8)
+
+
+def blobs(n, size, seed=0):
+    coarse = torch.rand(n, 1, size // 16, size // 16, generator=seeded(seed)) > 0.5
+    return coarse.repeat_interleave(16, 2).repeat_interleave(16, 3).byte()
+
+
+@pytest.fixture
+def strengths(monkeypatch):
+    """Sets the named strengths of the module, the others to 0."""
+    def put(**values):
+        for name in ("ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS"):
+            monkeypatch.setattr(module, name, values.get(name, 0.0))
+
+    return put
+
+
+# Geometry
+
+
+def test_image_and_mask_move_alike():
+    masks = blobs(32, 96)
+    images, moved = move(masks.expand(-1, 3, -1, -1) * 255, masks, 64, seeded())
+    red = images[:, :1]
+    assert ((red > 0.5) == (moved > 0.5)).float().mean() > 0.99
+    pooled = torch.nn.functional.max_pool2d(torch.cat([moved, -moved], 1), 5, 1, 2)
+    inside = pooled[:, :1] == -pooled[:, 1:]  # the same value two pixels around
+    inside, red, moved = (part[..., 2:-2, 2:-2] for part in (inside, red, moved))
+    assert inside.float().mean() > 0.6
+    assert (red - moved)[inside].abs().max() < 1e-3
+    assert 0.2 < moved.mean() < 0.8
+
+
+def eight(image):
+    """The image (C, H, W) in its eight symmetries."""
+    return [variant.rot90(k, (1, 2)) for variant in (image, image.flip(2)) for k in range(4)]
+
+
+def test_without_angle_scale_and_margin_the_result_is_one_of_the_eight_symmetries(strengths):
+    strengths()
+    image, mask = noise(1, 12), (noise(1, 12, 1)[:, :1] > 127).byte()
+    images, masks = move(image.expand(64, -1, -1, -1), mask.expand(64, -1, -1, -1), 12, seeded())
+    wanted = [variant / 255 for variant in eight(image[0])]
+    seen = set()
+    for moved, positive in zip(images, masks):
+        differences = [(moved - variant).abs().max().item() for variant in wanted]
+        which = int(np.argmin(differences))
+        assert differences[which] < 1e-4
+        assert torch.equal(positive, eight(mask[0])[which].float())
+        seen.add(which)
+    assert seen == set(range(8))
+
+
+def source_map(n, seed, size=96, tile=64):
+    """The affine maps that `move` drew: (n, 2, 2) matrices and (n, 2) offsets, in pixels x, y."""
+    place = torch.arange(size, dtype=torch.uint8)
+    image = torch.stack([place.expand(size, size), place[:, None].expand(size, size)] * 2)[:3]
+    images, _ = move(image.expand(n, -1, -1, -1), torch.zeros(n, 1, size, size).byte(), tile,
+                     seeded(seed))
+    middle = slice(tile // 2 - 8, tile // 2 + 8)  # far from what the border mirrors
+    source = (images[:, :2, middle, middle] * 255 - (size - 1) / 2).double()
+    y, x = torch.meshgrid(*[torch.arange(16).double() - 7.5] * 2, indexing="ij")
+    wanted = torch.stack([x, y, torch.ones_like(x)]).flatten(1).T  # (256, 3)
+    solution = torch.linalg.lstsq(wanted.expand(n, -1, -1), source.flatten(2).mT).solution
+    assert torch.allclose(wanted @ solution, source.flatten(2).mT, atol=1e-2)
+    return solution[:, :2].mT, solution[:, 2]
+
+
+def test_the_map_is_flip_turn_and_scale_within_the_strengths():
+    matrix, _ = source_map(400, seed=1)
+    stretch = matrix.det().abs().sqrt()
+    assert torch.allclose(matrix.mT @ matrix, stretch[:, None, None] ** 2 * torch.eye(2).double(),
+                          atol=1e-2)
+    log = stretch.log()
+    assert module.SCALE * 0.9 < log.max() < module.SCALE + 1e-3
+    assert module.SCALE * 0.9 < -log.min() < module.SCALE + 1e-3
+    turn = torch.rad2deg(torch.atan2(matrix[:, 0, 1], matrix[:, 1, 1]))
+    small = (turn + 45) % 90 - 45
+    assert module.ANGLE * 0.9 < small.max() < module.ANGLE + 0.1
+    assert module.ANGLE * 0.9 < -small.min() < module.ANGLE + 0.1
+    assert torch.bincount(((turn - small) / 90).round().long() % 4, minlength=4).min() > 60
+    assert 140 < (matrix.det() < 0).sum() < 260
+
+
+def test_offsets_stay_within_half_the_margin_and_use_it():
+    _, offset = source_map(400, seed=2)
+    for axis in (0, 1):
+        assert 8 * 0.9 < offset[:, axis].max() < 8.05
+        assert 8 * 0.9 < -offset[:, axis].min() < 8.05
+    assert abs(np.corrcoef(offset.T)[0, 1]) < 0.2
+
+
+def test_without_angle_and_scale_the_margin_is_enough(strengths):
+    strengths()
+    images = torch.full((64, 3, 96, 96), 200, dtype=torch.uint8)
+    images[..., 8:-8, 8:-8] = 100  # half the margin of 16: the outermost pixels are never reached
+    moved, _ = move(images, torch.zeros(64, 1, 96, 96).byte(), 64, seeded())
+    assert torch.allclose(moved, torch.tensor(100 / 255))
+
+
+def test_beyond_the_margin_image_and_mask_are_mirrored_not_black():
+    white, full = torch.full((20, 3, 36, 36), 255).byte(), torch.ones(20, 1, 36, 36).byte()
+    images, masks = move(white, full, 32, seeded())
+    assert torch.allclose(images, torch.ones(())) and (masks == 1).all()
+
+
+@pytest.mark.parametrize("n, size, tile", [(1, 40, 32), (5, 32, 32), (3, 50, 31)])
+def test_shapes_types_and_ranges_are_as_promised(n, size, tile):
+    masks = (noise(n, size, 1)[:, :1] > 127).byte()
+    images, moved = augment(noise(n, size), masks, tile, seeded())
+    assert (images.shape, images.dtype) == ((n, 3, tile, tile), torch.float32)
+    assert (moved.shape, moved.dtype) == ((n, 1, tile, tile), torch.float32)
+    assert 0 <= images.min() and images.max() <= 1
+    assert set(moved.unique().tolist()) == {0, 1}
+
+
+def test_black_and_white_stay_in_range():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).repeat(20, 3, 24, 24)
+    result, _ = augment(images, torch.zeros(40, 1, 24, 24).byte(), 16, seeded())
+    assert 0 <= result.min() and result.max() <= 1
+    assert result.isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_another():
+    images, masks = noise(4, 48), blobs(4, 48)
+    first, again, other = (augment(images, masks, 32, seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
+
+
+def test_a_generator_goes_on_from_draw_to_draw_and_the_global_one_is_left_alone():
+    images, masks, generator = noise(2, 48), blobs(2, 48), seeded()
+    before = torch.get_rng_state()
+    first, second = (augment(images, masks, 32, generator)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_image_of_a_batch_is_augmented_in_its_own_way():
+    images, masks = noise(1, 48).expand(6, -1, -1, -1), blobs(1, 48).expand(6, -1, -1, -1)
+    moved = move(images, masks, 32, seeded())[0]
+    coloured = recolour(images / 255, seeded())
+    for i in range(6):
+        for j in range(i):
+            assert not torch.equal(moved[i], moved[j])
+            assert not torch.equal(coloured[i], coloured[j])
+
+
+def test_what_goes_in_is_left_as_it_was():
+    images, masks = noise(2, 40), blobs(2, 48)[..., :40, :40].clone()
+    copies = images.clone(), masks.clone()
+    augment(images, masks, 32, seeded())
+    assert torch.equal(images, copies[0]) and torch.equal(masks, copies[1])
+
+
+# Colour
+
+
+def test_without_strength_nothing_is_recoloured(strengths):
+    strengths()
+    images = noise(3, 32) / 255
+    assert torch.allclose(recolour(images, seeded()), images, atol=1e-3)
+
+
+def test_stain_scales_each_dye_in_optical_density(strengths):
+    strengths(STAIN=0.25)
+    images = noise(2, 8) / 255
+    alphas = (torch.rand(2, 3, generator=seeded(5)).double().numpy() * 2 - 1) * 0.25
+    rows = np.array([[a / math.sqrt(sum(v * v for v in row)) for a in row] for row in STAINS])
+    result = recolour(images, seeded(5)).numpy()
+    for n in range(2):
+        for y in range(8):
+            for x in range(8):
+                density = [-math.log((v * 255 + 1) / 256) for v in images[n, :, y, x].tolist()]
+                dyes = np.linalg.solve(rows.T, density)  # density = dyes M
+                density = (dyes * (1 + alphas[n])) @ rows
+                wanted = np.clip((256 * np.exp(-density) - 1) / 255, 0, 1)
+                assert np.allclose(result[n, :, y, x], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("stain", [0, 1, 2])
+def test_a_pixel_with_one_dye_alone_only_gets_more_or_less_of_it(strengths, stain):
+    strengths(STAIN=0.25)
+    absorbance = torch.tensor(STAINS[stain])
+    pixel = (256 * (-0.8 * absorbance).exp() - 1) / 255
+    alphas = (torch.rand(10, 3, generator=seeded()) * 2 - 1) * 0.25
+    result = recolour(pixel.view(1, 3, 1, 1).expand(10, -1, 4, 4), seeded())
+    wanted = (256 * (-0.8 * (1 + alphas[:, stain, None]) * absorbance).exp() - 1) / 255
+    assert torch.allclose(result[:, :, 2, 2], wanted.clamp(0, 1), atol=1e-4)
+
+
+def test_contrast_spreads_values_about_their_mean_and_brightness_moves_the_mean(strengths):
+    images = 0.3 + 0.4 * noise(50, 8) / 255
+    mean = images.mean((1, 2, 3))
+    strengths(CONTRAST=0.2)
+    result = recolour(images, seeded())
+    spread = result.std((1, 2, 3)) / images.std((1, 2, 3))
+    assert torch.allclose(result.mean((1, 2, 3)), mean, atol=1e-4)
+    assert 0.8 <= spread.min() < 0.83 and 1.17 < spread.max() <= 1.2
+    strengths(BRIGHTNESS=0.2)
+    result = recolour(images, seeded())
+    ratio = result.mean((1, 2, 3)) / mean
+    assert torch.allclose(result.std((1, 2, 3)), images.std((1, 2, 3)), atol=1e-4)
+    assert 0.8 <= ratio.min() < 0.83 and 1.17 < ratio.max() <= 1.2

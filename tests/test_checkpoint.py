@@ -1,0 +1,197 @@
+"""Files are complete or not there; a checkpoint gives back the network, and runs no code."""
+
+import os
+
+import pytest
+import torch
+
+from minseg import UNet
+from minseg.run.checkpoint import atomic, load_model, save_model
+
+NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
+           "mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
+FACTS = {"scale": 2, "tile": 96, "threshold": 0.45}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    net = UNet(**NETWORK)
+    for norm in net.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):  # statistics as training would leave them
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+@pytest.fixture
+def path(tmp_path, net):
+    save_model(tmp_path / "model.pt", NETWORK, net.state_dict(), **FACTS)
+    return tmp_path / "model.pt"
+
+
+def refused(path):
+    """The error's text: one line that names the file and says what --model takes."""
+    with pytest.raises(ValueError) as error:
+        load_model(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and "--model takes the model.pt of a run" in text
+    assert "\n" not in text and len(text) < len(str(path)) + 250
+    return text
+
+
+# Atomic files
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, old, failure):
+    path = tmp_path / "a.txt"
+    if old:
+        path.write_text(old)
+    with pytest.raises(failure):
+        with atomic(path) as temporary:
+            temporary.write_text("half of")
+            raise failure("stop")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == (
+        {"a.txt": "old"} if old else {}
+    )
+
+
+def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="early"):
+        with atomic(tmp_path / "a.txt"):
+            raise RuntimeError("early")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic(str(path)) as temporary:
+        temporary.write_text("new " * 10_000)
+        assert path.read_text() == "old"
+    assert path.read_text() == "new " * 10_000
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_temporary_file_is_hidden_lies_beside_and_keeps_the_suffix(tmp_path):
+    with atomic(tmp_path / "curves.png") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".") and temporary.suffix == ".png"
+        temporary.touch()
+
+
+def test_the_content_is_on_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
+    calls, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+    with atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("text")
+    assert calls == ["fsync", "replace"]
+
+
+def test_a_folder_that_is_not_there_fails_and_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        with atomic(tmp_path / "none" / "a.txt") as temporary:
+            temporary.write_text("text")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Checkpoints
+
+
+def test_a_loaded_network_gives_the_same_logits(path, net):
+    images = torch.rand(1, 3, 33, 40, generator=torch.Generator().manual_seed(1))
+    loaded, _ = load_model(str(path))
+    assert not loaded.training
+    assert all(not part.training for part in loaded.modules())
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), net(images))
+
+
+def test_mean_and_deviation_come_back(path):
+    loaded, _ = load_model(path)
+    assert torch.equal(loaded.mean.flatten(), torch.tensor(NETWORK["mean"]))
+    assert torch.equal(loaded.std.flatten(), torch.tensor(NETWORK["std"]))
+
+
+def test_scale_tile_and_threshold_come_back(path):
+    assert load_model(path)[1] == FACTS
+
+
+def test_saving_again_replaces_the_checkpoint_and_leaves_no_other_file(path, net):
+    save_model(path, NETWORK, net.state_dict(), scale=4, tile=64, threshold=0.3)
+    assert load_model(path)[1] == {"scale": 4, "tile": 64, "threshold": 0.3}
+    assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_saving_leaves_the_arguments_as_they_were(tmp_path, net):
+    network, state = dict(NETWORK), net.state_dict()
+    names = list(state)
+    save_model(tmp_path / "model.pt", network, state, **FACTS)
+    load_model(tmp_path / "model.pt")
+    assert network == NETWORK and list(state) == names
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_does_not_run_it(tmp_path, path):
+    sprung = tmp_path / "sprung"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "more": Trap(sprung)}, path)
+    refused(path)
+    assert not sprung.exists()
+    torch.load(path, weights_only=False)["more"].close()
+    assert sprung.exists()  # so the trap works
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "no such file" in refused(tmp_path / "model.pt")
+    assert "no such file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no checkpoint\nbut two lines\n", b"\x80\x02."])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    assert "is no minseg checkpoint" in refused(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert "is no minseg checkpoint" in refused(path)
+
+
+def test_a_bare_state_dict_or_tensor_or_list_is_refused(tmp_path, net):
+    for thing in (net.state_dict(), torch.zeros(3), [1, 2]):
+        torch.save(thing, tmp_path / "model.pt")
+        assert "is no minseg checkpoint" in refused(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("change, word", [
+    ({"network": {"encoder": "resnet50"}}, "resnet50"),
+    ({"network": {"colour": 3}}, "colour"),
+    ({"network": {**NETWORK, "encoder": "efficientnet-b1"}}, "RuntimeError"),
+    ({"state": {}}, "RuntimeError"),
+], ids=["unknown encoder", "unknown argument", "another encoder's weights", "no weights"])
+def test_a_network_that_does_not_fit_is_refused(path, change, word):
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    assert word in refused(path)
+
+
+@pytest.mark.parametrize("name", ["network", "state", "scale", "tile", "threshold"])
+def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, name):
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint[name]
+    torch.save(checkpoint, path)
+    assert f"KeyError: '{name}'" in refused(path)
