@@ -35,7 +35,7 @@ def parse(argv=None):
     group = parser.add_argument_group("data")
     group.add_argument("--data", type=Path, metavar="DIR", help="default: synthetic slides")
     group.add_argument("--scale", type=int, metavar="S",
-                       help="train on images S times smaller (default 1; synthetic 3)")
+                       help="train on images S times smaller (default 1; synthetic 4)")
     group.add_argument("--tile", type=int, metavar="PX",
                        help="side of a training tile at that scale (default 256; synthetic 128)")
     group.add_argument("--stride", type=int, metavar="PX",
@@ -51,8 +51,8 @@ def parse(argv=None):
     group.add_argument("--loss", default="bce+dice", metavar="SUM",
                        help="bce, dice and lovasz, joined by +, weights before * (default bce+dice)")
     group = parser.add_argument_group("run")
-    group.add_argument("--epochs", type=int, metavar="N",
-                       help="passes over the tiles (default 20; synthetic 10)")
+    group.add_argument("--epochs", type=int, default=20, metavar="N",
+                       help="passes over the tiles (default 20)")
     group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles a step (default 8)")
     group.add_argument("--lr", type=float, default=3e-3, metavar="LR",
                        help="highest learning rate (default 3e-3)")
@@ -63,7 +63,7 @@ def parse(argv=None):
     args = parser.parse_args(argv)
 
     synthetic = args.data is None
-    for name, small, usual in (("scale", 3, 1), ("tile", 128, 256), ("epochs", 10, 20)):
+    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256)):
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
     args.stride = args.tile // 2 if args.stride is None else args.stride
@@ -97,9 +97,9 @@ def prepare(args):
     if data is None:
         data = args.out.parent / "synthetic-slides"
         if not data.exists():
-            print(f"drawing ten synthetic slides in {data}", flush=True)
+            print(f"drawing 20 synthetic slides in {data}", flush=True)
             data.parent.mkdir(parents=True, exist_ok=True)
-            write_slides(data, 10)
+            write_slides(data, 20)
     items = find_slides(data)
     groups = [item.group for item in items]
     progress = Progress(len(items), "reading slides")
@@ -211,6 +211,10 @@ def train(args, net, loss, tiles, held_out, folder):
             total += value.detach()
             progress.step(text=f"epoch {epoch + 1}/{args.epochs}")
 
+        if not total.isfinite():
+            raise FloatingPointError(f"the loss is no longer finite in epoch {epoch + 1}: "
+                                     "lower --lr")
+
         results = predict(averaged.module, held_out, args, overlap=0)  # quick: no overlap
         rows.append({"epoch": epoch + 1, "steps": (epoch + 1) * batches,
                      "loss": round(total.item() / batches, 5),
@@ -270,7 +274,11 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-    net = train(args, net, loss, tiles, held_out, folder)
+    try:
+        net = train(args, net, loss, tiles, held_out, folder)
+    except FloatingPointError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(1)
     report(args, network, net, held_out, folder)
     print(f"{duration(time.monotonic() - start)}; look at {folder / 'preview.png'}")
 

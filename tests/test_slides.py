@@ -494,3 +494,9 @@ def test_a_scale_that_is_no_whole_number_from_one_up_is_refused(tmp_path, scale)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=f"whole number from 1 up, not {scale}"):
         open_slide(tmp_path / "a.png", scale)
+
+
+def test_an_image_with_two_groups_is_refused(tmp_path):
+    (tmp_path / "groups.csv").write_text("id,group\na,1\nb,1\na,1\nb,2\n")
+    with pytest.raises(ValueError, match="groups.csv: has two groups for b"):
+        read_groups(tmp_path / "groups.csv")

@@ -166,6 +166,27 @@ def test_a_folder_that_holds_a_run_is_not_touched(run, data, capsys):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_loss_that_is_no_longer_finite_ends_the_run_with_one_line(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--lr", "1e30"])
+    assert error.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("in epoch 1: lower --lr")
+    assert not (tmp_path / "o" / "fold0" / "model.pt").exists()
+
+
+def test_stochastic_depth_comes_with_the_length_of_the_run(data, tmp_path):
+    def drop(epochs):
+        args = train.parse(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK,
+                            "--epochs", str(epochs)])
+        net, network, _, tiles, *_ = train.prepare(args)
+        assert net.encoder.blocks[-1].drop == pytest.approx(network["stochastic_depth"] * 15 / 16)
+        return network["stochastic_depth"], len(tiles) / 4
+
+    assert drop(1_000_000)[0] == 0.2
+    share, steps = drop(1)
+    assert share == pytest.approx(0.2 * steps / 50_000)
+
+
 def test_images_without_groups_are_said_to_count_alone(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "groups.csv").unlink()

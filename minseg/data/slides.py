@@ -84,7 +84,11 @@ def read_groups(path: Path) -> dict[str, str]:
             rows = csv.DictReader(file)
             if not {"id", "group"} <= set(rows.fieldnames or ()):
                 raise ValueError(f"{path}: the first line must be: id,group")
-            return {row["id"]: row["group"] for row in rows}
+            groups: dict[str, str] = {}
+            for row in rows:
+                if groups.setdefault(row["id"], row["group"]) != row["group"]:
+                    raise ValueError(f"{path}: has two groups for {row['id']}: keep one line")
+            return groups
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is no UTF-8 text: save it as CSV UTF-8")
 
@@ -113,7 +117,8 @@ def read_array(path: str | Path) -> np.ndarray:
 def _read_tiff(path: Path) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
-        if page.photometric.name not in ("MINISBLACK", "RGB", "YCBCR"):
+        jpeg = page.photometric.name == "YCBCR" and page.compression.name == "JPEG"
+        if page.photometric.name not in ("MINISBLACK", "RGB") and not jpeg:
             raise ValueError(f"its colours are {page.photometric.name}: save it as RGB or grey")
         try:
             array, axes = tiff.series[0].asarray(), tiff.series[0].axes  # axes: YXS, SYX, QQQYX ...
