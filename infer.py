@@ -1,9 +1,10 @@
 """Find what a trained network looks for in slides of any size.
 
-    python infer.py SLIDE... --model runs/synthetic/fold0/model.pt --out masks [--rle submission.csv]
+    python infer.py SLIDE... --model runs/NAME/fold0/model.pt --out DIR [--rle submission.csv]
 
-For each slide ID it writes ID.tiff, a mask of 0 and 255 in the slide's own size, and ID.preview.png,
-the slide with the mask's outline; --rle adds one CSV with the run-length code of all masks.
+For each slide ID it writes ID.tiff, a mask of 0 and 255 in the slide's own size, and
+ID.preview.png, the slide with the mask's outline; --rle adds one CSV with the run-length code of
+all masks.
 """
 
 import csv
@@ -24,6 +25,7 @@ PREVIEW = 1600  # pixels, the longer side
 
 
 def parse(argv=None):
+    """The command line."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="image files")
     group = parser.add_argument_group("network")
@@ -39,10 +41,11 @@ def parse(argv=None):
                        choices=("linear", "gaussian", "hann", "uniform"),
                        help="how weights fall towards a tile's border (default linear)")
     group = parser.add_argument_group("run")
-    group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles at once (default 8)")
-    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if it is there)")
+    group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles at once, default 8")
+    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the masks")
+    group.add_argument("--out", type=Path, required=True, metavar="DIR",
+                       help="folder for the masks")
     group.add_argument("--rle", type=Path, metavar="FILE",
                        help="CSV with the columns id and predicted, HuBMAP's run-length form")
     args = parser.parse_args(argv)
@@ -100,6 +103,7 @@ def segment(path, net, facts, args):
 
 
 def main(argv=None):
+    """Slide by slide; a bad one does not stop the others."""
     args = parse(argv)
     try:
         check_outputs(args)

@@ -1,7 +1,7 @@
 """Train a U-Net on slides and score it on slides that it has not seen.
 
-    python train.py                     synthetic kidney slides, drawn on first use
-    python train.py --data DIR          your own: DIR/images, DIR/masks and, if you can, DIR/groups.csv
+    python train.py                 synthetic kidney slides, drawn on first use
+    python train.py --data DIR      your own: DIR/images, DIR/masks and, if you can, groups.csv
 
 One fold of the data is held out (whole groups, never single images). The run's folder then holds
 config.json, and in fold0/ log.csv, curves.png, preview.png, score.json and model.pt for infer.py.
@@ -31,6 +31,7 @@ THRESHOLD = 0.5  # a held-out fold is scored with this, not with the threshold t
 
 
 def parse(argv=None):
+    """The command line; what is not given depends on the data."""
     parser = Parser(description=__doc__.split("\n")[0])
     group = parser.add_argument_group("data")
     group.add_argument("--data", type=Path, metavar="DIR", help="default: synthetic slides")
@@ -49,21 +50,21 @@ def parse(argv=None):
                        help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="bce+dice", metavar="SUM",
-                       help="bce, dice and lovasz, joined by +, weights before * (default bce+dice)")
+                       help="bce, dice and lovasz, joined by +, as 0.5*bce+dice (default bce+dice)")
     group = parser.add_argument_group("run")
-    group.add_argument("--epochs", type=int, default=20, metavar="N",
-                       help="passes over the tiles (default 20)")
+    group.add_argument("--epochs", type=int, metavar="N",
+                       help="passes over the tiles (default 20; synthetic 14)")
     group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles a step (default 8)")
-    group.add_argument("--lr", type=float, default=3e-3, metavar="LR",
-                       help="highest learning rate (default 3e-3)")
+    group.add_argument("--lr", type=float, default=5e-3, metavar="LR",
+                       help="highest learning rate (default 5e-3)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if it is there)")
+    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
     group.add_argument("--out", type=Path, metavar="DIR",
                        help="folder of the run (default: runs/ and the name of the data)")
     args = parser.parse_args(argv)
 
     synthetic = args.data is None
-    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256)):
+    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 14, 20)):
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
     args.stride = args.tile // 2 if args.stride is None else args.stride
@@ -73,7 +74,7 @@ def parse(argv=None):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
-        parser.error(f"--stride {args.stride} is longer than --tile {args.tile}: it would leave gaps")
+        parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError):
@@ -125,9 +126,9 @@ def prepare(args):
     print(f"{data}: {len(slides)} images in {len(set(groups))} groups, fold {args.fold} of "
           f"{args.folds} held out: {len(trained)} images to train on, {len(held_out)} to score")
     if not (data / "groups.csv").exists():
-        print("no groups.csv: each image counts alone, so images of one patient may be on both sides")
-    print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, {int(tiles.blank.sum())} of them "
-          "blank and left out")
+        print("no groups.csv: each image counts alone, and one patient may be on both sides")
+    print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
+          f"{int(tiles.blank.sum())} of them blank and left out")
 
     # Stochastic depth keeps long runs from overfitting and holds short ones up: the paper's 0.2
     # from 50,000 steps on.
@@ -220,8 +221,9 @@ def train(args, net, loss, tiles, held_out, folder):
                      "loss": round(total.item() / batches, 5),
                      "held_out_dice": round(dice(results, held_out)[1], 5),
                      "seconds": round(time.monotonic() - start, 1)})
-        print("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  {seconds} s"
-              .format(**rows[-1]), flush=True)
+        row = rows[-1]
+        progress.say(f"epoch {row['epoch']}  loss {row['loss']:.4f}  "
+                     f"held-out Dice {row['held_out_dice']:.4f}  {row['seconds']} s")
         with atomic(folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -234,7 +236,7 @@ def train(args, net, loss, tiles, held_out, folder):
 
 
 def report(args, network, net, held_out, folder):
-    """Scores the held-out slides, stitched from weighted tiles; writes model, scores and preview."""
+    """Scores the held-out slides, stitched from weighted tiles; writes model, score, preview."""
     results = predict(net, held_out, args)
     each, pooled = dice(results, held_out)
     threshold, best = best_threshold([torch.from_numpy(result) for result in results],
@@ -264,6 +266,7 @@ def report(args, network, net, held_out, folder):
 
 
 def main(argv=None):
+    """Prepare, train, report."""
     args = parse(argv)
     start = time.monotonic()
     try:

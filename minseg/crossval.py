@@ -16,9 +16,9 @@ if they are then scored with it; choose it on images that the score does not use
 
     t* = argmax_t Dice(p >= t, target),        Dice pooled over all pixels of all images
 
-**Source.** Graham, *Bounds on Multiprocessing Timing Anomalies*, SIAM J. Appl. Math. 1969 (the 4/3);
-Varma and Simon, *Bias in error estimation when using cross-validation for model selection*, BMC
-Bioinformatics 2006 (the flattery).
+**Source.** Graham, *Bounds on Multiprocessing Timing Anomalies*, SIAM J. Appl. Math. 1969 (the
+4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
+BMC Bioinformatics 2006 (the flattery).
 
 >>> group_folds(["a", "a", "b", "c"], [5, 1, 4, 3], k=2)
 [0, 0, 1, 1]

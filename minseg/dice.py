@@ -10,9 +10,9 @@ The loss is the score with probabilities p for the set A (a "soft" Dice), so tha
 p stands unsquared in the denominator. V-Net squares it there; nnU-Net, segmentation_models.pytorch
 and MONAI (by default) do not.
 
-**Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1}; a scalar comes back. The sums run
-over one image and channel, (H, W), or with `per_image=False` over one channel of the whole batch,
-(N, H, W); then the mean is taken.
+**Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1}; a scalar comes back. The sums
+run over one image and channel, (H, W), or with `per_image=False` over one channel of the whole
+batch, (N, H, W); then the mean is taken.
 
 **The empty image** is where implementations part. Most tiles of a kidney slide hold no glomerulus,
 and for t = 0 the equation becomes smooth-only: S / (S + smooth) with S = sum p, whose slope

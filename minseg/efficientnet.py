@@ -24,7 +24,7 @@ probability p the block passes x on, else x + branch / (1 - p). p grows linearly
 
 | what | paper | TensorFlow code | torchvision | timm | here |
 |---|---|---|---|---|---|
-| padding at stride 2 | not said | SAME: the odd pixel goes right and down | symmetric | `tf_*` SAME, else symmetric | `padding` |
+| padding at stride 2 | not said | SAME | symmetric | `tf_*` SAME, else symmetric | `padding` |
 | batch norm's epsilon | not said | 1e-3 | 1e-5, from B5 up 1e-3 | as the padding | `bn_eps` |
 | batch norm's momentum | 0.99 | 0.99 | 0.1, from B5 up 0.01 | 0.1 | 0.1 |
 | p at the last block | 0.2 | 0.2 | 0.2 | an argument | `stochastic_depth` |
@@ -32,8 +32,8 @@ probability p the block passes x on, else x + branch / (1 - p). p grows linearly
 (TensorFlow's momentum 0.99 is PyTorch's 0.01: in a run of a few hundred steps the statistics it
 starts from would still be standing at the end.)
 
-**Lite** (TensorFlow's `efficientnet/lite`, no paper) is made for phones: no squeeze, ReLU6 for SiLU,
-stem and head keep B0's width, the first and the last stage are never repeated more.
+**Lite** (TensorFlow's `efficientnet/lite`, no paper) is made for phones: no squeeze, ReLU6 for
+SiLU, stem and head keep B0's width, the first and the last stage are never repeated more.
 
 **Source.** Tan and Le, *EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks*,
 ICML 2019, arXiv 1905.11946: section 3.3 and table 1. MBConv: Sandler et al., *MobileNetV2*, arXiv
@@ -104,7 +104,9 @@ class Conv(nn.Conv2d):
         if not self.same or self.stride[0] == 1:
             return super().forward(x)
         kernel, stride = self.kernel_size[0], self.stride[0]
-        down, right = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        down, right = (
+            max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
+        )
         x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
         return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
 

@@ -28,7 +28,7 @@ from .lovasz import lovasz_hinge
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, the mean over all pixels, from logits (N, C, H, W), in float32 or wider."""
+    """Binary cross-entropy of logits (N, C, H, W), the mean over all; in float32 or wider."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
@@ -47,7 +47,8 @@ def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
         weight, name = term.split("*", 1) if "*" in term else ("1", term)
         name = name.strip()
         if name not in LOSSES:
-            raise ValueError(f"unknown loss {name!r} in {spec!r}: use {', '.join(LOSSES)}, joined by +")
+            known = ", ".join(LOSSES)
+            raise ValueError(f"unknown loss {name!r} in {spec!r}: use {known}, joined by +")
         try:
             factor = float(weight)
         except ValueError:

@@ -5,18 +5,18 @@ defined on *sets* of pixels and has no gradient. The Lovász extension turns a s
 function of real numbers that agrees with it on the sets and is convex, because the Jaccard loss is
 submodular. Give it the pixels' hinges, and the result is a convex surrogate of 1 - Jaccard.
 
-    Delta(M) = |M| / |{t = 1} or M|                    1 - Jaccard, if just the pixels in M are wrong
-    e_i = 1 - z_i (2 t_i - 1)                          the margin by which pixel i's logit z_i misses
-    m_i = max(0, e_i)                                  its hinge: 0 once it is right by 1 or more
+    Delta(M) = |M| / |{t = 1} or M|               1 - Jaccard, if just the pixels in M are wrong
+    e_i = 1 - z_i (2 t_i - 1)                     the margin by which pixel i's logit z_i misses
+    m_i = max(0, e_i)                             its hinge: 0 once it is right by 1 or more
     loss = sum_k m_(k) (Delta({1..k}) - Delta({1..k-1}))       pixels sorted: m_(1) >= m_(2) >= ...
 
-Read it as: let the pixels go wrong one by one, the worst first. Each pays its hinge, weighted by how
-much the Jaccard loss grew when it joined. The first errors cost most, and a small object's errors
-more than a large one's. The weights depend only on the order, so where no two hinges tie they are
-also the gradient with respect to m.
+Read it as: let the pixels go wrong one by one, the worst first. Each pays its hinge, weighted by
+how much the Jaccard loss grew when it joined. The first errors cost most, and a small object's
+errors more than a large one's. The weights depend only on the order, so where no two hinges tie
+they are also the gradient with respect to m.
 
 **Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1} -> a scalar, the mean over all
-N * C images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
+images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
 
 **An image without positives** has Delta(M) = 1 for every M but the empty one: only the worst pixel
 pays, and only it has a gradient. An image with nothing else has Delta(M) = |M| / P: the mean hinge.
@@ -28,8 +28,8 @@ pays, and only it has a gradient. An image with nothing else has Delta(M) = |M| 
 | images | each | a Python loop | a Python loop | one sort of all |
 
 A hinge of 0 costs nothing wherever it stands, so only positive ones need sorting. Late in training
-those are a few pixels in a hundred, which saves a CPU nearly the whole sort. A GPU has sorted all of
-them before it could say how many are positive.
+those are a few pixels in a hundred, which saves a CPU nearly the whole sort. A GPU has sorted all
+of them before it could say how many are positive.
 
 **Source.** Yu and Blaschko, *The Lovász Hinge*, arXiv 1512.07797; Berman, Triki and Blaschko, *The
 Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1. The ELU and the

@@ -4,7 +4,7 @@
 tile's border the network sees only half of what surrounds a pixel and is less to be trusted: where
 tiles overlap, average them with a weight that falls towards the border of each.
 
-    p(x) = sum_i w(x - o_i) p_i(x - o_i) / sum_i w(x - o_i)        o_i: tile i's corner, w: the window
+    p(x) = sum_i w(x - o_i) p_i(x - o_i) / sum_i w(x - o_i)     o_i: tile i's corner, w: the window
 
                ________patch 2_______
      ___patch 1_______|___           |     the pixel * lies deep inside patch 1 and close to the

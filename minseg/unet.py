@@ -12,8 +12,8 @@ encoder's map of the same size (the skip), which still knows *where*.
     d0 = block(d1)          stride 1         no skip: nothing was computed at full size
     logits = 3 x 3 convolution of d0
 
-**Shapes.** (N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W), for any H and W from 1 up:
-the border is repeated to the next multiple of 32 and cut off again at the end.
+**Shapes.** (N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W), for any H and W from 1
+up: the border is repeated to the next multiple of 32 and cut off again at the end.
 
 | what | paper | segmentation_models.pytorch | here |
 |---|---|---|---|

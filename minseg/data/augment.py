@@ -1,7 +1,7 @@
 """# Augmentation on the training device
 
-**Idea.** A glomerulus is one in whichever direction it lies and however strongly the lab stained it.
-Show the network each tile turned, flipped, stretched and stained anew every time.
+**Idea.** A glomerulus is one in whichever direction it lies and however strongly the lab stained
+it. Show the network each tile turned, flipped, stretched and stained anew every time.
 
 **Geometry** is a single affine map from the pixels wanted to the pixels there are, so an image is
 resampled once, whatever happens to it, and its mask by the same map (nearest neighbour: 0 and 1
@@ -9,11 +9,12 @@ stay 0 and 1):
 
     source = scale * R(quarter turn + small angle) * flip * wanted + offset
 
-Tiles come with a margin on every side, out of which offsets and corners are filled with real pixels.
+Tiles come with a margin on every side, out of which offsets and corners are filled with real
+pixels.
 
 **Stain.** A dye of concentration c lets through I = 255 exp(-c a), a being its absorbance in red,
-green and blue (Beer and Lambert). In optical density, D = -log(I / 255), stains just add up: split D
-into haematoxylin, eosin and a rest, scale each, add them up again, go back.
+green and blue (Beer and Lambert). In optical density, D = -log(I / 255), stains just add up: split
+D into haematoxylin, eosin and a rest, scale each, add them up again, go back.
 
     D' = D M^-1 diag(1 + alpha) M,        the rows of M: each stain's absorbance
 
@@ -71,7 +72,7 @@ def move(
 
 
 def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Other stain, contrast and brightness for each image: float (N, 3, H, W) in [0, 1], the same."""
+    """Other stain, contrast and brightness for each image, float (N, 3, H, W) in [0, 1]."""
     n = len(images)
     stain, contrast, brightness = (
         (torch.rand(n, k, generator=generator) * 2 - 1) * strength

@@ -10,8 +10,8 @@ dropped, 16 bits are scaled from 0..65535 to 0..255. Anything else is refused by
 **Groups** say which images belong together (a patient); without the file each stands alone.
 
 `open_slide` gives windows of an image at a coarser scale: a pixel there is the mean of a block of
-`scale` x `scale` pixels (blocks that the border cuts average what is left). It decodes the file once
-and keeps it in memory.
+`scale` x `scale` pixels (blocks that the border cuts average what is left). It decodes the file
+once and keeps it in memory.
 """
 
 import csv
@@ -169,7 +169,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def shrink(array: np.ndarray, scale: int) -> np.ndarray:
-    """Means of blocks of `scale` x `scale` pixels, rounded; (ceil(H / scale), ceil(W / scale), ...)."""
+    """(H, W, ...) -> (ceil(H / scale), ceil(W / scale), ...): rounded means of square blocks."""
     if scale == 1:
         return array
     height, width = array.shape[:2]
@@ -193,7 +193,8 @@ class Slide:
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
         if not (0 <= y <= y + h <= self.height and 0 <= x <= x + w <= self.width):
-            raise ValueError(f"window {y}, {x}, {h}, {w} leaves {self.height} x {self.width} pixels")
+            size = f"{self.height} x {self.width}"
+            raise ValueError(f"window {y}, {x}, {h}, {w} leaves {size} pixels")
         return self._pixels[y : y + h, x : x + w]
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:

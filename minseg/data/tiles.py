@@ -1,8 +1,8 @@
 """# Cutting slides into training tiles
 
 Tiles overlap (`stride` < `tile`), so that whatever one tile cuts in two lies whole in another. Each
-comes with a `margin` of surroundings on every side, out of which augmentation rotates and shifts it;
-where the slide ends, it is mirrored.
+comes with a `margin` of surroundings on every side, out of which augmentation rotates and shifts
+it; where the slide ends, it is mirrored.
 
     |<- margin ->|<----- tile ----->|<- margin ->|
 

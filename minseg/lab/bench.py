@@ -66,7 +66,7 @@ def save(name: str, device: str, rows: list[dict], out: Path) -> None:
 
 @torch.no_grad()
 def trained_logits(model: Path, images: int, size: int) -> tuple[Tensor, Tensor]:
-    """Logits (images, 1, size, size) of a trained network on new synthetic slides, and the truth."""
+    """Logits (images, 1, size, size) of a trained network on new synthetic slides, and truth."""
     net, facts = load_model(model)
     scale = facts["scale"]
     logits, targets = [], []
@@ -101,7 +101,8 @@ def bench_lovasz(args) -> list[dict]:
             return value.item()
 
         values = {name: step(loss) for name, loss in losses.items()}
-        seconds = in_turn({n: lambda loss=loss: step(loss) for n, loss in losses.items()}, args.rounds)
+        steps = {n: lambda loss=loss: step(loss) for n, loss in losses.items()}
+        seconds = in_turn(steps, args.rounds)
         hinges = (1 - logits.detach() * (2 * target - 1)).clamp(min=0)
         row = {"bench": "lovasz", "logits": name, "shape": list(shape),
                "positive_hinges": round(hinges.count_nonzero().item() / hinges.numel(), 4),
@@ -120,9 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     """The command line: `python -m minseg.lab.bench WHAT`."""
     parser = Parser(prog="python -m minseg.lab.bench", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("lovasz",))
-    parser.add_argument("--against", choices=("smp",), help="segmentation_models.pytorch, if installed")
+    parser.add_argument("--against", choices=("smp",), help="segmentation_models.pytorch")
     parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="model.pt of a run on synthetic slides: adds a trained network's logits")
+                        help="model.pt of a run on synthetic slides: times its logits, too")
     parser.add_argument("--images", type=int, default=16, help="default 16")
     parser.add_argument("--size", type=int, default=640, help="side in pixels, default 640")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")

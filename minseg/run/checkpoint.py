@@ -3,9 +3,9 @@
 A file is written beside its place under another name and moved onto it at the end: a killed program
 leaves the old file or the new one, never half of one.
 
-A checkpoint holds everything that a prediction needs, so nothing can be forgotten or mixed up:
-the network's arguments (mean and standard deviation among them) and weights, the scale it saw, the
-tile it trained on, and the threshold. It holds tensors, numbers and strings only, and is loaded with
+A checkpoint holds everything that a prediction needs, so nothing can be forgotten or mixed up: the
+network's arguments (mean and standard deviation among them) and weights, the scale it saw, the tile
+it trained on, and the threshold. It holds tensors, numbers and strings only, and is loaded with
 `weights_only=True`: a file from a stranger cannot run code.
 """
 

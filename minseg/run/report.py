@@ -68,6 +68,12 @@ class Progress:
         else:
             print(line, file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """Prints a line for good, above the one that is redrawn."""
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print(text, flush=True)
+
 
 def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
     """The border of a mask (H, W): its pixels that lie within `width` of a pixel outside, bool."""
@@ -96,12 +102,12 @@ def font(size: int) -> ImageFont.ImageFont:
 def contact_sheet(
     path: str | Path, pictures: Sequence[tuple[Image.Image, str]], side: int = 420
 ) -> None:
-    """Draws pictures with a caption each into one PNG, two or more to a row, each at most `side`."""
+    """Draws pictures with a caption each into one PNG, each at most `side` pixels a side."""
     columns = min(len(pictures), 2 if len(pictures) < 6 else 4)
     rows = -(-len(pictures) // columns)
     gap, text = 12, 24
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text + gap) + gap + text),
-                      PAPER)
+    size = (columns * (side + gap) + gap, rows * (side + text + gap) + gap + text)
+    sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(16))
     for i, (picture, caption) in enumerate(pictures):
