@@ -27,8 +27,9 @@ def test_positives_are_balanced_within_four_thirds_of_the_best_split():
         groups, positives = random_groups(seed)
         names = sorted(set(groups))
         weight = {g: sum(p for h, p in zip(groups, positives) if h == g) for g in names}
-        best = min(max(sum(weight[g] for g, f in zip(names, split) if f == fold) for fold in range(3))
-                   for split in itertools.product(range(3), repeat=len(names)))
+        best = min(
+            max(sum(weight[g] for g, f in zip(names, split) if f == fold) for fold in range(3))
+            for split in itertools.product(range(3), repeat=len(names)))
         folds = group_folds(groups, positives, 3, seed)
         largest = max(sum(p for p, f in zip(positives, folds) if f == fold) for fold in range(3))
         assert largest <= 4 / 3 * best

@@ -43,7 +43,8 @@ def test_features_have_the_channels_and_strides_they_announce(name):
 
 def test_without_classes_there_are_no_head_weights_and_no_forward():
     encoder = on_meta("efficientnet-b0", num_classes=0)
-    assert sum(p.numel() for p in encoder.parameters()) == 5_288_548 - (320 + 2) * 1280 - 1281 * 1000
+    head = (320 + 2) * 1280 + 1281 * 1000
+    assert sum(p.numel() for p in encoder.parameters()) == 5_288_548 - head
     with pytest.raises(ValueError, match="features"):
         encoder(torch.zeros(1, 3, 32, 32, device="meta"))
 
@@ -109,9 +110,9 @@ def test_stochastic_depth_grows_with_depth_and_rests_in_eval():
     assert torch.equal(encoder.features(x)[-1], encoder.features(x)[-1])
 
 
-@pytest.mark.parametrize("channels, width, rounded", [(32, 1.1, 32), (24, 1.1, 24), (40, 1.1, 48),
-                                                       (32, 1.4, 48), (16, 1.2, 24), (1280, 1.1, 1408)])
-def test_channels_are_rounded_to_eights_but_never_down_by_more_than_a_tenth(channels, width, rounded):
+@pytest.mark.parametrize("channels, width, rounded", [
+    (32, 1.1, 32), (24, 1.1, 24), (40, 1.1, 48), (32, 1.4, 48), (16, 1.2, 24), (1280, 1.1, 1408)])
+def test_channels_are_rounded_to_eights_never_down_by_over_a_tenth(channels, width, rounded):
     assert round_channels(channels, width) == rounded
 
 

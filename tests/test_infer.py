@@ -5,6 +5,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import infer
 from minseg import UNet, predict_image, rle_decode
@@ -61,7 +62,7 @@ def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(model, 
     with torch.inference_mode():
         probability = predict_image(lambda t: net(t.float() / 255).sigmoid(), small, tile=64,
                                     stride=48, window="hann")[0]
-    large = torch.nn.functional.interpolate(probability[None, None], scale_factor=2, mode="bilinear")
+    large = F.interpolate(probability[None, None], scale_factor=2, mode="bilinear")
     wanted = (large[0, 0, :301, :255] >= 0.45).numpy()
     assert (wanted == (tifffile.imread(tmp_path / "o" / "kidney0.tiff") > 0)).mean() > 0.999
 
@@ -79,7 +80,8 @@ def fails(capsys, code, *arguments):
 def test_bad_input_is_one_line_and_nothing_is_written(model, slides, tmp_path, capsys):
     out = tmp_path / "out"
     usual = ("--model", model, "--out", out)
-    assert "no such file" in fails(capsys, 2, slides[0], "--model", tmp_path / "no.pt", "--out", out)
+    missing = ("--model", tmp_path / "no.pt", "--out", out)
+    assert "no such file" in fails(capsys, 2, slides[0], *missing)
     (tmp_path / "text.pt").write_text("hello")
     assert "text.pt" in fails(capsys, 2, slides[0], "--model", tmp_path / "text.pt", "--out", out)
     assert "same name" in fails(capsys, 2, slides[0], slides[0], *usual)

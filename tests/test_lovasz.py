@@ -91,11 +91,13 @@ def test_it_is_convex_along_random_segments(path):
             a, b = random_pair(1, 1)[0], random_pair(1, 1)[0]
             s = torch.rand(()).double()
             between = lovasz_hinge(s * a + (1 - s) * b, target)
-            assert between <= s * lovasz_hinge(a, target) + (1 - s) * lovasz_hinge(b, target) + 1e-12
+            ends = s * lovasz_hinge(a, target) + (1 - s) * lovasz_hinge(b, target)
+            assert between <= ends + 1e-12
 
 
 @pytest.mark.parametrize("share", [0, 0.4, 1])
-@pytest.mark.parametrize("options", [{}, {"margin": "elu"}, {"symmetric": True}, {"per_image": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"margin": "elu"}, {"symmetric": True}, {"per_image": False}])
 def test_the_gradient_matches_finite_differences(path, share, options):
     torch.manual_seed(1)
     logits, target = random_pair(share=share)  # random doubles: no ties

@@ -190,7 +190,7 @@ def test_without_imagecodecs_the_error_names_it(tmp_path, monkeypatch, option, n
         monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", asarray)
     Image.fromarray(noise(16, 16, 3)).save(tmp_path / "a.tif", compression=option)
     refused(tmp_path / "a.tif", read_image, f"{name} compression needs imagecodecs",
-            "pip install 'minseg[codecs]'")
+            "python -m pip install imagecodecs")
 
 
 @pytest.mark.parametrize("mode, name", [("P", "PALETTE"), ("CMYK", "SEPARATED")])
@@ -220,7 +220,7 @@ def test_the_full_size_of_a_pyramid_is_read(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"this is no image\n" * 20], ids=["empty", "text"])
 def test_a_file_that_is_no_image_is_refused(tmp_path, read, name, content):
     (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, read, "cannot be read as an image: ")
+    refused(tmp_path / name, read, "cannot be read, replace it or take it out: ")
 
 
 @pytest.mark.parametrize("name, options", [
@@ -232,7 +232,7 @@ def test_a_truncated_file_is_refused(tmp_path, name, options):
     content = path.read_bytes()
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(content[: int(len(content) * share)])
-        refused(path, read_image, "cannot be read as an image: ")
+        refused(path, read_image, "cannot be read, replace it or take it out: ")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -500,3 +500,11 @@ def test_an_image_with_two_groups_is_refused(tmp_path):
     (tmp_path / "groups.csv").write_text("id,group\na,1\nb,1\na,1\nb,2\n")
     with pytest.raises(ValueError, match="groups.csv: has two groups for b"):
         read_groups(tmp_path / "groups.csv")
+
+
+def test_a_tiff_whose_white_is_zero_is_turned_around(tmp_path):
+    pixels = noise(9, 7)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[:, :, 0], 255 - pixels)
+    Image.fromarray(pixels > 128).save(tmp_path / "mask.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif"), pixels > 128)

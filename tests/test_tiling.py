@@ -94,8 +94,8 @@ def test_normalised_weights_sum_to_one_everywhere(kind):
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
-@pytest.mark.parametrize("size, tile, stride", [((70, 50), 16, 11), ((33, 90), 32, 8), ((9, 40), 16, 8),
-                                                ((64, 64), 16, 16)])
+@pytest.mark.parametrize("size, tile, stride", [
+    ((70, 50), 16, 11), ((33, 90), 32, 8), ((9, 40), 16, 8), ((64, 64), 16, 16)])
 def test_bands_equal_the_weighted_mean_of_the_whole_image(kind, size, tile, stride):
     height, width = size
     rng = np.random.default_rng(1)

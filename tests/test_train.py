@@ -190,6 +190,7 @@ def test_stochastic_depth_comes_with_the_length_of_the_run(data, tmp_path):
 def test_images_without_groups_are_said_to_count_alone(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "groups.csv").unlink()
-    train.prepare(train.parse(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "o"), *QUICK]))
+    folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")]
+    train.prepare(train.parse([*folders, *QUICK]))
     out = capsys.readouterr().out
     assert "each image counts alone" in out and "4 images in 4 groups" in out

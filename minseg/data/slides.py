@@ -32,6 +32,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 
 
+class UnsupportedImage(ValueError):
+    """A sound file that holds something else than this project reads."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One image of a data set, its mask, and the group that it must not be parted from."""
@@ -108,25 +112,31 @@ def read_array(path: str | Path) -> np.ndarray:
             return np.asarray(image)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file")
+    except UnsupportedImage as error:
+        raise ValueError(f"{path}: {error}")
     except MemoryError:
         raise
     except Exception as error:  # each decoder has errors of its own
-        raise ValueError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}")
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read, replace it or take it out: {reason}")
 
 
 def _read_tiff(path: Path) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         jpeg = page.photometric.name == "YCBCR" and page.compression.name == "JPEG"
-        if page.photometric.name not in ("MINISBLACK", "RGB") and not jpeg:
-            raise ValueError(f"its colours are {page.photometric.name}: save it as RGB or grey")
+        if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB") and not jpeg:
+            colours = page.photometric.name
+            raise UnsupportedImage(f"its colours are {colours}: save it as RGB or grey")
         try:
             array, axes = tiff.series[0].asarray(), tiff.series[0].axes  # axes: YXS, SYX, QQQYX ...
         except ValueError as error:
             if "imagecodecs" in str(error):
-                raise ValueError(f"{page.compression.name} compression needs imagecodecs: "
-                                 "pip install 'minseg[codecs]'")
+                raise UnsupportedImage(f"{page.compression.name} compression needs imagecodecs: "
+                                       "python -m pip install imagecodecs")
             raise
+    if page.photometric.name == "MINISWHITE":
+        array = ~array
     array = array.reshape([n for n, axis in zip(array.shape, axes) if n > 1 or axis in "YX"])
     if array.ndim == 3 and array.shape[0] in (3, 4) and axes.endswith("YX"):
         array = np.moveaxis(array, 0, 2)  # planes to pixels

@@ -6,7 +6,8 @@ import torch
 from minseg import UNet, dice_loss, lovasz_hinge
 
 smp = pytest.importorskip(
-    "segmentation_models_pytorch", reason="needs segmentation-models-pytorch: pip install -e '.[audit]'")
+    "segmentation_models_pytorch",
+    reason="needs segmentation-models-pytorch: python -m pip install -e '.[audit]'")
 
 
 def same_weights():
