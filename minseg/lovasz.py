@@ -90,13 +90,13 @@ def lovasz_hinge(
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} differ")
     if margin not in ("relu", "elu"):
         raise ValueError(f'margin is "relu" or "elu", not {margin!r}')
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = target.to(logits.dtype)
     if symmetric:
         options = dict(per_image=per_image, margin=margin)
         return (lovasz_hinge(logits, target, **options)
                 + lovasz_hinge(-logits, 1 - target, **options)) / 2
 
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target = target.to(logits.dtype)
     if per_image:
         logits, target = logits.flatten(2).flatten(0, 1), target.flatten(2).flatten(0, 1)
     else:

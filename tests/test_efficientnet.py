@@ -86,6 +86,57 @@ def test_squeeze_and_excite_is_its_equation():
     torch.testing.assert_close(se(x), x * gate[:, :, None, None])
 
 
+@pytest.mark.parametrize("lite", [False, True])
+@pytest.mark.parametrize("expansion, c_out, stride", [(1, 4, 1), (6, 4, 1), (6, 4, 2), (6, 5, 1)])
+def test_a_block_is_expand_filter_squeeze_project_and_add(lite, expansion, c_out, stride):
+    torch.manual_seed(0)
+    block = MBConv(4, c_out, 3, stride, expansion, lite=lite, same=True, bn_eps=0.5, drop=0.2)
+    x = torch.randn(2, 4, 6, 6)
+    layers, y = list(block.eval().branch), 3 * x
+
+    def norm(y):  # fresh statistics: mean 0, variance 1
+        return y / 1.5**0.5
+
+    def act(y):
+        return y.clamp(0, 6) if lite else y * y.sigmoid()
+
+    if expansion > 1:
+        y = act(norm(layers[0](y)))
+        del layers[:3]
+    y = act(norm(layers[0](y)))
+    if not lite:
+        y = layers[3](y)
+    y = norm(layers[-2](y))
+    if stride == 1 and c_out == 4:
+        y = y + 3 * x
+    torch.testing.assert_close(block(3 * x), y)
+
+
+@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
+def test_stem_and_head_are_convolution_norm_activation(name):
+    torch.manual_seed(0)
+    net, x = EfficientNet(name, num_classes=7).eval(), torch.randn(2, 3, 32, 32)
+
+    def act(y):
+        y = y / (1 + 1e-3) ** 0.5
+        return y.clamp(0, 6) if "lite" in name else y * y.sigmoid()
+
+    first, last = act(net.stem[0](x)), net.features(x)[-1]
+    torch.testing.assert_close(net.features(x)[0], first)
+    logits = act(net.head[0](last)).mean((2, 3)) @ net.head[-1].weight.T + net.head[-1].bias
+    torch.testing.assert_close(net(x), logits)
+    assert net.head[-2].p == 0.2
+
+
+def test_weights_start_with_the_variance_that_keeps_gradients():
+    torch.manual_seed(0)
+    for module in EfficientNet(num_classes=0).modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 5000:
+            fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+            assert module.bias is None or not module.bias.any()
+
+
 def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean():
     torch.manual_seed(0)
     block = MBConv(4, 4, 3, 1, 6, lite=False, same=True, bn_eps=1e-3, drop=0.4)

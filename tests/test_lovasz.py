@@ -66,11 +66,28 @@ def test_the_elu_margin_is_elu_of_the_error_plus_one():
     assert lovasz_hinge(logits, target, margin="elu").item() == pytest.approx(naive)
 
 
-def test_symmetric_is_the_mean_over_both_classes():
+@pytest.mark.parametrize("options", [{}, {"margin": "elu"}, {"per_image": False}])
+def test_symmetric_is_the_mean_over_both_classes(options):
     torch.manual_seed(0)
     logits, target = random_pair()
-    both = [lovasz_hinge(logits, target), lovasz_hinge(-logits, 1 - target)]
-    torch.testing.assert_close(lovasz_hinge(logits, target, symmetric=True), sum(both) / 2)
+    both = [lovasz_hinge(logits, target, **options), lovasz_hinge(-logits, 1 - target, **options)]
+    for kind in (target, target.bool(), target.to(torch.uint8)):
+        loss = lovasz_hinge(logits, kind, symmetric=True, **options)
+        torch.testing.assert_close(loss, sum(both) / 2)
+
+
+def test_only_positive_hinges_are_sorted_where_few_are():
+    torch.manual_seed(0)
+    target = (torch.rand(2, 1, 20, 20) < 0.3).float()
+    logits = (2 * target - 1) * 5
+    logits[:, :, 0] = 0  # 20 of 400 pixels of each image are unsure
+    with mock.patch("minseg.lovasz.jaccard_weights", wraps=jaccard_weights) as weights:
+        lovasz_hinge(logits, target)
+        assert weights.call_args.args[0].shape == (2, 20)
+        lovasz_hinge(logits, target, margin="elu")  # each of its hinges is positive
+        assert weights.call_args.args[0].shape == (2, 400)
+        lovasz_hinge(-logits, target)
+        assert weights.call_args.args[0].shape == (2, 400)
 
 
 def test_it_equals_the_jaccard_loss_where_every_hinge_is_0_or_1(path):

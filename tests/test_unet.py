@@ -24,6 +24,21 @@ def test_other_sizes_are_padded_by_repeating_the_border():
     torch.testing.assert_close(net(x), whole[:, :, :40, :50])
 
 
+def test_only_a_single_small_image_in_training_is_padded_further():
+    net, seen = UNet("efficientnet-lite0"), []
+    net.encoder.stem.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[2:])))
+    for training, n, size in [(True, 1, 32), (False, 1, 32), (True, 2, 32), (True, 1, 33)]:
+        net.train(training)(torch.rand(n, 3, 20, size))
+    assert seen == [(64, 32), (32, 32), (32, 32), (32, 64)]
+
+
+def test_padding_and_epsilon_are_the_encoders():
+    net = UNet("efficientnet-lite0", padding="symmetric", bn_eps=1e-4, stochastic_depth=0.5)
+    assert not net.encoder.stem[0].same and net.encoder.stem[1].eps == 1e-4
+    assert net.encoder.blocks[-1].drop == pytest.approx(0.5 * 15 / 16)
+    assert net.block0.conv1[1].eps == 1e-5  # the decoder keeps PyTorch's
+
+
 def test_forward_is_the_figure():
     torch.manual_seed(0)
     net = UNet("efficientnet-lite0").eval()
@@ -80,5 +95,7 @@ def test_bad_arguments_are_refused_with_their_value():
         UNet("resnet34")
     with pytest.raises(ValueError, match="mean needs 4 numbers"):
         UNet(in_channels=4, mean=(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="std needs 3 numbers"):
+        UNet(std=(0.5,))
     with pytest.raises(ValueError, match="five numbers"):
         UNet(decoder_channels=(64, 32))

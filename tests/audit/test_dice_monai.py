@@ -5,7 +5,8 @@ import torch
 
 from minseg import dice_loss
 
-losses = pytest.importorskip("monai.losses", reason="needs monai: python -m pip install -e '.[audit]'")
+losses = pytest.importorskip(
+    "monai.losses", reason="needs monai: python -m pip install -e '.[audit]'")
 
 
 def test_dice_is_the_same_with_the_same_smoothing_in_value_and_gradient():
