@@ -106,14 +106,16 @@ def contact_sheet(
     columns = min(len(pictures), 2 if len(pictures) < 6 else 4)
     rows = -(-len(pictures) // columns)
     gap, text = 12, 24
-    size = (columns * (side + gap) + gap, rows * (side + text + gap) + gap + text)
-    sheet = Image.new("RGB", size, PAPER)
+    scaled = []
+    for picture, caption in pictures:
+        size = [max(1, round(n * side / max(picture.size))) for n in picture.size]
+        scaled.append((picture.resize(size, Image.LANCZOS), caption))
+    step = max(picture.height for picture, _ in scaled) + text + gap  # from one row to the next
+    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * step + gap + text), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(16))
-    for i, (picture, caption) in enumerate(pictures):
-        x, y = gap + i % columns * (side + gap), gap + text + i // columns * (side + text + gap)
-        factor = side / max(picture.size)
-        picture = picture.resize([max(1, round(n * factor)) for n in picture.size], Image.LANCZOS)
+    for i, (picture, caption) in enumerate(scaled):
+        x, y = gap + i % columns * (side + gap), gap + text + i // columns * step
         sheet.paste(picture, (x, y + text))
         draw.text((x, y), caption, INK, font(16))
     with atomic(path) as temporary:
