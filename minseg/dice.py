@@ -71,7 +71,8 @@ def dice_score(prediction: Tensor, target: Tensor) -> float:
     shapes differ, and for other floats: probabilities need a threshold first.
     """
     masks = []
-    for mask in (torch.as_tensor(prediction), torch.as_tensor(target)):
+    for mask in (prediction, target):
+        mask = mask if isinstance(mask, Tensor) else torch.tensor(mask)
         if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
             raise ValueError("dice_score compares masks: apply a threshold to probabilities first")
         masks.append(mask != 0)

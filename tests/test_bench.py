@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,3 +36,13 @@ def test_a_missing_peer_is_one_line(tmp_path, capsys, monkeypatch):
         main(["lovasz", "--against", "smp", "--images", "1", "--size", "8", "--out", str(tmp_path)])
     assert error.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_the_readme_quotes_what_the_bench_wrote():
+    root = Path(__file__).parent.parent
+    readme = (root / "README.md").read_text()
+    rows = json.loads((root / "docs/results/bench-lovasz.json").read_text())["rows"]
+    for row in rows:
+        ours, theirs = row["seconds"]["minseg"], row["seconds"]["smp"]
+        assert f"| {row['positive_hinges']:.1%} |".replace("%", " %") in readme
+        assert f"| {ours:.3f} s | {theirs:.3f} s | {row['ratio']:.3f} |" in readme
