@@ -49,7 +49,7 @@ def parse(argv=None):
     group.add_argument("--rle", type=Path, metavar="FILE",
                        help="CSV with the columns id and predicted, HuBMAP's run-length form")
     args = parser.parse_args(argv)
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = parser.device(args.device)
     if not 0 <= args.overlap <= 0.9:
         parser.error(f"--overlap {args.overlap}: needs a share from 0 to 0.9")
     for name in ("tile", "batch"):
@@ -67,10 +67,13 @@ def check_outputs(args):
         if path.stem in seen:
             raise ValueError(f"{path}: {seen[path.stem]} has the same name, so would its mask")
         seen[path.stem] = path
-    outputs = [args.out / f"{id}.tiff" for id in seen] + ([args.rle] if args.rle else [])
+    outputs = [args.out / f"{id}{end}" for id in seen for end in (".tiff", ".preview.png")]
+    outputs += [args.rle] if args.rle else []
     for output in outputs:
         if output.exists():
             raise ValueError(f"{output}: exists already: move it away, or give another place")
+    if args.rle and args.rle.resolve() in {path.resolve() for path in [args.out, *outputs[:-1]]}:
+        raise ValueError(f"{args.rle}: is the place of another output: give --rle another")
 
 
 @torch.inference_mode()
@@ -102,6 +105,12 @@ def segment(path, net, facts, args):
     return mask
 
 
+def write_csv(path, rows):
+    """The table that Kaggle takes: id,predicted."""
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("id", "predicted"), *rows])
+
+
 def main(argv=None):
     """Slide by slide; a bad one does not stop the others."""
     args = parse(argv)
@@ -121,18 +130,25 @@ def main(argv=None):
         try:
             mask = segment(path, net, facts, args)
         except (ValueError, OSError) as error:
-            print(f"infer.py: {error}", file=sys.stderr)
+            print(f"infer.py: {error if isinstance(error, ValueError) else f'{path}: {error}'}",
+                  file=sys.stderr)
             failed += 1
             continue
         rows.append((path.stem, rle_encode(mask)))
         print(f"{args.out / path.stem}.tiff  {mask.mean():.2%} positive", flush=True)
     if args.rle and rows:
-        with atomic(args.rle) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("id", "predicted"), *rows])
+        try:
+            write_csv(args.rle, rows)
+        except OSError as error:
+            print(f"infer.py: {args.rle}: cannot be written: {error}", file=sys.stderr)
+            sys.exit(1)
         print(args.rle)
     if failed:  # a batch goes on without its bad slides and says so with 1
         sys.exit(2 if len(args.slides) == 1 else 1)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninfer.py: stopped")

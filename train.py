@@ -69,16 +69,14 @@ def parse(argv=None):
             setattr(args, name, small if synthetic else usual)
     args.stride = args.tile // 2 if args.stride is None else args.stride
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = parser.device(args.device)
     for name in ("scale", "tile", "stride", "epochs", "batch", "lr"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError):
-        parser.error(f"--device {args.device}: there is none here: use --device cpu")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed {args.seed}: needs a whole number from 0 to 2^63 - 1")
     return args
 
 
@@ -90,9 +88,9 @@ def prepare(args):
     folder = args.out / f"fold{args.fold}"
     if folder.exists():
         raise ValueError(f"{folder}: holds a run already: give another --out, or delete it")
-    if (args.out / "config.json").exists():
-        if json.loads((args.out / "config.json").read_text()) != config:
-            raise ValueError(f"{args.out}: holds a run with other settings: give another --out")
+    written = args.out / "config.json"
+    if written.exists() and written.read_text() != json.dumps(config, indent=2) + "\n":
+        raise ValueError(f"{args.out}: holds a run with other settings: give another --out")
 
     data = args.data
     if data is None:
@@ -111,6 +109,8 @@ def prepare(args):
     positives = [int(slide.mask.sum()) for slide in slides]
     if not any(positives):
         raise ValueError(f"{data / 'masks'}: no mask has a positive pixel: nothing to learn from")
+    if len(set(groups)) < 2:
+        raise ValueError(f"{data}: is all one group: one has to be held out, so add another")
     if args.folds is None:
         args.folds = max(2, min(5, len(set(groups))))
     folds = group_folds(groups, positives, args.folds)
@@ -122,6 +122,9 @@ def prepare(args):
         raise ValueError(f"{data}: outside fold {args.fold} no mask has a positive pixel: "
                          "use another --fold")
     tiles = Tiles(trained, args.tile, args.stride, margin=args.tile // 8)
+    if not tiles.mask_area.any():
+        raise ValueError(f"{data / 'masks'}: nothing positive is left at --scale {args.scale}: "
+                         "use a smaller one")
 
     print(f"{data}: {len(slides)} images in {len(set(groups))} groups, fold {args.fold} of "
           f"{args.folds} held out: {len(trained)} images to train on, {len(held_out)} to score")
@@ -214,7 +217,7 @@ def train(args, net, loss, tiles, held_out, folder):
 
         if not total.isfinite():
             raise FloatingPointError(f"the loss is no longer finite in epoch {epoch + 1}: "
-                                     "lower --lr")
+                                     f"delete {folder} and lower --lr")
 
         results = predict(averaged.module, held_out, args, overlap=0)  # quick: no overlap
         rows.append({"epoch": epoch + 1, "steps": (epoch + 1) * batches,
@@ -241,6 +244,10 @@ def report(args, network, net, held_out, folder):
     each, pooled = dice(results, held_out)
     threshold, best = best_threshold([torch.from_numpy(result) for result in results],
                                      [torch.from_numpy(slide.mask) for slide in held_out])
+    state = {name: value.cpu() for name, value in net.state_dict().items()}
+    save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
+               threshold=threshold)
+
     names = [slide.item.id for slide in held_out]
     score = {"threshold": THRESHOLD, "pooled_dice": pooled, "mean_dice": float(np.mean(each)),
              "dice": dict(zip(names, each)), "best_threshold": threshold}
@@ -252,9 +259,6 @@ def report(args, network, net, held_out, folder):
     contact_sheet(folder / "preview.png", [
         (draw_outlines(held_out[i].image, results[i] >= THRESHOLD * 255, held_out[i].mask),
          f"{names[i]}: Dice {each[i]:.3f}") for i in chosen])
-    state = {name: value.cpu() for name, value in net.state_dict().items()}
-    save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
-               threshold=threshold)
 
     print("\nDice of the held-out images (threshold 0.5):")
     for i in worst_first[:10]:
@@ -279,12 +283,15 @@ def main(argv=None):
         sys.exit(2)
     try:
         net = train(args, net, loss, tiles, held_out, folder)
-    except FloatingPointError as error:
+        report(args, network, net, held_out, folder)
+    except (FloatingPointError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(1)
-    report(args, network, net, held_out, folder)
     print(f"{duration(time.monotonic() - start)}; look at {folder / 'preview.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ntrain.py: stopped")

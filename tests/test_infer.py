@@ -86,6 +86,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(model, slides, tmp_path, c
     assert "text.pt" in fails(capsys, 2, slides[0], "--model", tmp_path / "text.pt", "--out", out)
     assert "same name" in fails(capsys, 2, slides[0], slides[0], *usual)
     assert "--overlap" in fails(capsys, 2, slides[0], *usual, "--overlap", "1")
+    assert "--device" in fails(capsys, 2, slides[0], *usual, "--device", "meta")
+    for place in (out, out / "kidney0.tiff", out / ".." / "out" / "kidney0.preview.png"):
+        assert "another output" in fails(capsys, 2, slides[0], *usual, "--rle", place)
     assert "--window" in fails(capsys, 2, slides[0], *usual, "--window", "bartlett")
     assert not out.exists()
     assert "gone.png" in fails(capsys, 2, tmp_path / "gone.png", *usual)
@@ -107,6 +110,9 @@ def test_nothing_is_overwritten(model, slides, tmp_path, capsys):
     before = {p: p.read_bytes() for p in out.iterdir()}
     assert "kidney1.tiff" in fails(capsys, 2, *slides, "--model", model, "--out", out)
     assert {p: p.read_bytes() for p in out.iterdir()} == before
+    (out / "kidney0.preview.png").write_text("mine")
+    assert "kidney0.preview.png" in fails(capsys, 2, slides[0], "--model", model, "--out", out)
+    (out / "kidney0.preview.png").unlink()
     table = tmp_path / "submission.csv"
     table.write_text("mine")
     assert "submission.csv" in fails(capsys, 2, slides[0], "--model", model, "--out", out,

@@ -34,7 +34,7 @@ def refused(capsys, *arguments):
     """The one line that train.py leaves on stderr when it exits with 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as error:
-        train.main([*map(str, arguments), *QUICK])
+        train.main([*QUICK, *map(str, arguments)])
     assert error.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "Traceback" not in lines[0], lines
@@ -147,6 +147,22 @@ def test_every_bad_input_is_one_line_that_names_it(data, tmp_path, capsys):
     assert "focal" in refused(capsys, "--data", data, "--out", out, "--loss", "focal")
     assert "--stride" in refused(capsys, "--data", data, "--out", out, "--stride", "65")
     assert "--lr" in refused(capsys, "--data", data, "--out", out, "--lr", "0")
+    assert "--seed -1" in refused(capsys, "--data", data, "--out", out, "--seed", "-1")
+    assert "--device" in refused(capsys, "--data", data, "--out", out, "--device", "meta")
+
+    folder = copy("one")
+    (folder / "groups.csv").write_text("id,group\n" + "".join(f"slide0{i},a\n" for i in range(4)))
+    assert "is all one group" in refused(capsys, "--data", folder, "--out", out)
+    (folder / "groups.csv").unlink()
+    (folder / "groups.csv").symlink_to("gone.csv")
+    assert "groups.csv" in refused(capsys, "--data", folder, "--out", out)
+
+    folder = copy("tiny")
+    for mask in (folder / "masks").iterdir():
+        pixels = np.zeros((300, 256), np.uint8)
+        pixels[100, 100] = 255
+        Image.fromarray(pixels).save(mask)
+    assert "--scale 2" in refused(capsys, "--data", folder, "--out", out)
     assert not out.exists()  # nothing was written
 
 
@@ -170,7 +186,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_one_line(data, tmp_pa
     with pytest.raises(SystemExit) as error:
         train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--lr", "1e30"])
     assert error.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("in epoch 1: lower --lr")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("and lower --lr")
     assert not (tmp_path / "o" / "fold0" / "model.pt").exists()
 
 

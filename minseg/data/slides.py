@@ -15,6 +15,7 @@ once and keeps it in memory.
 """
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -63,7 +64,9 @@ def find_slides(folder: str | Path) -> list[Item]:
     for id, image in images.items():
         if id not in masks:
             raise ValueError(f"{image}: has no mask: add {folder / 'masks' / id}.png")
-    groups = read_groups(folder / "groups.csv") if (folder / "groups.csv").exists() else None
+    groups = None
+    if os.path.lexists(folder / "groups.csv"):  # a broken link is an error, not an absence
+        groups = read_groups(folder / "groups.csv")
     if groups is not None:
         for id in images:
             if not groups.get(id):
@@ -125,7 +128,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         jpeg = page.photometric.name == "YCBCR" and page.compression.name == "JPEG"
-        if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB") and not jpeg:
+        if page.photometric.name not in ("MINISBLACK", "RGB") and not jpeg:
             colours = page.photometric.name
             raise UnsupportedImage(f"its colours are {colours}: save it as RGB or grey")
         try:
@@ -135,8 +138,6 @@ def _read_tiff(path: Path) -> np.ndarray:
                 raise UnsupportedImage(f"{page.compression.name} compression needs imagecodecs: "
                                        "python -m pip install imagecodecs")
             raise
-    if page.photometric.name == "MINISWHITE":
-        array = ~array
     array = array.reshape([n for n, axis in zip(array.shape, axes) if n > 1 or axis in "YX"])
     if array.ndim == 3 and array.shape[0] in (3, 4) and axes.endswith("YX"):
         array = np.moveaxis(array, 0, 2)  # planes to pixels

@@ -43,7 +43,10 @@ def save_model(
     checkpoint = {"network": network, "state": state, "scale": scale, "tile": tile,
                   "threshold": threshold}
     with atomic(path) as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(f"{path}: cannot be written: {' '.join(str(error).split())[:80]}")
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
@@ -59,6 +62,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
         net = UNet(**checkpoint.pop("network"))
         net.load_state_dict(checkpoint.pop("state"))
         facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
+        if not all(value.isfinite().all() for value in net.state_dict().values()):
+            raise ValueError("it holds weights that are not finite")
     except Exception as error:  # torch, zip and pickle have many
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: is no minseg checkpoint: --model takes the model.pt of a run "

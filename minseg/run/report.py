@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .checkpoint import atomic
@@ -24,6 +25,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """Prints one line on stderr and exits with 2."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def device(self, name: str | None) -> str:
+        """`name` if there is such a device; None gives cuda where it is there, else cpu."""
+        name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.zeros(1, device=name).item()
+        except (RuntimeError, AssertionError, NotImplementedError):
+            self.error(f"--device {name}: there is none here: use --device cpu")
+        return name
 
 
 def duration(seconds: float) -> str:
