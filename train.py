@@ -81,7 +81,7 @@ def parse(argv=None):
 
 
 def prepare(args):
-    """Reads and checks everything before anything is written. ValueError says what is wrong."""
+    """Reads and checks everything, writes only synthetic slides. ValueError says what is wrong."""
     loss = make_loss(args.loss)
     config = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
     del config["fold"], config["device"]
@@ -144,7 +144,7 @@ def prepare(args):
 
 
 def learning_rate(step, steps):
-    """Share of the highest learning rate: up over the first tenth, then down half a cosine."""
+    """Share of the highest rate: up over a tenth (500 steps at most), then down half a cosine."""
     warm_up = max(1, min(500, steps // 10))
     if step < warm_up:
         return (step + 1) / warm_up

@@ -79,10 +79,12 @@ def best_threshold(
             raise ValueError(f"probabilities {tuple(probability.shape)} and "
                              f"target {tuple(target.shape)} differ")
         if probability.dtype != torch.uint8:
+            if not ((probability >= 0) & (probability <= 1)).all():
+                raise ValueError("probabilities lie in [0, 1]: apply a sigmoid to logits first")
             probability = (probability * 255).round().to(torch.uint8)
-        level = probability.flatten()
+        level, target = probability.flatten().cpu(), target.flatten().cpu()
         pixels += torch.bincount(level, minlength=256)
-        hits += torch.bincount(level[target.flatten() > 0], minlength=256)
+        hits += torch.bincount(level[target > 0], minlength=256)
     predicted = pixels.flip(0).cumsum(0).flip(0)[1:]  # pixels at or above level 1 ... 255
     true = hits.flip(0).cumsum(0).flip(0)[1:]
     total = predicted + hits.sum()

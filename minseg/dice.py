@@ -15,7 +15,7 @@ run over one image and channel, (H, W), or with `per_image=False` over one chann
 batch, (N, H, W); then the mean is taken.
 
 **The empty image** is where implementations part. Most tiles of a kidney slide hold no glomerulus,
-and for t = 0 the equation becomes smooth-only: S / (S + smooth) with S = sum p, whose slope
+and for t = 0 the loss is S / (S + smooth) with S = sum p, whose slope
 smooth / (S + smooth)^2 tells how strongly false positives are pushed down. For one 8 x 8 image,
 all empty, every logit 0 (S = 32) or -7 (S = 0.058):
 
@@ -28,7 +28,7 @@ all empty, every logit 0 (S = 32) or -7 (S = 0.058):
 segmentation_models.pytorch multiplies the loss by "has any positive", so an all-empty batch teaches
 nothing; in a mixed batch its empty images do count, through the batch's sums. MONAI's empty image
 costs 1 until it is nearly perfect, with next to no slope. `smooth=1` is a loss that falls to 0 with
-a slope that lasts: one pixel's worth of tolerance an image.
+a slope that lasts; one pixel's worth of false probability, S = 1, costs a half.
 
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.
@@ -49,7 +49,7 @@ from torch import Tensor
 def dice_loss(
     logits: Tensor, target: Tensor, *, smooth: float = 1.0, per_image: bool = True
 ) -> Tensor:
-    """1 - soft Dice of `logits` and `target`, both (N, C, H, W): a scalar in [0, 1).
+    """1 - soft Dice of `logits` and `target`, both (N, C, H, W): a scalar from 0 to 1.
 
     Computed in float32 or wider, under autocast too. ValueError where the shapes differ.
     Source: V-Net, arXiv 1606.04797, section 3, with unsquared probabilities.

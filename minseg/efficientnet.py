@@ -4,11 +4,11 @@
 its input larger *together*, by one rule. Its block, MBConv, widens a thin map, filters every
 channel on its own, weighs the channels, and narrows the map again:
 
-    expand    x -> 1x1 convolution, t times the channels      -> norm -> SiLU
+    expand    x -> 1x1 convolution, t times the channels      -> norm -> SiLU   (not if t = 1)
     depthwise      k x k, one filter a channel, stride 1 or 2 -> norm -> SiLU
     squeeze        channel mean -> 1x1 -> SiLU -> 1x1 -> sigmoid, times the map
     project        1x1 convolution to c channels              -> norm        (no activation)
-    add            + x, where neither stride nor channels change
+    add            + x, where the stride is 1 and the channels stay
 
 **Compound scaling.** For a coefficient phi, depth = 1.2^phi, width = 1.1^phi and resolution =
 1.15^phi, so that the multiply-adds grow like (1.2 * 1.1^2 * 1.15^2)^phi, about 2^phi. The authors
@@ -27,7 +27,7 @@ probability p the block passes x on, else x + branch / (1 - p). p grows linearly
 | padding at stride 2 | not said | SAME | symmetric | `tf_*` SAME, else symmetric | `padding` |
 | batch norm's epsilon | not said | 1e-3 | 1e-5, from B5 up 1e-3 | as the padding | `bn_eps` |
 | batch norm's momentum | 0.99 | 0.99 | 0.1, from B5 up 0.01 | 0.1 | 0.1 |
-| p at the last block | 0.2 | 0.2 | 0.2 | an argument | `stochastic_depth` |
+| p of block i of n | 0.2, linear | 0.2 i / n | 0.2 i / n | an argument | `stochastic_depth` i / n |
 
 (TensorFlow's momentum 0.99 is PyTorch's 0.01: in a run of a few hundred steps the statistics it
 starts from would still be standing at the end.)
@@ -160,7 +160,7 @@ class EfficientNet(nn.Module):
     """EfficientNet B0 to B7 and Lite0 to Lite4 (arXiv 1905.11946, section 3.3 and table 1).
 
     `num_classes=0` leaves out the head convolution and the classifier: only `features` is left.
-    `padding` is "same" (TensorFlow) or "symmetric"; `stochastic_depth` is the last block's p.
+    `padding` is "same" (TensorFlow) or "symmetric"; `stochastic_depth` is what p grows to.
     Raises ValueError for an unknown name or padding.
     """
 

@@ -8,8 +8,8 @@ Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
 
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 
-**Source.** The winner of HuBMAP trained with BCE + Lovász; nnU-Net (arXiv 1809.10486, section 2.2)
-with cross-entropy + Dice.
+**Source.** The post names Lovász with Dice or cross-entropy; nnU-Net (arXiv 1809.10486, section
+2.3) trains with cross-entropy + Dice.
 
 >>> loss = make_loss("0.5*bce+dice")
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])

@@ -5,7 +5,7 @@ defined on *sets* of pixels and has no gradient. The Lovász extension turns a s
 function of real numbers that agrees with it on the sets and is convex, because the Jaccard loss is
 submodular. Give it the pixels' hinges, and the result is a convex surrogate of 1 - Jaccard.
 
-    Delta(M) = |M| / |{t = 1} or M|               1 - Jaccard, if just the pixels in M are wrong
+    Delta(M) = |M| / |{t = 1} union M|            1 - Jaccard, if just the pixels in M are wrong
     e_i = 1 - z_i (2 t_i - 1)                     the margin by which pixel i's logit z_i misses
     m_i = max(0, e_i)                             its hinge: 0 once it is right by 1 or more
     loss = sum_k m_(k) (Delta({1..k}) - Delta({1..k-1}))       pixels sorted: m_(1) >= m_(2) >= ...
@@ -19,13 +19,13 @@ they are also the gradient with respect to m.
 images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
 
 **An image without positives** has Delta(M) = 1 for every M but the empty one: only the worst pixel
-pays, and only it has a gradient. An image with nothing else has Delta(M) = |M| / P: the mean hinge.
+pays, and only it has a gradient. An image of positives only has Delta(M) = |M| / P: the mean hinge.
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
 | hinge | max(0, e) | max(0, e) | elu(e) + 1: right pixels keep a pull | `margin` |
 | both classes | foreground | foreground | the mean of both | `symmetric` |
-| images | each | a Python loop | a Python loop | one sort of all |
+| images | each | the batch; or each, in a Python loop | each, in a loop | one sort of all |
 
 A hinge of 0 costs nothing wherever it stands, so only positive ones need sorting. Late in training
 those are a few pixels in a hundred, which saves a CPU nearly the whole sort. A GPU has sorted all
@@ -118,6 +118,6 @@ def lovasz_hinge(
             packed = hinges.new_zeros(2, rows, max(1, int(count.max())))
             packed[0, row, place] = hinges.flatten()[index]
             packed[1, row, place] = target.flatten()[index]
-            weights = torch.zeros_like(hinges)
+            weights = torch.zeros(rows, pixels, dtype=hinges.dtype)
             weights.view(-1)[index] = jaccard_weights(*packed, positives)[row, place]
     return (hinges * weights).sum() / len(hinges)

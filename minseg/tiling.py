@@ -6,11 +6,11 @@ tiles overlap, average them with a weight that falls towards the border of each.
 
     p(x) = sum_i w(x - o_i) p_i(x - o_i) / sum_i w(x - o_i)     o_i: tile i's corner, w: the window
 
-               ________patch 2_______
-     ___patch 1_______|___           |     the pixel * lies deep inside patch 1 and close to the
-    |                 | * |          |     border of patch 2: patch 1 has the greater say
-    |_________________|___|          |
-                      |______________|
+                 ________patch 2________
+     ____patch 1_|_________             |    the pixel * lies deep inside patch 1 and close to
+    |            |*        |            |    the border of patch 2: patch 1 has the greater say
+    |____________|_________|            |
+                 |______________________|
 
 **The windows**, along one axis of T pixels at positions x = 1/2, 3/2 ... T - 1/2; the weight of a
 pixel is the product over both axes, scaled to a maximum of 1:
@@ -18,9 +18,9 @@ pixel is the product over both axes, scaled to a maximum of 1:
 | window | weight | |
 |---|---|---|
 | uniform | 1 | the plain average |
-| linear | min(x, T - x) | the distance to the nearest side; the post's |
-| hann | sin^2(pi x / T) | at stride T/2 neighbours add up to 1 by themselves |
-| gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)), at least 1e-3 | nnU-Net's and MONAI's |
+| linear | min(x, T - x) | the distance to the nearest side: the post's idea at its simplest |
+| hann | sin^2(pi x / T) | at stride T/2 neighbours add up to a constant |
+| gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)), at least 1e-3 | nnU-Net's; the floor is MONAI's |
 
 **Shapes.** uint8 (N, 3, T, T) goes to the network, probabilities (N, C, T, T) come back. Rows of
 tiles are blended in a band (C, T, width), and rows that no later tile touches are handed out at
@@ -111,6 +111,7 @@ def predict_bands(
     total, norm = None, torch.zeros(tile, padded)  # of the rows [top, top + tile)
     for top, following in zip(tops, [*tops[1:], height]):
         rows = min(tile, height)
+        # a copy: what was read may be read-only, or a view in another order
         strip = torch.from_numpy(np.array(read(top, 0, rows, width), order="C"))
         strip = strip.permute(2, 0, 1)  # (3, rows, width)
         if rows < tile or width < tile:
@@ -119,7 +120,9 @@ def predict_bands(
         for i in range(0, len(lefts), batch):
             some = lefts[i : i + batch]
             tiles = torch.stack([strip[:, :, left : left + tile] for left in some])
-            probabilities = predict(tiles).to("cpu", torch.float32)  # (N, C, tile, tile)
+            probabilities = predict(tiles).detach().to("cpu", torch.float32)  # (N, C, tile, tile)
+            if probabilities.shape[2:] != tiles.shape[2:]:
+                raise ValueError(f"predict gave {tuple(probabilities.shape)} for tiles of {tile}")
             if total is None:
                 total = torch.zeros(probabilities.shape[1], tile, padded)
             for left, probability in zip(some, probabilities):
@@ -128,7 +131,7 @@ def predict_bands(
 
         done = following - top  # no later tile reaches above `following`
         yield top, total[:, :done, :width] / norm[:done, :width]
-        for sums in (total, norm):
+        for sums in (total, norm):  # move the band down
             sums.copy_(sums.roll(-done, -2))
             sums[..., tile - done :, :] = 0
 

@@ -20,12 +20,13 @@ up: the border is repeated to the next multiple of 32 and cut off again at the e
 | convolutions | without padding: 572 x 572 in, 388 x 388 out | padded | padded |
 | upsampling | transposed convolution | nearest | nearest |
 | encoder's head convolution | - | kept, never used: 412,160 parameters | left out |
-| other sizes than multiples of 32 | - | an error | padded inside |
+| other sizes than multiples of 32 | - | maps are resized to the skips | padded inside |
 | mean and standard deviation | - | the caller's affair | part of the network |
 
 B0 has one peculiarity: segmentation_models.pytorch takes its stride-16 skip after block 8 of 0 to
 15, two blocks before the last map of that size (from B1 up it takes the last). This U-Net does the
-same for B0, so that weights trained there give the same logits here.
+same for B0, so that weights trained there give the same logits here. B1 to B7 agree only nearly:
+there the encoder's padding is fixed for the authors' image size, whatever the input's.
 
 **Source.** Ronneberger, Fischer and Brox, *U-Net*, MICCAI 2015, arXiv 1505.04597, figure 1.
 
@@ -106,7 +107,7 @@ class UNet(nn.Module):
         self.encoder = EfficientNet(encoder, in_channels, num_classes=0, padding=padding,
                                     bn_eps=bn_eps, stochastic_depth=stochastic_depth)
         if encoder == "efficientnet-b0":
-            self.encoder.taps = [2, 4, 8, 15]  # see the table's last paragraph
+            self.encoder.taps = [2, 4, 8, 15]  # B0's peculiarity, see above
         x1, x2, x3, x4, x5 = self.encoder.feature_channels
         d4, d3, d2, d1, d0 = decoder_channels
         self.block4 = DecoderBlock(x5, x4, d4)
@@ -131,5 +132,5 @@ class UNet(nn.Module):
         d3 = self.block3(d4, x3)
         d2 = self.block2(d3, x2)
         d1 = self.block1(d2, x1)
-        d0 = self.block0(d1)  # (N, 16, H, W)
+        d0 = self.block0(d1)  # (N, decoder_channels[4], H, W), padded
         return self.head(d0)[:, :, :height, :width]

@@ -87,6 +87,12 @@ def test_without_any_positive_the_empty_prediction_is_right():
     assert dice == 1 and threshold > 0.6
 
 
+@pytest.mark.parametrize("value", [-3.0, 1.2, float("nan")])
+def test_what_is_no_probability_is_refused(value):
+    with pytest.raises(ValueError, match="sigmoid"):
+        best_threshold(torch.tensor([0.5, value]), torch.tensor([0, 1]))
+
+
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="differ"):
         best_threshold([torch.zeros(2, 3)], [torch.zeros(3, 2)])

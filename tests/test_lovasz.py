@@ -187,6 +187,16 @@ def test_it_computes_in_float32_under_autocast_and_from_half():
     torch.testing.assert_close(mixed, lovasz_hinge(logits.double(), target.double()).float())
 
 
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_layout_in_memory_does_not_matter(path, n, per_image):
+    torch.manual_seed(0)
+    logits, target = random_pair(n, 2, 8, 8)
+    other = logits.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(lovasz_hinge(other, target, per_image=per_image),
+                               lovasz_hinge(logits, target, per_image=per_image))
+
+
 def test_the_order_of_images_and_pixels_does_not_matter():
     torch.manual_seed(0)
     logits, target = random_pair(3, 1)

@@ -14,9 +14,12 @@ pixels.
 
 **Stain.** A dye of concentration c lets through I = 255 exp(-c a), a being its absorbance in red,
 green and blue (Beer and Lambert). In optical density, D = -log(I / 255), stains just add up: split
-D into haematoxylin, eosin and a rest, scale each, add them up again, go back.
+D into haematoxylin, eosin and DAB (on other stains: what takes their place), scale each, go back.
 
     D' = D M^-1 diag(1 + alpha) M,        the rows of M: each stain's absorbance
+
+(computed from (I + 1) / 256, so that black has a density). Angles reach 10 degrees, sizes and
+contrast and brightness 10 %, stains 15 % either way.
 
 **Shapes.** uint8 (N, 3, tile + 2 margin, tile + 2 margin) and masks (N, 1, same) -> float
 (N, 3, tile, tile) in [0, 1] and float masks (N, 1, tile, tile). Random numbers are drawn on the CPU
@@ -24,7 +27,7 @@ from the generator given, so that every device sees the same augmentation.
 
 **Source.** The stain matrix: Ruifrok and Johnston, *Quantification of histochemical staining by
 color deconvolution*, Anal. Quant. Cytol. Histol. 2001. Stain augmentation: Tellez et al., *Whole-
-Slide Mitosis Detection*, IEEE TMI 2018, arXiv 1808.05896, section III-C.
+Slide Mitosis Detection*, IEEE TMI 2018, arXiv 1808.05896 (without their shift).
 """
 
 import math
@@ -35,7 +38,7 @@ from torch.nn import functional as F
 
 ANGLE, SCALE = 10.0, 0.1  # degrees and log: up to 10 degrees and 10 % either way
 STAIN, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1
-STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # haematoxylin, eosin, rest
+STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # haematoxylin, eosin, DAB
 
 
 def augment(
@@ -79,7 +82,6 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
         for k, strength in ((3, STAIN), (1, CONTRAST), (1, BRIGHTNESS))
     )
     stains = torch.tensor(STAINS)
-    stains = stains / stains.norm(dim=1, keepdim=True)
     change = stains.inverse() @ torch.diag_embed(1 + stain) @ stains  # (N, 3, 3), of row vectors
     density = -((images * 255 + 1) / 256).log()
     density = torch.einsum("nchw,ncd->ndhw", density, change.to(images.device))
