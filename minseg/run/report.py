@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         name = name or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.zeros(1, device=name).item()
-        except (RuntimeError, AssertionError, NotImplementedError):
+        except (RuntimeError, AssertionError):
             self.error(f"--device {name}: there is none here: use --device cpu")
         return name
 
