@@ -6,30 +6,45 @@ In reading order:
 |---|---|
 | `unet` | the network: what goes where |
 | `efficientnet` | its encoder |
+| `attention_gate` | skips that let through what the deeper map asks for |
+| `scse` | a map weighs its channels and its places, at once |
+| `cbam` | the same one after the other, by maximum and mean |
+| `hypercolumn` | every pixel described by the maps of all sizes |
 | `dice` | a loss that compares regions, not pixels |
 | `lovasz` | a convex loss made from the Jaccard index itself |
-| `losses` | sums of losses |
+| `losses` | sums of losses, and one after the other |
+| `deep_supervision` | a loss at every size |
+| `sampling` | all tiles with something, some of those without |
 | `tiling` | slides of any size, by tiles weighted towards their centre |
+| `tta` | eight views of each tile, averaged |
 | `crossval` | a score to trust: folds of whole groups, thresholds chosen elsewhere |
 | `data` | slides, masks, tiles, augmentation, synthetic kidneys |
 | `run` | files that are complete or absent, progress, pictures |
 | `lab` | programs that measure |
 """
 
+from .attention_gate import AttentionGate
+from .cbam import CBAM
 from .crossval import best_threshold, group_folds
+from .deep_supervision import deep_supervision_loss
 from .dice import dice_loss, dice_score
 from .efficientnet import EfficientNet
+from .hypercolumn import Hypercolumn
 from .losses import make_loss
 from .lovasz import lovasz_hinge
+from .sampling import epoch_indices
+from .scse import SCSE
 from .tiling import blend_window, predict_bands, predict_image, tile_starts
+from .tta import flips_and_turns
 from .unet import UNet
 
 _DATA = {"open_slide": "slides", "rle_encode": "rle", "rle_decode": "rle"}
 
 __all__ = [
-    "EfficientNet", "UNet", "best_threshold", "blend_window", "dice_loss", "dice_score",
-    "group_folds", "lovasz_hinge", "make_loss", "predict_bands", "predict_image", "tile_starts",
-    *_DATA,
+    "AttentionGate", "CBAM", "EfficientNet", "Hypercolumn", "SCSE", "UNet", "best_threshold",
+    "blend_window", "deep_supervision_loss", "dice_loss", "dice_score", "epoch_indices",
+    "flips_and_turns", "group_folds", "lovasz_hinge", "make_loss", "predict_bands",
+    "predict_image", "tile_starts", *_DATA,
 ]
 
 

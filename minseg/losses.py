@@ -1,4 +1,4 @@
-"""# Sums of losses
+"""# Sums of losses, and two stages
 
 **Idea.** Each loss sees something the others miss. Cross-entropy gives every pixel a clean gradient
 but counts background; Dice looks at regions, but coarsely; the Lovász hinge goes straight for the
@@ -6,15 +6,24 @@ Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
 
     loss = w1 loss1 + w2 loss2 + ...          make_loss("bce+dice"), make_loss("0.5*bce+lovasz")
 
+**Two stages** are the other remedy: train with a tame loss until the network finds the objects,
+then switch to the one that is wanted. The learning rate warms up again, for what the optimiser
+remembers belongs to the other loss.
+
+    loss in epoch e of E  =  first  if e < switch E,  else then              (e counts from 0)
+
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 
-**Source.** The post names Lovász with Dice or cross-entropy; nnU-Net (arXiv 1809.10486, section
+**Source.** The post this project was made from names Lovász with Dice or cross-entropy, and Dice
+first, Lovász later; nnU-Net (arXiv 1809.10486, section
 2.3) trains with cross-entropy + Dice.
 
 >>> loss = make_loss("0.5*bce+dice")
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])
 >>> round(loss(logits, target).item(), 4)  # 0.5 * log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1)
 0.8466
+>>> first_stage(10, 0.6), first_stage(2, 0.9)  # epochs 0 to 5, epoch 0
+(6, 1)
 """
 
 from collections.abc import Callable
@@ -61,3 +70,15 @@ def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
         return sum(factor * term(logits, target) for factor, term in terms)
 
     return loss
+
+
+def first_stage(epochs: int, switch: float) -> int:
+    """How many of `epochs` belong to the first stage: the share `switch`, to the nearest epoch.
+
+    Each stage has one epoch at least. ValueError where there is only one epoch, and for shares
+    outside (0, 1).
+    """
+    if epochs < 2 or not 0 < switch < 1:
+        raise ValueError(f"two stages of {epochs} epochs, switched at {switch}: "
+                         "need 2 epochs or more, and a share between 0 and 1")
+    return min(max(round(switch * epochs), 1), epochs - 1)

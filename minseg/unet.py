@@ -23,6 +23,12 @@ up: the border is repeated to the next multiple of 32 and cut off again at the e
 | other sizes than multiples of 32 | - | maps are resized to the skips | padded inside |
 | mean and standard deviation | - | the caller's affair | part of the network |
 
+**The tricks**, each in a file of its own, off unless switched on, go where they are marked:
+
+    block(d, x) = attention(conv(conv([up(d), gate(x, d)])))         attention_gate; scse or cbam
+    logits = 3 x 3 convolution of hypercolumn(d0, d1, d2, d3, d4)    hypercolumn, instead of d0
+    1 x 1 convolutions of d1, d2, d3, d4: four more logits           deep_supervision, in training
+
 B0 has one peculiarity: segmentation_models.pytorch takes its stride-16 skip after block 8 of 0 to
 15, two blocks before the last map of that size (from B1 up it takes the last). This U-Net does the
 same for B0, so that weights trained there give the same logits here. B1 to B7 agree only nearly:
@@ -43,7 +49,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention_gate import AttentionGate
+from .cbam import CBAM
 from .efficientnet import EfficientNet
+from .hypercolumn import Hypercolumn
+from .scse import SCSE
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -55,28 +65,51 @@ def conv_norm_relu(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
 
 
+def self_attention(name: str | None, channels: int) -> nn.Module:
+    """What follows a decoder block's convolutions: SCSE, CBAM, or nothing. ValueError for others.
+
+    "cbam3" is the CBAM of HuBMAP's winner: 3 x 3, without norm.
+    """
+    if name is None:
+        return nn.Identity()
+    if name == "scse":
+        return SCSE(channels)
+    if name == "cbam":
+        return CBAM(channels)
+    if name == "cbam3":
+        return CBAM(channels, kernel_size=3, spatial_norm=False)
+    raise ValueError(f'attention is None, "scse", "cbam" or "cbam3", not {name!r}')
+
+
 class DecoderBlock(nn.Module):
     """(N, c_in, H, W) and a skip (N, c_skip, 2H, 2W) -> (N, c_out, 2H, 2W)."""
 
-    def __init__(self, c_in: int, c_skip: int, c_out: int):
+    def __init__(
+        self, c_in: int, c_skip: int, c_out: int, gated: bool = False, attention: str | None = None
+    ):
         super().__init__()
+        self.gate = AttentionGate(c_skip, c_in) if gated else None
         self.conv1 = conv_norm_relu(c_in + c_skip, c_out)
         self.conv2 = conv_norm_relu(c_out, c_out)
+        self.attention = self_attention(attention, c_out)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if self.gate is not None:
+            skip = self.gate(skip, x)  # the map from below says where to look
         x = F.interpolate(x, scale_factor=2, mode="nearest")  # (N, c_in, 2H, 2W)
         if skip is not None:
             x = torch.cat([x, skip], 1)  # (N, c_in + c_skip, 2H, 2W)
-        return self.conv2(self.conv1(x))
+        return self.attention(self.conv2(self.conv1(x)))
 
 
 class UNet(nn.Module):
     """A U-Net (arXiv 1505.04597) on an EfficientNet encoder.
 
-    `classes` are binary problems of their own: one logit map each. `mean` and `std`, one number a
+    `classes` are binary problems of their own: one logit map each. `gates`, `attention`,
+    `hypercolumn` and `deep_supervision` switch the tricks on, in any combination. `mean` and `std`, one number a
     channel, normalise the input; None means ImageNet's for three channels, else 0.5 and 0.5.
     `padding`, `bn_eps` and `stochastic_depth` are the encoder's. Raises ValueError for an unknown
-    encoder, and where `mean` or `std` do not have one number a channel.
+    encoder or attention, and where `mean` or `std` do not have one number a channel.
     """
 
     def __init__(
@@ -86,6 +119,10 @@ class UNet(nn.Module):
         in_channels: int = 3,
         classes: int = 1,
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        gates: bool = False,
+        attention: str | None = None,
+        hypercolumn: bool = False,
+        deep_supervision: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         padding: str = "same",
@@ -110,17 +147,25 @@ class UNet(nn.Module):
             self.encoder.taps = [2, 4, 8, 15]  # B0's peculiarity, see above
         x1, x2, x3, x4, x5 = self.encoder.feature_channels
         d4, d3, d2, d1, d0 = decoder_channels
-        self.block4 = DecoderBlock(x5, x4, d4)
-        self.block3 = DecoderBlock(d4, x3, d3)
-        self.block2 = DecoderBlock(d3, x2, d2)
-        self.block1 = DecoderBlock(d2, x1, d1)
-        self.block0 = DecoderBlock(d1, 0, d0)
+        self.block4 = DecoderBlock(x5, x4, d4, gates, attention)
+        self.block3 = DecoderBlock(d4, x3, d3, gates, attention)
+        self.block2 = DecoderBlock(d3, x2, d2, gates, attention)
+        self.block1 = DecoderBlock(d2, x1, d1, False, attention)  # the finest skip is not gated
+        self.block0 = DecoderBlock(d1, 0, d0, False, attention)
+        self.hypercolumn = Hypercolumn((d0, d1, d2, d3, d4), d0) if hypercolumn else None
         self.head = nn.Conv2d(d0, classes, 3, padding=1)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.deep_heads = None
+        if deep_supervision:
+            self.deep_heads = nn.ModuleList(nn.Conv2d(c, classes, 1) for c in (d1, d2, d3, d4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W)."""
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """(N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W).
+
+        With deep supervision, while training: five logits, finest first, the k-th
+        (N, classes, H/2^k, W/2^k), sizes rounded up.
+        """
         height, width = x.shape[2:]
         down, right = -height % 32, -width % 32
         if self.training and len(x) == 1 and max(height, width) <= 32:
@@ -133,4 +178,11 @@ class UNet(nn.Module):
         d2 = self.block2(d3, x2)
         d1 = self.block1(d2, x1)
         d0 = self.block0(d1)  # (N, decoder_channels[4], H, W), padded
-        return self.head(d0)[:, :, :height, :width]
+        last = self.hypercolumn([d0, d1, d2, d3, d4]) if self.hypercolumn else d0
+        logits = self.head(last)[:, :, :height, :width]
+        if self.deep_heads is None or not self.training:
+            return logits
+        deep = [head(d) for head, d in zip(self.deep_heads, (d1, d2, d3, d4))]
+        return [logits] + [
+            z[:, :, : -(-height // 2**k), : -(-width // 2**k)] for k, z in enumerate(deep, 1)
+        ]

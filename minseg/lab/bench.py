@@ -1,12 +1,14 @@
 """Benchmarks, as programs: they print a table and write it to docs/results/ as JSON.
 
     python -m minseg.lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
+    python -m minseg.lab.bench hypercolumn
 
 Machines are noisy and change their speed within a minute, so two things are compared in turn, round
 by round, and what counts is the ratio of their medians.
 """
 
 import json
+import multiprocessing
 import platform
 import statistics
 import subprocess
@@ -16,10 +18,12 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..data.slides import shrink
 from ..data.synthetic import synthetic_slide
+from ..hypercolumn import Hypercolumn
 from ..lovasz import lovasz_hinge
 from ..run.checkpoint import atomic, load_model
 from ..run.report import Parser
@@ -117,21 +121,81 @@ def bench_lovasz(args) -> list[dict]:
     return rows
 
 
+class Concatenation(nn.Module):
+    """The hypercolumn taken literally: enlarge, stack, convolve."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.project = nn.Conv2d(sum(in_channels), out_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, maps):
+        size = maps[0].shape[2:]
+        large = [F.interpolate(x, size, mode="bilinear") for x in maps[1:]]
+        return F.relu(self.norm(self.project(torch.cat([maps[0], *large], 1))))
+
+
+def hypercolumn_step(kind: type[nn.Module], args) -> Callable[[], None]:
+    """A forward and backward pass of `kind` on the five decoder maps of the plain U-Net."""
+    channels = (16, 32, 64, 128, 256)
+    torch.manual_seed(0)
+    module = kind(channels, 16).to(args.device)
+    maps = [torch.rand(args.images, c, args.size >> k, args.size >> k, device=args.device)
+            .requires_grad_() for k, c in enumerate(channels)]
+    return lambda: module(maps).sum().backward()
+
+
+def peak_memory(kind: type[nn.Module], args) -> float:
+    """GiB that one step of `kind` needs beyond its maps and weights, in a process of its own."""
+    import resource  # Unix only
+
+    torch.set_num_threads(1)  # no scratch space for each thread
+    step = hypercolumn_step(kind, args)
+    if args.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+
+
+def bench_hypercolumn(args) -> list[dict]:
+    """Memory and time of the hypercolumn and of the concatenation that it replaces."""
+    kinds = {"minseg": Hypercolumn, "concatenation": Concatenation}
+    memory = {}
+    for name, kind in kinds.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            memory[name] = pool.apply(peak_memory, (kind, args))
+    steps = {name: hypercolumn_step(kind, args) for name, kind in kinds.items()}
+    seconds = in_turn(steps, args.rounds)
+    row = {"bench": "hypercolumn", "shape": [args.images, 496, args.size, args.size],
+           "peak_gib": {n: round(v, 3) for n, v in memory.items()},
+           "seconds": {n: round(v, 4) for n, v in seconds.items()}}
+    for name in kinds:
+        print(f"{name}: {memory[name]:.2f} GiB beyond its maps, {seconds[name]:.3f} s")
+    return [row]
+
+
+BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn}
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line: `python -m minseg.lab.bench WHAT`."""
     parser = Parser(prog="python -m minseg.lab.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("lovasz",))
+    parser.add_argument("what", choices=BENCHES)
     parser.add_argument("--against", choices=("smp",), help="segmentation_models.pytorch")
     parser.add_argument("--model", type=Path, metavar="FILE",
                         help="model.pt of a run on synthetic slides: times its logits, too")
-    parser.add_argument("--images", type=int, default=16, help="default 16")
+    parser.add_argument("--images", type=int, help="default 16; hypercolumn 2")
     parser.add_argument("--size", type=int, default=640, help="side in pixels, default 640")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
+    args.images = args.images or (2 if args.what == "hypercolumn" else 16)
     try:
-        rows = bench_lovasz(args)
+        rows = BENCHES[args.what](args)
     except ImportError as error:
         parser.error(f"--against {args.against}: {error.name} is not installed: "
                      "pip install -e '.[audit]'")

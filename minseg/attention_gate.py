@@ -1,0 +1,70 @@
+"""# Attention gates
+
+**Idea.** A skip brings the decoder everything that the encoder saw, most of it beside the point.
+The deeper map already knows roughly *where* the object is: let it weigh the skip's pixels, one
+number from 0 to 1 for each place, before the two are joined.
+
+    q      = psi(ReLU(theta(x) + phi(g)))         x: the skip, g: the deeper map ("gate")
+    alpha  = up(sigmoid(q))                       one map, in (0, 1)
+    output = BN(W(alpha x))
+
+theta is a 2 x 2 convolution of stride 2 (it brings the skip down to the gate's size), phi, psi and
+W are 1 x 1. It is called additive attention: the two are added, and a ReLU and psi make a score of
+the sum, where multiplicative attention would take their dot product.
+
+**Shapes.** `skip` (N, Cs, H, W), `gate` (N, Cg, H/2, W/2) -> (N, Cs, H, W); theta and phi have
+`inter_channels`, Cs / 2 unless told otherwise; `attention` gives alpha, (N, 1, H, W).
+
+| what | paper | authors' code | MONAI | here |
+|---|---|---|---|---|
+| theta | 1 x 1, on the reduced skip | 2 x 2, stride 2, no bias | 1 x 1, BN | 2 x 2, stride 2, no bias |
+| the gate g | one level deeper | deepest: 1 x 1, BN, ReLU before | upsampled | as it is |
+| psi | bias | bias | bias, BN | bias |
+| W and its norm | - | 1 x 1 with bias, BN | none | 1 x 1, BN |
+| finest skip | not gated | not gated | gated | not gated (see `unet`) |
+
+(A bias in W would be taken away again by the norm.) The paper starts its gates open, so that
+everything passes; here they start near a half everywhere, and the norm undoes that.
+segmentation_models.pytorch and the winner of HuBMAP have no such gates: what Kaggle calls attention
+is mostly `scse` or `cbam`, where a map weighs itself.
+
+**Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
+arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gated-Networks.
+
+>>> gate = AttentionGate(skip_channels=4, gate_channels=8)
+>>> skip, deeper = torch.randn(1, 4, 6, 6), torch.randn(1, 8, 3, 3)
+>>> gate(skip, deeper).shape, gate.attention(skip, deeper).shape
+(torch.Size([1, 4, 6, 6]), torch.Size([1, 1, 6, 6]))
+>>> _ = nn.init.zeros_(gate.psi.weight), nn.init.constant_(gate.psi.bias, -2)
+>>> gate.attention(skip, deeper)[0, 0, 0, :3].detach()  # sigmoid(-2), wherever one looks
+tensor([0.1192, 0.1192, 0.1192])
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AttentionGate(nn.Module):
+    """Additive grid attention (arXiv 1804.03999, equations 1 and 2, as its authors coded it)."""
+
+    def __init__(self, skip_channels: int, gate_channels: int, inter_channels: int | None = None):
+        super().__init__()
+        inter = inter_channels or max(1, skip_channels // 2)
+        self.theta = nn.Conv2d(skip_channels, inter, 2, stride=2, bias=False)
+        self.phi = nn.Conv2d(gate_channels, inter, 1)
+        self.psi = nn.Conv2d(inter, 1, 1)
+        self.project = nn.Conv2d(skip_channels, skip_channels, 1, bias=False)  # the equation's W
+        self.norm = nn.BatchNorm2d(skip_channels)
+
+    def attention(self, skip: Tensor, gate: Tensor) -> Tensor:
+        """alpha: how much of each pixel of `skip` passes, (N, 1, H, W) in (0, 1)."""
+        x, g = self.theta(skip), self.phi(gate)  # (N, inter, H/2, W/2), twice
+        if g.shape[2:] != x.shape[2:]:
+            g = F.interpolate(g, x.shape[2:], mode="bilinear")
+        alpha = self.psi(F.relu(x + g)).sigmoid()  # (N, 1, H/2, W/2)
+        return F.interpolate(alpha, skip.shape[2:], mode="bilinear")  # (N, 1, H, W)
+
+    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
+        """(N, Cs, H, W) and (N, Cg, H/2, W/2) -> (N, Cs, H, W)."""
+        return self.norm(self.project(skip * self.attention(skip, gate)))

@@ -1,0 +1,74 @@
+"""# CBAM: first which channel, then which place
+
+**Idea.** As `scse`, a map weighs itself by channel and by place; but one after the other, and each
+from the maximum as well as from the mean, for a rare strong response drowns in a mean.
+
+    c      = sigmoid(MLP(max of x over places) + MLP(mean of x over places))     (N, C, 1, 1)
+    x'     = c x
+    s      = sigmoid(BN(f([max of x' over channels, mean of x' over channels]))) (N, 1, H, W)
+    output = s x'
+
+MLP(v) = W2 ReLU(W1 v + b1) + b2, one and the same for both; f is a k x k convolution of two maps to
+one, without bias.
+
+**Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows, k is `kernel_size`.
+
+| what | paper | authors' code | timm | HuBMAP's winner | here |
+|---|---|---|---|---|---|
+| the two maps | mean, max | max, mean | mean, max | max, mean | max, mean |
+| k | 7 | 7 | 7 | 3 | `kernel_size`, 7 |
+| norm after f | not said | BN | BN | none | `spatial_norm` |
+| MLP's biases | left out | yes | none | none | yes |
+| reduction | 16 | 16 | 16 | 16 | `reduction`, 16 |
+
+`CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's but for the biases; the winner
+puts it at the end of each decoder block, as `unet` does. segmentation_models.pytorch has no CBAM.
+b1 starts at 1: one hidden channel, all that 16 channels leave, may else be dead from the start.
+
+**Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv
+1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:
+tikutikutiku/kaggle-hubmap, `src/models.py`.
+
+>>> block, x = CBAM(32, spatial_norm=False), torch.randn(1, 32, 4, 4)
+>>> for layer in (block.expand, block.spatial):  # both weights become sigmoid(0), a half
+...     _ = nn.init.zeros_(layer.weight)
+>>> _ = nn.init.zeros_(block.expand.bias)
+>>> torch.equal(block(x), x / 4)
+True
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention module (arXiv 1807.06521, equations 1 to 3).
+
+    `kernel_size` is odd (ValueError else); `spatial_norm` puts a batch norm before the second
+    sigmoid.
+    """
+
+    def __init__(
+        self, channels: int, reduction: int = 16, kernel_size: int = 7, spatial_norm: bool = True
+    ):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is odd, not {kernel_size}")
+        hidden = max(1, channels // reduction)
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(1) if spatial_norm else nn.Identity()
+        nn.init.ones_(self.reduce.bias)
+
+    def mlp(self, v: Tensor) -> Tensor:
+        """(N, C, 1, 1) -> (N, C, 1, 1), through the few hidden channels."""
+        return self.expand(F.relu(self.reduce(v)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        largest, mean = x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        x = x * (self.mlp(largest) + self.mlp(mean)).sigmoid()
+        maps = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)  # (N, 2, H, W)
+        return x * self.norm(self.spatial(maps)).sigmoid()

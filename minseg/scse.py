@@ -1,0 +1,63 @@
+"""# SCSE: squeeze and excite, by channel and by place
+
+**Idea.** Let a map weigh itself, in two ways at once: each *channel* by a number made from the means
+of all channels (what is in this image?), and each *place* by a number made from all channels there
+(does it matter here?).
+
+    c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all places
+    s      = sigmoid(v . x + b)                          (N, 1, H, W)    v: one weight a channel
+    output = c x + s x          or, with merge="max",  max(c x, s x)
+
+With c = s = 1/2 the sum is x itself: the block can start as if it were not there.
+
+**Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
+
+| what | paper | authors' code | segmentation_models.pytorch | here |
+|---|---|---|---|---|
+| merge | sum (journal: also max) | max(c x, s x) | sum | `merge` |
+| reduction | 2 | 2 | 16 | `reduction`, 16 |
+| where | after encoder and decoder blocks | the user's choice | a decoder block's two ends | its end |
+| where C < reduction | - | - | no hidden channel: fails | one hidden channel |
+| b1 at the start | - | random, about 0 | random, about 0 | 1 |
+
+b1 starts at 1 because the hidden channels are few: 16 channels leave just one, and started about 0
+it is dead from the first step on, for every image, in about half of all runs.
+
+**Source.** Roy, Navab and Wachinger, *Concurrent Spatial and Channel Squeeze & Excitation in Fully
+Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,
+arXiv 1808.08127. The winner of HuBMAP took `cbam` instead.
+
+>>> block, x = SCSE(32), torch.randn(1, 32, 4, 4)
+>>> for layer in (block.expand, block.spatial):  # sigmoid(0) is a half: nothing changes
+...     _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+>>> torch.equal(block(x), x)
+True
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SCSE(nn.Module):
+    """Concurrent spatial and channel squeeze & excitation (arXiv 1803.02579, section 2).
+
+    `merge` is "add" or "max". ValueError for any other.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, merge: str = "add"):
+        super().__init__()
+        if merge not in ("add", "max"):
+            raise ValueError(f'merge is "add" or "max", not {merge!r}')
+        hidden = max(1, channels // reduction)
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.spatial = nn.Conv2d(channels, 1, 1)
+        self.merge = merge
+        nn.init.ones_(self.reduce.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        c = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()  # (N, C, 1, 1)
+        s = self.spatial(x).sigmoid()  # (N, 1, H, W)
+        return c * x + s * x if self.merge == "add" else torch.maximum(c * x, s * x)

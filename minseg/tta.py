@@ -1,0 +1,52 @@
+"""# Test-time augmentation
+
+**Idea.** A slide has no upper side: turned or mirrored it is as good a slide, and the answer should
+turn with it. The network's does not quite. Ask it for all eight views that flips and quarter turns
+make of a tile, turn the answers back, and average: eight opinions whose errors partly cancel, for
+eight times the work.
+
+    p(x) = 1/8 sum_g  g^-1 f(g x),        g: 4 quarter turns, each with and without a flip
+
+The mean turns with the tile exactly: p(h x) = h p(x) for each of the eight, for summing over all g
+and over all g h is the same.
+
+**Shapes.** As what it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles are square.
+
+| what | nnU-Net | here |
+|---|---|---|
+| views | flips along each axis: 4 (8 in 3D) | 4 quarter turns, each with and without a flip: 8 |
+| mean of | logits (its first version: probabilities) | probabilities |
+
+**Source.** Krizhevsky, Sutskever and Hinton, *ImageNet Classification with Deep Convolutional
+Neural Networks*, NIPS 2012, section 4.1 (crops and reflections, averaged); all eight of a square:
+Dieleman, Willett and Dambre, *Rotation-invariant convolutional neural networks for galaxy
+morphology prediction*, MNRAS 2015, arXiv 1503.07077.
+
+>>> import torch
+>>> tile = torch.arange(4.).view(1, 1, 2, 2)
+>>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # sees one corner only
+>>> flips_and_turns(upper_left)(tile)[0, 0]  # now each corner alike: a quarter of itself
+tensor([[0.0000, 0.2500],
+        [0.5000, 0.7500]])
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def flips_and_turns(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`predict`, averaged over the eight views of a square tile.
+
+    Takes and returns what `predict` does: (N, 3, T, T) -> (N, C, T, T).
+    """
+
+    def mean_of_views(tiles: Tensor) -> Tensor:
+        total = 0
+        for turn in range(4):
+            view = tiles.rot90(turn, (2, 3))
+            total = total + predict(view).rot90(-turn, (2, 3))
+            total = total + predict(view.flip(3)).flip(3).rot90(-turn, (2, 3))
+        return total / 8
+
+    return mean_of_views
