@@ -16,6 +16,15 @@ if they are then scored with it; choose it on images that the score does not use
 
     t* = argmax_t Dice(p >= t, target),        Dice pooled over all pixels of all images
 
+So a whole cross-validation goes: every image is predicted once, by the network that did not see its
+group; fold k is cut at the threshold t*_k that is best on all *other* folds' images; then
+
+    pooled = Dice over the pixels of all images      group = Dice over those of one group
+    mean and standard deviation: over the groups, the unit that new patients are drawn from
+
+All of this needs only each image's histogram: how many pixels, and how many positive ones, have
+each of 256 levels of probability. The images themselves can stay on disk.
+
 **Source.** Graham, *Bounds on Multiprocessing Timing Anomalies*, SIAM J. Appl. Math. 1969 (the
 4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
 BMC Bioinformatics 2006 (the flattery).
@@ -27,6 +36,7 @@ BMC Bioinformatics 2006 (the flattery).
 """
 
 import random
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -51,13 +61,13 @@ def group_folds(groups: Sequence, positives: Sequence[float], k: int, seed: int 
     random.Random(seed).shuffle(order)  # sorting keeps this order among equals
     order.sort(key=lambda group: -sum(positives[i] for i in members[group]))
     folds = [0] * len(groups)
-    load = [(False, 0.0, 0)] * k  # has items, positives, items: the least is filled next
+    load = [(0.0, 0)] * k  # positives, items: the least is filled next
     for group in order:
         fold = load.index(min(load))
         for i in members[group]:
             folds[i] = fold
-        _, total, items = load[fold]
-        load[fold] = (True, total + sum(positives[i] for i in members[group]),
+        total, items = load[fold]
+        load[fold] = (total + sum(positives[i] for i in members[group]),
                       items + len(members[group]))
     return folds
 
@@ -73,22 +83,79 @@ def best_threshold(
     """
     if isinstance(probabilities, Tensor):
         probabilities, targets = [probabilities], [targets]
-    pixels, hits = torch.zeros(256, dtype=torch.int64), torch.zeros(256, dtype=torch.int64)
-    for probability, target in zip(probabilities, targets, strict=True):
-        if probability.shape != target.shape:
-            raise ValueError(f"probabilities {tuple(probability.shape)} and "
-                             f"target {tuple(target.shape)} differ")
-        if probability.dtype != torch.uint8:
-            if not ((probability >= 0) & (probability <= 1)).all():
-                raise ValueError("probabilities lie in [0, 1]: apply a sigmoid to logits first")
-            probability = (probability * 255).round().to(torch.uint8)
-        level, target = probability.flatten().cpu(), target.flatten().cpu()
-        pixels += torch.bincount(level, minlength=256)
-        hits += torch.bincount(level[target > 0], minlength=256)
+    pairs = zip(probabilities, targets, strict=True)
+    return threshold_of(sum(count_levels(probability, target) for probability, target in pairs))
+
+
+def count_levels(probability: Tensor, target: Tensor) -> Tensor:
+    """The pixels at each of 256 levels of probability, and how many are positive: int64 (2, 256).
+
+    Both of one shape (any): floats in [0, 1] or uint8 in steps of 1/255, against {0, 1}.
+    ValueError where shapes differ, and for floats outside [0, 1].
+    """
+    if probability.shape != target.shape:
+        raise ValueError(f"probabilities {tuple(probability.shape)} and "
+                         f"target {tuple(target.shape)} differ")
+    if probability.dtype != torch.uint8:
+        if not ((probability >= 0) & (probability <= 1)).all():
+            raise ValueError("probabilities lie in [0, 1]: apply a sigmoid to logits first")
+        probability = (probability * 255).round().to(torch.uint8)
+    level, target = probability.flatten().cpu(), target.flatten().cpu()
+    return torch.stack([torch.bincount(part, minlength=256) for part in (level, level[target > 0])])
+
+
+def threshold_of(counts: Tensor) -> tuple[float, float]:
+    """`best_threshold` of the pixels that `count_levels` counted."""
+    pixels, positive = counts
     predicted = pixels.flip(0).cumsum(0).flip(0)[1:]  # pixels at or above level 1 ... 255
-    true = hits.flip(0).cumsum(0).flip(0)[1:]
-    total = predicted + hits.sum()
+    true = positive.flip(0).cumsum(0).flip(0)[1:]
+    total = predicted + positive.sum()
     dice = torch.where(total > 0, 2 * true / total.clamp(min=1), 1.0)
     levels = torch.arange(1, 256)
     best = min(levels[dice == dice.max()].tolist(), key=lambda level: abs(level - 128))
     return round((best - 0.5) / 255, 4), dice.max().item()
+
+
+def overlap(counts: Tensor, threshold: float) -> Tensor:
+    """Dice's two halves at `threshold`, int64 (2,): 2 |A and B| and |A| + |B|, to be added up."""
+    pixels, positive = counts
+    above = torch.arange(256) >= threshold * 255
+    return torch.stack([2 * positive[above].sum(), pixels[above].sum() + positive.sum()])
+
+
+def dice_of(halves: Tensor) -> float:
+    """2 |A and B| / (|A| + |B|), 1.0 where both are empty."""
+    shared, total = halves.tolist()
+    return shared / total if total else 1.0
+
+
+def cross_validate(counts: Sequence[Tensor], folds: Sequence[int], groups: Sequence) -> dict:
+    """The cross-validated score, each fold cut at the threshold that is best on all the others.
+
+    One entry an image: `counts` as `count_levels` gives them, out of fold; its fold; its group.
+    Returns thresholds (one a fold), images (the Dice of each, in order), groups (name: pooled
+    Dice), pooled_dice, and over the groups mean_dice, sd_dice (of a sample; 0.0 if it is only one),
+    worst_group. ValueError where there is only one fold.
+    """
+    names = sorted(set(folds))
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} fold: there are no others to choose its threshold")
+    thresholds = {
+        fold: threshold_of(sum(c for c, other in zip(counts, folds) if other != fold))[0]
+        for fold in names
+    }
+    halves = [overlap(c, thresholds[fold]) for c, fold in zip(counts, folds)]
+    by_group = {
+        group: dice_of(sum(h for h, other in zip(halves, groups) if other == group))
+        for group in sorted(set(groups))
+    }
+    each = list(by_group.values())
+    return {
+        "pooled_dice": dice_of(sum(halves)),
+        "mean_dice": statistics.mean(each),
+        "sd_dice": statistics.stdev(each) if len(each) > 1 else 0.0,
+        "worst_group": min(by_group, key=by_group.get),
+        "groups": by_group,
+        "thresholds": [thresholds[fold] for fold in names],
+        "images": [dice_of(h) for h in halves],
+    }

@@ -1,10 +1,12 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from minseg import best_threshold, dice_score, group_folds
+from minseg.crossval import count_levels, cross_validate
 
 
 def random_groups(seed):
@@ -96,3 +98,73 @@ def test_what_is_no_probability_is_refused(value):
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="differ"):
         best_threshold([torch.zeros(2, 3)], [torch.zeros(3, 2)])
+
+
+def slides_of_three_folds():
+    """Probabilities, masks, folds and groups of seven images, fold by fold of another calibration."""
+    generator = np.random.default_rng(0)
+    folds, groups = [0, 0, 1, 1, 2, 2, 2], ["a", "a", "b", "c", "d", "d", "e"]
+    probabilities, masks = [], []
+    for fold in folds:
+        mask = generator.random((20, 30)) < 0.3
+        noise = generator.normal(0, 0.2, mask.shape)
+        level = np.clip(0.2 + 0.2 * fold + 0.3 * mask + noise, 0, 1) * 255
+        probabilities.append(level.round().astype(np.uint8))
+        masks.append(mask.astype(np.uint8))
+    return probabilities, masks, folds, groups
+
+
+def dice(pairs):
+    """Dice over the pixels of several (mask, mask)."""
+    shared = sum((a & b).sum() for a, b in pairs)
+    return 2 * shared / sum(a.sum() + b.sum() for a, b in pairs)
+
+
+def test_each_fold_is_cut_at_the_threshold_that_the_others_chose():
+    probabilities, masks, folds, groups = slides_of_three_folds()
+    tensors = [[torch.from_numpy(x) for x in side] for side in (probabilities, masks)]
+    counts = [count_levels(*pair) for pair in zip(*tensors)]
+    summary = cross_validate(counts, folds, groups)
+
+    cut = []
+    for fold in (0, 1, 2):
+        others = [i for i in range(7) if folds[i] != fold]
+        at = {t: dice([(probabilities[i] / 255 >= t, masks[i] > 0) for i in others])
+              for t in (np.arange(1, 256) - 0.5) / 255}
+        best = max(at, key=at.get)
+        assert summary["thresholds"][fold] == pytest.approx(best, abs=1e-4)
+        cut += [probabilities[i] / 255 >= best for i in range(7) if folds[i] == fold]
+    pairs = [(a, b > 0) for a, b in zip(cut, masks)]
+    assert len(set(summary["thresholds"])) == 3  # so it matters who chooses
+    assert summary["images"] == pytest.approx([dice([pair]) for pair in pairs])
+    assert summary["pooled_dice"] == pytest.approx(dice(pairs))
+    naive = {g: dice([p for p, of in zip(pairs, groups) if of == g]) for g in "abcde"}
+    assert summary["groups"] == pytest.approx(naive)
+    assert summary["mean_dice"] == pytest.approx(np.mean(list(naive.values())))
+    assert summary["sd_dice"] == pytest.approx(np.std(list(naive.values()), ddof=1))
+    assert summary["worst_group"] == min(naive, key=naive.get)
+
+
+def test_the_threshold_that_a_fold_likes_best_is_not_its_own_score():
+    probabilities, masks, folds, groups = slides_of_three_folds()
+    tensors = [[torch.from_numpy(x) for x in side] for side in (probabilities, masks)]
+    own = [best_threshold([tensors[0][i] for i in range(7) if folds[i] == fold],
+                          [tensors[1][i] for i in range(7) if folds[i] == fold])
+           for fold in (0, 1, 2)]
+    counts = [count_levels(*pair) for pair in zip(*tensors)]
+    summary = cross_validate(counts, folds, groups)
+    assert all(abs(a - b) > 0.05 for a, (b, _) in zip(summary["thresholds"], own))
+    assert summary["pooled_dice"] < min(best for _, best in own)
+
+
+def test_images_without_a_positive_pixel_count_as_right_when_nothing_is_found():
+    empty = count_levels(torch.zeros(4, 4), torch.zeros(4, 4))
+    full = count_levels(torch.ones(4, 4), torch.ones(4, 4))
+    summary = cross_validate([empty, full, full], [0, 0, 1], ["a", "b", "c"])
+    assert summary["images"] == [1.0, 1.0, 1.0] and summary["sd_dice"] == 0
+
+
+def test_a_single_fold_cannot_be_cross_validated():
+    counts = count_levels(torch.ones(4), torch.ones(4))
+    with pytest.raises(ValueError, match="1 fold"):
+        cross_validate([counts, counts], [0, 0], ["a", "b"])

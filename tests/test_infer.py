@@ -67,6 +67,76 @@ def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(model, 
     assert (wanted == (tifffile.imread(tmp_path / "o" / "kidney0.tiff") > 0)).mean() > 0.999
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Three networks of different weights: two of one scale and tile, one of others."""
+    folder, paths = tmp_path_factory.mktemp("models"), []
+    for i, (scale, tile, threshold) in enumerate([(2, 64, 0.4), (2, 64, 0.7), (1, 32, 0.5)]):
+        torch.manual_seed(i)
+        net = UNet("efficientnet-lite0")
+        with torch.no_grad():
+            net.head.bias -= net.eval()(torch.rand(1, 3, 64, 64)).median()
+        paths.append(str(folder / f"model{i}.pt"))
+        save_model(paths[-1], {"encoder": "efficientnet-lite0"}, net.state_dict(), scale=scale,
+                   tile=tile, threshold=threshold)
+    return paths
+
+
+def naive(models, slide, views):
+    """Mean probability of the models over the views of each whole tile, enlarged."""
+    small = infer.open_slide(slide, 2)
+    small = small.read(0, 0, small.height, small.width)
+    nets = [infer.load_model(model)[0] for model in models]
+
+    def predict(tiles):
+        answers = []
+        for net in nets:
+            for turn, flip in views:
+                view = tiles.rot90(turn, (2, 3))
+                answer = net((view.flip(2) if flip else view).float() / 255).sigmoid()
+                answers.append((answer.flip(2) if flip else answer).rot90(-turn, (2, 3)))
+        return torch.stack(answers).mean(0)
+
+    with torch.inference_mode():
+        probability = predict_image(predict, small, tile=64, stride=32)[0]
+    large = F.interpolate(probability[None, None], scale_factor=2, mode="bilinear")
+    return large[0, 0, :301, :255].numpy()
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_checkpoints_are_averaged_over_all_views_and_cut_at_their_mean_threshold(
+        models, slides, tmp_path, tta):
+    infer.main([slides[0], "--model", *models[:2], "--out", str(tmp_path / "o"), "--probabilities",
+                *["--tta"] * tta])
+    views = [(turn, flip) for turn in range(4) for flip in (False, True)] if tta else [(0, False)]
+    wanted = naive(models[:2], slides[0], views)
+    written = tifffile.imread(tmp_path / "o" / "kidney0.probabilities.tiff")
+    assert written.dtype == np.uint8
+    np.testing.assert_allclose(written, wanted * 255, atol=0.6)
+    mask = tifffile.imread(tmp_path / "o" / "kidney0.tiff") > 0
+    assert (mask == (wanted >= (0.4 + 0.7) / 2)).mean() > 0.999
+    assert (mask == (wanted >= 0.4)).mean() < 0.999  # so the mean of thresholds shows
+
+
+def test_checkpoints_of_different_scale_or_tile_are_not_mixed_up(models, slides, tmp_path, capsys):
+    usual = (slides[0], "--out", tmp_path / "o", "--model")
+    line = fails(capsys, 2, *usual, models[0], models[2])
+    assert "model2.pt: has scale 1" in line and "model0.pt has 2" in line
+    net, facts = infer.load_model(models[0])
+    other = tmp_path / "other.pt"
+    save_model(other, {"encoder": "efficientnet-lite0"}, net.state_dict(), **{**facts, "tile": 96})
+    assert "--tile" in fails(capsys, 2, *usual, models[0], other)
+    infer.main([str(a) for a in (*usual, models[0], other, "--tile", "64")])
+    assert (tmp_path / "o" / "kidney0.tiff").exists()
+
+
+def test_no_slide_takes_the_name_of_anothers_probabilities(model, slides, tmp_path, capsys):
+    (tmp_path / "kidney0.probabilities.png").write_bytes(open(slides[0], "rb").read())
+    line = fails(capsys, 2, slides[0], tmp_path / "kidney0.probabilities.png", "--model", model,
+                 "--out", tmp_path / "o", "--probabilities")
+    assert "kidney0.probabilities.tiff" in line and not (tmp_path / "o").exists()
+
+
 def fails(capsys, code, *arguments):
     capsys.readouterr()
     with pytest.raises(SystemExit) as error:

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -13,7 +14,8 @@ from minseg.data.slides import read_mask
 from minseg.data.synthetic import write_slides
 from minseg.run.checkpoint import load_model
 
-QUICK = "--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --device cpu".split()
+QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
+         "--device cpu").split()
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +46,7 @@ def refused(capsys, *arguments):
 def test_a_run_leaves_the_files_that_the_design_names(run):
     assert {p.name for p in run.iterdir()} == {"config.json", "fold0"}
     assert {p.name for p in (run / "fold0").iterdir()} == {
-        "log.csv", "curves.png", "preview.png", "score.json", "model.pt"}
+        "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "probabilities"}
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+dice"
     rows = list(csv.DictReader(open(run / "fold0" / "log.csv")))
@@ -62,8 +64,10 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
     results = train.predict(net.to(memory_format=torch.channels_last), slides, args)
     for slide, result in zip(slides, results):
         truth = read_mask(slide.item.mask)
+        kept = tifffile.imread(run / "fold0" / "probabilities" / f"{slide.item.id}.tiff")
+        assert kept.dtype == np.uint8 and (kept == result.numpy()).all()
         assert result.shape == truth.shape
-        assert dice_score(result >= 127.5, truth) == pytest.approx(score["dice"][slide.item.id])
+        assert dice_score(kept >= 127.5, truth) == pytest.approx(score["dice"][slide.item.id])
     assert len({slide.item.group for slide in slides}) == 1  # a whole patient was held out
 
 
@@ -94,7 +98,7 @@ def test_it_learns_to_overfit_one_batch():
 
 
 def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_nothing():
-    rates = [train.learning_rate(step, 100) for step in range(100)]
+    rates = [train.learning_rate(step, 100, 100) for step in range(100)]
     assert rates[:10] == [(k + 1) / 10 for k in range(10)]
     assert max(rates) == rates[10] == 1 and rates[-1] < 1e-3
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))
@@ -147,6 +151,13 @@ def test_every_bad_input_is_one_line_that_names_it(data, tmp_path, capsys):
     assert "focal" in refused(capsys, "--data", data, "--out", out, "--loss", "focal")
     assert "--stride" in refused(capsys, "--data", data, "--out", out, "--stride", "65")
     assert "--lr" in refused(capsys, "--data", data, "--out", out, "--lr", "0")
+    assert "--negatives" in refused(capsys, "--data", data, "--out", out, "--negatives", "-1")
+    assert "--negatives" in refused(capsys, "--data", data, "--out", out, "--negatives", "some")
+    assert "--attention" in refused(capsys, "--data", data, "--out", out, "--attention", "se")
+    assert "2 epochs" in refused(capsys, "--data", data, "--out", out, "--then", "lovasz")
+    assert "between 0 and 1" in refused(capsys, "--data", data, "--out", out, "--then", "lovasz",
+                                        "--epochs", "4", "--switch", "1")
+    assert "focal" in refused(capsys, "--data", data, "--out", out, "--then", "focal")
     assert "--seed -1" in refused(capsys, "--data", data, "--out", out, "--seed", "-1")
     assert "--device" in refused(capsys, "--data", data, "--out", out, "--device", "meta")
 
@@ -190,17 +201,120 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_one_line(data, tmp_pa
     assert not (tmp_path / "o" / "fold0" / "model.pt").exists()
 
 
-def test_stochastic_depth_comes_with_the_length_of_the_run(data, tmp_path):
-    def drop(epochs):
-        args = train.parse(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK,
-                            "--epochs", str(epochs)])
-        net, network, _, tiles, *_ = train.prepare(args)
-        assert net.encoder.blocks[-1].drop == pytest.approx(network["stochastic_depth"] * 15 / 16)
-        return network["stochastic_depth"], len(tiles) / 4
+def test_stochastic_depth_comes_with_the_length_of_the_run(data):
+    args = train.parse(["--data", str(data), *QUICK])
+    for steps, share in [(1_000_000, 0.2), (50_000, 0.2), (1000, 0.004)]:
+        net, network = train.build(args, steps)
+        assert network["stochastic_depth"] == pytest.approx(share)
+        assert net.encoder.blocks[-1].drop == pytest.approx(share * 15 / 16)
 
-    assert drop(1_000_000)[0] == 0.2
-    share, steps = drop(1)
-    assert share == pytest.approx(0.2 * steps / 50_000)
+
+def test_two_stages_switch_the_loss_at_their_epoch_and_warm_up_again(data, tmp_path, monkeypatch):
+    used = []
+
+    def make_loss(spec):
+        def loss(logits, target):
+            used.append(spec)
+            return logits.square().mean()
+        return loss
+
+    monkeypatch.setattr(train, "make_loss", make_loss)
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "3",
+                "--loss", "dice", "--then", "0.5*lovasz+bce", "--switch", "0.7"])
+    rows = list(csv.DictReader(open(tmp_path / "o" / "fold0" / "log.csv")))
+    assert [row["stage"] for row in rows] == ["1", "1", "2"]
+    steps = int(rows[0]["steps"])
+    assert used == ["dice"] * 2 * steps + ["0.5*lovasz+bce"] * steps
+
+    rates = [train.learning_rate(step, 100, 60) for step in range(100)]
+    assert rates[:60] == [train.learning_rate(step, 60, 60) for step in range(60)]
+    assert rates[60:] == [train.learning_rate(step, 40, 40) for step in range(40)]
+    assert rates[59] < 0.01 and rates[60] == 0.25 and rates[64] == 1 and rates[99] < 0.01
+
+
+def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "apart")
+    places = ["--data", str(data), "--out", str(tmp_path / "apart"), *QUICK, "--folds", "2"]
+    train.main([*places, "--fold", "1"])
+    assert not (tmp_path / "apart" / "fold2").exists()
+    row = ["--data", str(data), "--out", str(tmp_path / "row"), *QUICK, "--folds", "2"]
+    train.main(row)
+    for fold in ("fold0", "fold1"):
+        states = [load_model(tmp_path / name / fold / "model.pt")[0].state_dict()
+                  for name in ("apart", "row")]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    texts = [(tmp_path / name / "summary.json").read_text() for name in ("apart", "row")]
+    assert texts[0] == texts[1]
+
+    before = {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    train.main(row)  # nothing left to do: says so, changes nothing
+    assert capsys.readouterr().out.count("left as it is") == 2
+    assert {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()} == before
+
+    groups = [{slide.group for slide in train.find_slides(data) if slide.id in score["dice"]}
+              for score in (json.loads((tmp_path / "row" / fold / "score.json").read_text())
+                            for fold in ("fold0", "fold1"))]
+    assert groups[0] and groups[1] and not groups[0] & groups[1]
+
+
+def test_a_summary_waits_until_every_fold_is_there(run, capsys):
+    assert not (run / "summary.json").exists()
+    slides, folds = [], [0, 1]
+    train.summarize(run, slides, folds)
+    assert "fold1 still to come" in capsys.readouterr().out
+
+
+def test_every_trick_together_trains_and_can_be_used(data, tmp_path):
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "2",
+                "--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision",
+                "--then", "dice+lovasz", "--negatives", "balanced"])
+    net, _ = load_model(tmp_path / "o" / "fold0" / "model.pt")
+    assert net.hypercolumn and net.block4.gate and net.deep_heads
+    assert net(torch.rand(1, 3, 40, 40)).shape == (1, 1, 40, 40)
+
+
+def test_negatives_are_drawn_anew_each_epoch_as_many_as_asked(data, tmp_path, monkeypatch):
+    drawn = []
+
+    def recording(mask_area, **options):
+        indices = train_indices(mask_area, **options)
+        drawn.append((mask_area[indices], indices.tolist(), options))
+        return indices
+
+    train_indices = train.epoch_indices
+    monkeypatch.setattr(train, "epoch_indices", recording)
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "2",
+                "--tile", "32", "--batch", "64", "--negatives", "0.5"])
+    _, first, second = drawn  # before them, one draw to count
+    for area, _, options in (first, second):
+        positives = int((area > 0).sum())
+        assert int((area == 0).sum()) == round(0.5 * positives) and positives > 10
+        assert options["negatives"] == 0.5 and options["bins"] is None
+    assert set(first[1]) != set(second[1])
+
+
+def test_a_recipe_sets_other_options_prints_them_and_yields_to_the_user(capsys):
+    args = train.parse(["--recipe", "post"])
+    assert (args.tile, args.stride, args.batch, args.loss, args.then, args.negatives) == (
+        640, 320, 16, "dice", "lovasz", 1.0)
+    assert capsys.readouterr().out == (
+        "--recipe post: --encoder efficientnet-b0 --tile 640 --batch 16 --loss dice "
+        "--then lovasz --switch 0.6 --negatives 1.0\n")
+    args = train.parse("--recipe post --tile 128 --loss bce --negatives all".split())
+    assert (args.tile, args.stride, args.loss, args.then) == (128, 64, "bce", "lovasz")
+    assert capsys.readouterr().out == ("--recipe post: --encoder efficientnet-b0 --batch 16 "
+                                       "--then lovasz --switch 0.6\n")
+    args = train.parse("--recipe winner-like --no-hypercolumn".split())
+    assert args.attention == "cbam3" and args.deep_supervision and not args.hypercolumn
+    assert args.negatives == "balanced" and args.loss == "bce+lovasz"
+    assert "hypercolumn" not in capsys.readouterr().out
+    for name, recipe in train.RECIPES.items():  # what it prints is what it does
+        args = train.parse(["--recipe", name])
+        typed = train.parse(capsys.readouterr().out.split(": ")[1].split())
+        args.recipe = None
+        args.losses = typed.losses = None
+        assert vars(args) == vars(typed)
 
 
 def test_images_without_groups_are_said_to_count_alone(data, tmp_path, capsys):
