@@ -81,7 +81,8 @@ def check_outputs(args):
     for output in outputs:
         if output.exists():
             raise ValueError(f"{output}: exists already: move it away, or give another place")
-    if args.rle and args.rle.resolve() in {path.resolve() for path in [args.out, *outputs[:-1]]}:
+    places = {path.resolve() for path in [args.out, *args.out.resolve().parents, *outputs[:-1]]}
+    if args.rle and args.rle.resolve() in places:
         raise ValueError(f"{args.rle}: is the place of another output: give --rle another")
 
 
@@ -172,7 +173,7 @@ def main(argv=None):
     if args.rle and rows:
         try:
             write_csv(args.rle, rows)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name may be no UTF-8
             print(f"infer.py: {args.rle}: cannot be written: {error}", file=sys.stderr)
             sys.exit(1)
         print(args.rle)

@@ -1,12 +1,11 @@
 """Train a U-Net on slides and score it on slides that it has not seen.
 
     python train.py                          synthetic kidney slides, drawn on first use; one fold
-    python train.py --data DIR --folds 5     your own: DIR/images, DIR/masks and, if you can,
-                                             groups.csv; all folds, then one cross-validated score
+    python train.py --data DIR --folds 5     DIR/images, DIR/masks, DIR/groups.csv; all folds
 
-Folds are of whole groups, never of single images. The run's folder holds config.json, and for each
-fold log.csv, curves.png, preview.png, score.json, probabilities/ and model.pt for infer.py; when
-every fold is there, summary.json.
+The run's folder holds config.json, and for each fold (of whole groups, never of single images)
+log.csv, curves.png, preview.png, score.json, probabilities/ and model.pt, for infer.py; when every
+fold is there, summary.json.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from minseg import UNet, deep_supervision_loss, epoch_indices, group_folds, make_loss, predict_bands
@@ -28,7 +28,7 @@ from minseg.efficientnet import SCALES
 from minseg.losses import first_stage
 from minseg.run.checkpoint import atomic, save_model
 from minseg.run.report import Parser, Progress, duration
-from minseg.run.scores import pooled_dice, save_log, save_scores, summarize
+from minseg.run.scores import save_fold, save_log, score, summarize
 
 RECIPES = {
     "post": {"encoder": "efficientnet-b0", "tile": 640, "batch": 16, "loss": "dice",
@@ -54,9 +54,9 @@ def options():
                        "each out in turn (default: 5 or as many as there are, only part 0)")
     group.add_argument("--fold", type=int, metavar="I",
                        help="hold out part I only, 0 to K-1: folds can run as processes apart")
-    group.add_argument("--negatives", type=negatives, default="all", metavar="R",
-                       help="tiles without a positive pixel, drawn anew each epoch: R for each "
-                       "tile with one; all (default); or balanced: 1, and bins of mask area")
+    group.add_argument("--negatives", type=number_all_or_balanced, default="all", metavar="R",
+                       help="tiles without a positive pixel, drawn anew each epoch: R per tile "
+                       "with one; all (default); balanced: 1, and bins of mask area")
     group = parser.add_argument_group("network")
     group.add_argument("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
                        help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
@@ -87,16 +87,11 @@ def options():
     return parser
 
 
-def negatives(text):
-    """What --negatives takes: a number from 0 up, "all" or "balanced"."""
-    if text in ("all", "balanced"):
-        return text
-    try:
-        if 0 <= float(text) < math.inf:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text}: needs a number from 0 up, or all, or balanced")
+def number_all_or_balanced(text):
+    """What --negatives takes; argparse shows this name where it is something else."""
+    if text not in ("all", "balanced") and not 0 <= float(text) < math.inf:
+        raise ValueError
+    return text if text.isalpha() else float(text)
 
 
 def parse(argv=None):
@@ -110,7 +105,7 @@ def parse(argv=None):
         words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
                  for name, value in recipe.items() if getattr(args, name) == value]
         print(f"--recipe {args.recipe}: {' '.join(words)}")
-
+    args.then = None if args.then == "none" else args.then
     synthetic = args.data is None
     for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 14, 20)):
         if getattr(args, name) is None:
@@ -119,7 +114,7 @@ def parse(argv=None):
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.device = parser.device(args.device)
     for name in ("scale", "tile", "stride", "epochs", "batch", "lr"):
-        if not 0 < getattr(args, name) < math.inf:
+        if not 0 < getattr(args, name) < (math.inf if name == "lr" else 2**31):
             parser.error(f"--{name} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
@@ -129,7 +124,7 @@ def parse(argv=None):
         args.losses = [make_loss(spec) for spec in (args.loss, args.then) if spec is not None]
         args.first = first_stage(args.epochs, args.switch) if args.then else args.epochs
     except ValueError as error:
-        parser.error(error)
+        parser.error(f"--loss, --then, --switch: {error}")
     return args
 
 
@@ -149,21 +144,26 @@ def prepare(args):
         if not data.exists():
             print(f"drawing 20 synthetic slides in {data}", flush=True)
             data.parent.mkdir(parents=True, exist_ok=True)
-            write_slides(data, 20)
+            try:
+                write_slides(data, 20)
+            except (OSError, ValueError):
+                if not data.exists():  # else another process was faster
+                    raise
     items = find_slides(data)
     groups = [item.group for item in items]
-    if len(set(groups)) < 2:
+    several = len(set(groups))
+    if several < 2:
         raise ValueError(f"{data}: is all one group: one has to be held out, so add another")
-    if args.folds is None:
-        args.folds = min(5, len(set(groups)))
+    args.folds = min(5, several) if args.folds is None else args.folds
+    if not 2 <= args.folds <= several:
+        raise ValueError(f"--folds {args.folds}: with {several} groups it is 2 to {several}")
     if args.fold is not None and not 0 <= args.fold < args.folds:
         raise ValueError(f"--fold {args.fold}: with {args.folds} folds it is 0 to {args.folds - 1}")
     written = args.out / "config.json"
-    if written.exists() and written.read_text() != config(args):
+    if any(args.out.glob("fold*")) and written.exists() and written.read_text() != config(args):
         raise ValueError(f"{args.out}: holds a run with other settings: give another --out")
 
-    progress = Progress(len(items), "reading slides")
-    slides = []
+    slides, progress = [], Progress(len(items), "reading slides")
     for item in items:
         slides.append(LabelledSlide(item, args.scale))
         progress.step()
@@ -179,10 +179,10 @@ def prepare(args):
     for fold in chosen:
         if not tiles.mask_area[usable(tiles, folds, fold)].any():
             raise ValueError(f"{data}: outside fold {fold} no mask has a positive pixel: "
-                             "use fewer --folds, or another --fold")
+                             "add images of other groups that have some")
 
-    print(f"{data}: {len(slides)} images in {len(set(groups))} groups, {args.folds} folds of "
-          + ", ".join(str(folds.count(fold)) for fold in range(args.folds)) + " images")
+    print(f"{data}: {len(slides)} images in {several} groups, {args.folds} folds of "
+          + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
     if not (data / "groups.csv").exists():
         print("no groups.csv: each image counts alone, and one patient may be on both sides")
     print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
@@ -194,7 +194,8 @@ def prepare(args):
 def config(args):
     """What all folds of a run share, as config.json holds it."""
     apart = ("out", "fold", "device", "losses", "first")
-    shared = {name: value for name, value in vars(args).items() if name not in apart}
+    shared = {name: value.resolve() if isinstance(value, Path) else value
+              for name, value in vars(args).items() if name not in apart}
     return json.dumps(shared, indent=2, default=str) + "\n"
 
 
@@ -257,9 +258,9 @@ def train(args, tiles, train_on, held_out, folder):
         return train_on[epoch_indices(tiles.mask_area[train_on], negatives=ratio, bins=bins,
                                       generator=generator)]
 
-    tiles_drawn = len(draw(torch.Generator()))  # the same number each epoch
-    batch = min(args.batch, tiles_drawn)
-    batches = tiles_drawn // batch
+    drawn = len(draw(torch.Generator()))  # the same number each epoch
+    batch = min(args.batch, drawn)
+    batches = drawn // batch
     steps, first = args.epochs * batches, args.first * batches
     net, network = build(args, steps)
 
@@ -267,8 +268,7 @@ def train(args, tiles, train_on, held_out, folder):
     others = [p for p in net.parameters() if p.ndim == 1]  # norms and biases are not shrunk
     optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 1e-2},
                                    {"params": others, "weight_decay": 0}], args.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(step, steps, first))
+    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, first))
     # The average reaches back over a twentieth of the run, batch norm's statistics included.
     average = get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20))
     averaged = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
@@ -293,14 +293,15 @@ def train(args, tiles, train_on, held_out, folder):
             total += value.detach()
             progress.step(text=f"epoch {epoch + 1}/{args.epochs}")
 
-        if not total.isfinite():
-            raise FloatingPointError(f"the loss is no longer finite in epoch {epoch + 1}: "
+        finite = all(value.isfinite().all() for value in averaged.module.state_dict().values())
+        if not finite or not total.isfinite():
+            raise FloatingPointError(f"loss or weights are no longer finite in epoch {epoch + 1}: "
                                      f"delete {folder} and lower --lr")
 
         quick = predict(averaged.module, held_out, args, overlap=0)
         rows.append({"epoch": epoch + 1, "steps": (epoch + 1) * batches,
                      "stage": 1 + (epoch >= args.first), "loss": round(total.item() / batches, 5),
-                     "held_out_dice": round(pooled_dice(held_out, quick), 5),
+                     "held_out_dice": round(score(held_out, quick)["pooled_dice"], 5),
                      "seconds": round(time.monotonic() - start, 1)})
         progress.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
                      "{seconds} s".format(**rows[-1]))
@@ -318,8 +319,9 @@ def main(argv=None):
         args.out.mkdir(parents=True, exist_ok=True)
         with atomic(args.out / "config.json") as temporary:
             temporary.write_text(config(args))
-    except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        remedy = ": use a smaller --tile or a larger --scale" * isinstance(error, MemoryError)
+        print(f"train.py: {error}{remedy}", file=sys.stderr)
         sys.exit(2)
     try:
         for fold in chosen:
@@ -327,14 +329,15 @@ def main(argv=None):
             try:
                 folder.mkdir()  # who makes the folder trains the fold: processes can share a run
             except FileExistsError:
-                print(f"{folder}: is there already, left as it is")
+                print(f"{folder}: " + ("is there already" if (folder / "model.pt").exists() else
+                      "is unfinished: if no process is at work there, delete it and start again"))
                 continue
             train_on = usable(tiles, folds, fold)
             held_out = [slide for slide, other in zip(slides, folds) if other == fold]
             print(f"{folder}: {len(slides) - len(held_out)} images to train on, "
                   f"{len(held_out)} to score", flush=True)
             net, network = train(args, tiles, train_on, held_out, folder)
-            threshold = save_scores(folder, held_out, predict(net, held_out, args))
+            threshold = save_fold(folder, held_out, predict(net, held_out, args))
             state = {name: value.cpu() for name, value in net.state_dict().items()}
             save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
                        threshold=threshold)  # last: it says that the fold is complete

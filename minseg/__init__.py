@@ -18,9 +18,7 @@ In reading order:
 | `tiling` | slides of any size, by tiles weighted towards their centre |
 | `tta` | eight views of each tile, averaged |
 | `crossval` | a score to trust: folds of whole groups, thresholds chosen elsewhere |
-| `data` | slides, masks, tiles, augmentation, synthetic kidneys |
-| `run` | files that are complete or absent, progress, pictures |
-| `lab` | programs that measure |
+| `data`, `run`, `lab` | slides and tiles; files, progress, pictures; programs that measure |
 """
 
 from .attention_gate import AttentionGate

@@ -1,36 +1,37 @@
 """# Attention gates
 
-**Idea.** A skip brings the decoder everything that the encoder saw, most of it beside the point.
-The deeper map already knows roughly *where* the object is: let it weigh the skip's pixels, one
-number from 0 to 1 for each place, before the two are joined.
+**Idea.** In a U-Net (see `unet`) a *skip* hands an encoder map on to the decoder map of its size:
+all that the encoder saw, most of it beside the point. The map one level deeper already knows
+roughly *where* the object is. Let it weigh the skip, by one number from 0 to 1 for each place.
 
-    q      = psi(ReLU(theta(x) + phi(g)))         x: the skip, g: the deeper map ("gate")
+    q      = psi(ReLU(theta(x) + phi(g)))         x: the skip, g: the deeper map, the "gate"
     alpha  = up(sigmoid(q))                       one map, in (0, 1)
     output = BN(W(alpha x))
 
-theta is a 2 x 2 convolution of stride 2 (it brings the skip down to the gate's size), phi, psi and
-W are 1 x 1. It is called additive attention: the two are added, and a ReLU and psi make a score of
-the sum, where multiplicative attention would take their dot product.
+theta is a 2 x 2 convolution of stride 2 (it brings the skip down to the gate's size); phi, psi and
+W are 1 x 1; up is bilinear.
 
 **Shapes.** `skip` (N, Cs, H, W), `gate` (N, Cg, H/2, W/2) -> (N, Cs, H, W); theta and phi have
-`inter_channels`, Cs / 2 unless told otherwise; `attention` gives alpha, (N, 1, H, W).
+`inter_channels`; `attention` gives alpha, (N, 1, H, W).
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|
-| theta | 1 x 1, on the reduced skip | 2 x 2, stride 2, no bias | 1 x 1, BN | 2 x 2, stride 2, no bias |
-| the gate g | one level deeper | deepest: 1 x 1, BN, ReLU before | upsampled | as it is |
+| theta | 1 x 1, skip reduced | 2 x 2, stride 2, no bias | 1 x 1, BN | as the authors |
+| g | one level deeper | same; deepest first 1 x 1, BN, ReLU | same, upsampled | same, as it is |
 | psi | bias | bias | bias, BN | bias |
-| W and its norm | - | 1 x 1 with bias, BN | none | 1 x 1, BN |
+| `inter_channels` | - | Cs / 2; in their networks Cs | the caller's | Cs / 2 |
+| W | - | 1 x 1, BN; CT network: once more, ReLU | none | 1 x 1, BN |
 | finest skip | not gated | not gated | gated | not gated (see `unet`) |
 
-(A bias in W would be taken away again by the norm.) The paper starts its gates open, so that
-everything passes; here they start near a half everywhere, and the norm undoes that.
-segmentation_models.pytorch and the winner of HuBMAP have no such gates: what Kaggle calls attention
-is mostly `scse` or `cbam`, where a map weighs itself.
+(W has no bias here: the norm would take it away again.) The paper says that its gates start open;
+its code, like this, starts near a half. segmentation_models.pytorch and the winner of HuBMAP have
+no such gates: what Kaggle calls attention is mostly `scse` or `cbam`, where a map weighs itself.
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
-arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gated-Networks.
+arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gated-Networks,
+`grid_attention_layer.py`, `unet_CT_single_att_dsv_3D.py`.
 
+>>> import torch
 >>> gate = AttentionGate(skip_channels=4, gate_channels=8)
 >>> skip, deeper = torch.randn(1, 4, 6, 6), torch.randn(1, 8, 3, 3)
 >>> gate(skip, deeper).shape, gate.attention(skip, deeper).shape
@@ -40,7 +41,6 @@ arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gat
 tensor([0.1192, 0.1192, 0.1192])
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,7 +60,7 @@ class AttentionGate(nn.Module):
     def attention(self, skip: Tensor, gate: Tensor) -> Tensor:
         """alpha: how much of each pixel of `skip` passes, (N, 1, H, W) in (0, 1)."""
         x, g = self.theta(skip), self.phi(gate)  # (N, inter, H/2, W/2), twice
-        if g.shape[2:] != x.shape[2:]:
+        if g.shape[2:] != x.shape[2:]:  # where sizes are odd: theta rounds down
             g = F.interpolate(g, x.shape[2:], mode="bilinear")
         alpha = self.psi(F.relu(x + g)).sigmoid()  # (N, 1, H/2, W/2)
         return F.interpolate(alpha, skip.shape[2:], mode="bilinear")  # (N, 1, H, W)

@@ -3,13 +3,13 @@
 **Idea.** As `scse`, a map weighs itself by channel and by place; but one after the other, and each
 from the maximum as well as from the mean, for a rare strong response drowns in a mean.
 
+    MLP(v) = W2 ReLU(W1 v + b1) + b2                           two 1 x 1 convolutions
     c      = sigmoid(MLP(max of x over places) + MLP(mean of x over places))     (N, C, 1, 1)
     x'     = c x
     s      = sigmoid(BN(f([max of x' over channels, mean of x' over channels]))) (N, 1, H, W)
     output = s x'
 
-MLP(v) = W2 ReLU(W1 v + b1) + b2, one and the same for both; f is a k x k convolution of two maps to
-one, without bias.
+f is a k x k convolution of two maps to one, without bias.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows, k is `kernel_size`.
 
@@ -17,13 +17,13 @@ one, without bias.
 |---|---|---|---|---|---|
 | the two maps | mean, max | max, mean | mean, max | max, mean | max, mean |
 | k | 7 | 7 | 7 | 3 | `kernel_size`, 7 |
-| norm after f | not said | BN | BN | none | `spatial_norm` |
+| norm after f | not said | BN, momentum 0.01 | BN | none | `spatial_norm` |
 | MLP's biases | left out | yes | none | none | yes |
-| reduction | 16 | 16 | 16 | 16 | `reduction`, 16 |
 
-`CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's but for the biases; the winner
-puts it at the end of each decoder block, as `unet` does. segmentation_models.pytorch has no CBAM.
-b1 starts at 1: one hidden channel, all that 16 channels leave, may else be dead from the start.
+`CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's but for the biases. The winner
+puts it on the second convolution's output, before norm and ReLU, with a shortcut around it; `unet`
+after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1: a single hidden channel,
+all that 16 channels leave, may else be dead from the start (see `scse`).
 
 **Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv
 1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:
@@ -43,15 +43,11 @@ from torch.nn import functional as F
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention module (arXiv 1807.06521, equations 1 to 3).
+    """Convolutional block attention module (arXiv 1807.06521, equations 1 to 3). `kernel_size` is
+    odd (ValueError else); `spatial_norm` puts a batch norm before the second sigmoid."""
 
-    `kernel_size` is odd (ValueError else); `spatial_norm` puts a batch norm before the second
-    sigmoid.
-    """
-
-    def __init__(
-        self, channels: int, reduction: int = 16, kernel_size: int = 7, spatial_norm: bool = True
-    ):
+    def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7,
+                 spatial_norm: bool = True):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is odd, not {kernel_size}")
@@ -60,7 +56,7 @@ class CBAM(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
         self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1) if spatial_norm else nn.Identity()
-        nn.init.ones_(self.reduce.bias)
+        nn.init.ones_(self.reduce.bias)  # keeps the ReLU open, see above
 
     def mlp(self, v: Tensor) -> Tensor:
         """(N, C, 1, 1) -> (N, C, 1, 1), through the few hidden channels."""
@@ -69,6 +65,6 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         largest, mean = x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        x = x * (self.mlp(largest) + self.mlp(mean)).sigmoid()
+        x = x * (self.mlp(largest) + self.mlp(mean)).sigmoid()  # the equation's x'
         maps = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)  # (N, 2, H, W)
         return x * self.norm(self.spatial(maps)).sigmoid()

@@ -5,7 +5,7 @@ nothing else. It is worth as much as the split is honest: two pieces of one kidn
 whoever trains on one and scores on the other measures memory. The unit that is held out is the
 *group* (the patient), never the image.
 
-    fold(item) = f(group(item)),        positives in each fold as equal as whole groups allow
+    fold(item) = f(group(item)),        positives in each fold about equal
 
 Groups go to folds one by one, the one with most positive pixels first, each to the fold that has
 fewest so far (then fewest items): the greedy rule for number partitioning, at most 4/3 of the best
@@ -16,14 +16,11 @@ if they are then scored with it; choose it on images that the score does not use
 
     t* = argmax_t Dice(p >= t, target),        Dice pooled over all pixels of all images
 
-So a whole cross-validation goes: every image is predicted once, by the network that did not see its
-group; fold k is cut at the threshold t*_k that is best on all *other* folds' images; then
+So every image is predicted once, by the network that did not see its group, and fold k is cut at
+the threshold that is best on all *other* folds' images; then
 
     pooled = Dice over the pixels of all images      group = Dice over those of one group
     mean and standard deviation: over the groups, the unit that new patients are drawn from
-
-All of this needs only each image's histogram: how many pixels, and how many positive ones, have
-each of 256 levels of probability. The images themselves can stay on disk.
 
 **Source.** Graham, *Bounds on Multiprocessing Timing Anomalies*, SIAM J. Appl. Math. 1969 (the
 4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
@@ -45,10 +42,8 @@ from torch import Tensor
 
 def group_folds(groups: Sequence, positives: Sequence[float], k: int, seed: int = 0) -> list[int]:
     """The fold, 0 to k - 1, of each item; items of one group share a fold, no fold is empty.
-
     `positives` holds each item's number of positive pixels; folds get nearly equal sums. `seed`
-    settles ties. ValueError where there are fewer groups than folds.
-    """
+    settles ties. ValueError where there are fewer groups than folds."""
     if len(groups) != len(positives):
         raise ValueError(f"{len(groups)} groups but {len(positives)} counts of positives")
     members: dict = {}
@@ -72,15 +67,12 @@ def group_folds(groups: Sequence, positives: Sequence[float], k: int, seed: int 
     return folds
 
 
-def best_threshold(
-    probabilities: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]
-) -> tuple[float, float]:
-    """The threshold t with the best pooled Dice of `probabilities >= t`, and that Dice.
-
-    One tensor of any shape or a list of them (images of different sizes), floats in [0, 1] or uint8
-    in steps of 1/255, against {0, 1}. Thresholds lie halfway between two such steps; of equally
-    good ones the nearest to 1/2 is taken. ValueError where shapes differ.
-    """
+def best_threshold(probabilities: Tensor | Sequence[Tensor],
+                   targets: Tensor | Sequence[Tensor]) -> tuple[float, float]:
+    """The threshold t with the best pooled Dice of `probabilities >= t`, and that Dice. One tensor
+    of any shape or a list of them (images of different sizes), floats in [0, 1] or uint8 in steps
+    of 1/255, against {0, 1}. Thresholds lie halfway between two such steps; of equally good ones
+    the nearest to 1/2 is taken. ValueError where shapes differ or floats leave [0, 1]."""
     if isinstance(probabilities, Tensor):
         probabilities, targets = [probabilities], [targets]
     pairs = zip(probabilities, targets, strict=True)
@@ -89,10 +81,7 @@ def best_threshold(
 
 def count_levels(probability: Tensor, target: Tensor) -> Tensor:
     """The pixels at each of 256 levels of probability, and how many are positive: int64 (2, 256).
-
-    Both of one shape (any): floats in [0, 1] or uint8 in steps of 1/255, against {0, 1}.
-    ValueError where shapes differ, and for floats outside [0, 1].
-    """
+    Arguments and errors are those of `best_threshold`, for one image."""
     if probability.shape != target.shape:
         raise ValueError(f"probabilities {tuple(probability.shape)} and "
                          f"target {tuple(target.shape)} differ")
@@ -113,11 +102,12 @@ def threshold_of(counts: Tensor) -> tuple[float, float]:
     dice = torch.where(total > 0, 2 * true / total.clamp(min=1), 1.0)
     levels = torch.arange(1, 256)
     best = min(levels[dice == dice.max()].tolist(), key=lambda level: abs(level - 128))
-    return round((best - 0.5) / 255, 4), dice.max().item()
+    return round((best - 0.5) / 255, 4), dice.max().item()  # halfway below that level
 
 
 def overlap(counts: Tensor, threshold: float) -> Tensor:
-    """Dice's two halves at `threshold`, int64 (2,): 2 |A and B| and |A| + |B|, to be added up."""
+    """Dice's two halves at `threshold`, int64 (2,): 2 |A and B| and |A| + |B|. Added up over images
+    they give the pooled Dice, which a mean of Dices does not."""
     pixels, positive = counts
     above = torch.arange(256) >= threshold * 255
     return torch.stack([2 * positive[above].sum(), pixels[above].sum() + positive.sum()])
@@ -130,25 +120,17 @@ def dice_of(halves: Tensor) -> float:
 
 
 def cross_validate(counts: Sequence[Tensor], folds: Sequence[int], groups: Sequence) -> dict:
-    """The cross-validated score, each fold cut at the threshold that is best on all the others.
-
-    One entry an image: `counts` as `count_levels` gives them, out of fold; its fold; its group.
-    Returns thresholds (one a fold), images (the Dice of each, in order), groups (name: pooled
-    Dice), pooled_dice, and over the groups mean_dice, sd_dice (of a sample; 0.0 if it is only one),
-    worst_group. ValueError where there is only one fold.
-    """
+    """The cross-validated score, each fold cut at the threshold that is best on all the others (at
+    0.5 where there are none). One entry an image: `counts` as `count_levels` gives them, out of
+    fold; its fold; its group. Returns thresholds (one a fold), images (the Dice of each, in order),
+    groups (name: pooled Dice), pooled_dice, and over the groups mean_dice, sd_dice (of a sample;
+    0.0 for a single one), worst_group."""
     names = sorted(set(folds))
-    if len(names) < 2:
-        raise ValueError(f"{len(names)} fold: there are no others to choose its threshold")
-    thresholds = {
-        fold: threshold_of(sum(c for c, other in zip(counts, folds) if other != fold))[0]
-        for fold in names
-    }
+    others = {fold: [c for c, f in zip(counts, folds) if f != fold] for fold in names}
+    thresholds = {f: threshold_of(sum(c))[0] if c else 0.5 for f, c in others.items()}
     halves = [overlap(c, thresholds[fold]) for c, fold in zip(counts, folds)]
-    by_group = {
-        group: dice_of(sum(h for h, other in zip(halves, groups) if other == group))
-        for group in sorted(set(groups))
-    }
+    by_group = {group: dice_of(sum(h for h, g in zip(halves, groups) if g == group))
+                for group in sorted(set(groups))}
     each = list(by_group.values())
     return {
         "pooled_dice": dice_of(sum(halves)),

@@ -7,7 +7,9 @@ for the gradient, and deep maps that already look like the answer. Only training
     loss = sum_k w_k loss(logits_k, target resized to logits_k)          k = 0: the finest
     w_k  proportional to 1, 1/2, 1/4 ..., but the coarsest 0; their sum is 1
 
-**Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ...; `target` (N, C, H, W).
+**Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `unet`, with
+`deep_supervision=True`); `target` (N, C, H, W). H and W are multiples of the coarsest factor, or
+targets lie up to half a block beside their logits.
 
 The target is resized by its nearest pixel, so that it stays 0 or 1. Where the factor is even, four
 pixels lie equally near: nnU-Net takes the lower right one (`nearest-exact` in PyTorch; plain
@@ -15,14 +17,14 @@ pixels lie equally near: nnU-Net takes the lower right one (`nearest-exact` in P
 
 | what | deeply-supervised nets | nnU-Net | HuBMAP's winner | here |
 |---|---|---|---|---|
-| compared at | each layer's own size | each map's own size | full size, logits enlarged | own size |
-| weights | fall with the epochs | 1, 1/2, 1/4 ..., 0, sum 1 | 1, then 0.1 each | nnU-Net's |
-| which images | all | all | finest: all, else with positives | all |
-| logits from | a classifier a layer | 1 x 1 convolution | 1 x 1 convolution | 1 x 1 (finest 3 x 3) |
+| compared at | - (a label an image) | each map's size | full size, maps enlarged | as nnU-Net |
+| weights | fall with the epochs | 1, 1/2, 1/4 ..., 0; sum 1 | 1, then 0.1 each | nnU-Net's |
+| which images | all | all | finest: all, others: with positives | all |
+| logits from | a classifier a layer | 1 x 1 | 1 x 1 | 1 x 1, the finest 3 x 3 |
 
-segmentation_models.pytorch has no deep supervision. The weight 0 is nnU-Net's: at 1/16 of the size
-a glomerulus of 100 pixels is a dot of six. So the coarsest map's 1 x 1 convolution never learns; it
-is there for those who give other `weights`.
+segmentation_models.pytorch has no deep supervision. The weight 0 is nnU-Net's, and suits small
+objects: at 1/16 of the size a glomerulus of 100 pixels is a dot of six. So the coarsest map's 1 x 1
+convolution does not learn, unless one gives other `weights`.
 
 **Source.** Lee et al., *Deeply-Supervised Nets*, AISTATS 2015, arXiv 1409.5185; the weights:
 MIC-DKFZ/nnUNet, `nnUNetTrainer._build_loss`; the targets: `DownsampleSegForDSTransform`.
@@ -50,18 +52,13 @@ def deep_supervision_weights(scales: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def deep_supervision_loss(
-    loss: Callable[[Tensor, Tensor], Tensor],
-    logits: Tensor | Sequence[Tensor],
-    target: Tensor,
-    weights: Sequence[float] | None = None,
-) -> Tensor:
+def deep_supervision_loss(loss: Callable[[Tensor, Tensor], Tensor],
+                          logits: Tensor | Sequence[Tensor], target: Tensor,
+                          weights: Sequence[float] | None = None) -> Tensor:
     """The weighted sum of `loss` over scales (arXiv 1409.5185; weights and targets nnU-Net's).
-
     `logits`, finest first, are (N, C, h, w) each; a single tensor is a single scale, so this is
     `loss` itself. `target` is (N, C, H, W). `weights`, one a scale, are taken as they are; where
-    one is 0 its scale costs nothing, not even time. ValueError where their number differs.
-    """
+    one is 0 its scale costs nothing, not even time. ValueError where their number differs."""
     logits = [logits] if isinstance(logits, Tensor) else logits
     weights = deep_supervision_weights(len(logits)) if weights is None else weights
     if len(weights) != len(logits):

@@ -46,14 +46,11 @@ import torch
 from torch import Tensor
 
 
-def dice_loss(
-    logits: Tensor, target: Tensor, *, smooth: float = 1.0, per_image: bool = True
-) -> Tensor:
-    """1 - soft Dice of `logits` and `target`, both (N, C, H, W): a scalar from 0 to 1.
-
-    Computed in float32 or wider, under autocast too. ValueError where the shapes differ.
-    Source: V-Net, arXiv 1606.04797, section 3, with unsquared probabilities.
-    """
+def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0,
+              per_image: bool = True) -> Tensor:
+    """1 - soft Dice of `logits` and `target`, both (N, C, H, W): a scalar from 0 to 1. Computed in
+    float32 or wider, under autocast too. ValueError where the shapes differ. Source: V-Net, arXiv
+    1606.04797, section 3, with unsquared probabilities."""
     if logits.shape != target.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} differ")
     probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
@@ -65,11 +62,9 @@ def dice_loss(
 
 
 def dice_score(prediction: Tensor, target: Tensor) -> float:
-    """Dice of two masks of one shape (any), over all their pixels; 1.0 where both are empty.
-
-    Masks are bool, or integers of which 0 is background, or floats 0 and 1. ValueError where
-    shapes differ, and for other floats: probabilities need a threshold first.
-    """
+    """Dice of two masks of one shape (any), over all their pixels; 1.0 where both are empty. Masks
+    are bool, or integers of which 0 is background, or floats 0 and 1. ValueError where shapes
+    differ, and for other floats: probabilities need a threshold first."""
     masks = []
     for mask in (prediction, target):
         mask = mask if isinstance(mask, Tensor) else torch.tensor(mask)

@@ -55,30 +55,19 @@ from torch.nn import functional as F
 
 # name: (width, depth, dropout before the classifier, the authors' image size)
 SCALES = {
-    "efficientnet-b0": (1.0, 1.0, 0.2, 224),
-    "efficientnet-b1": (1.0, 1.1, 0.2, 240),
-    "efficientnet-b2": (1.1, 1.2, 0.3, 260),
-    "efficientnet-b3": (1.2, 1.4, 0.3, 300),
-    "efficientnet-b4": (1.4, 1.8, 0.4, 380),
-    "efficientnet-b5": (1.6, 2.2, 0.4, 456),
-    "efficientnet-b6": (1.8, 2.6, 0.5, 528),
-    "efficientnet-b7": (2.0, 3.1, 0.5, 600),
-    "efficientnet-lite0": (1.0, 1.0, 0.2, 224),
-    "efficientnet-lite1": (1.0, 1.1, 0.2, 240),
-    "efficientnet-lite2": (1.1, 1.2, 0.3, 260),
-    "efficientnet-lite3": (1.2, 1.4, 0.3, 280),
+    "efficientnet-b0": (1.0, 1.0, 0.2, 224), "efficientnet-b1": (1.0, 1.1, 0.2, 240),
+    "efficientnet-b2": (1.1, 1.2, 0.3, 260), "efficientnet-b3": (1.2, 1.4, 0.3, 300),
+    "efficientnet-b4": (1.4, 1.8, 0.4, 380), "efficientnet-b5": (1.6, 2.2, 0.4, 456),
+    "efficientnet-b6": (1.8, 2.6, 0.5, 528), "efficientnet-b7": (2.0, 3.1, 0.5, 600),
+    "efficientnet-lite0": (1.0, 1.0, 0.2, 224), "efficientnet-lite1": (1.0, 1.1, 0.2, 240),
+    "efficientnet-lite2": (1.1, 1.2, 0.3, 260), "efficientnet-lite3": (1.2, 1.4, 0.3, 280),
     "efficientnet-lite4": (1.4, 1.8, 0.3, 300),
 }
 
 # Table 1 of the paper: kernel, stride, expansion t, channels c, repeats. The stem has stride 2.
 STAGES = (
-    (3, 1, 1, 16, 1),
-    (3, 2, 6, 24, 2),
-    (5, 2, 6, 40, 2),
-    (3, 2, 6, 80, 3),
-    (5, 1, 6, 112, 3),
-    (5, 2, 6, 192, 4),
-    (3, 1, 6, 320, 1),
+    (3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1),
 )
 
 
@@ -90,11 +79,9 @@ def round_channels(channels: int, width: float) -> int:
 
 
 class Conv(nn.Conv2d):
-    """A convolution without bias, padded so that its output has ceil(H / stride) rows.
-
-    `same` chooses TensorFlow's rule: as little padding as the input's size needs, the odd pixel
-    right and down. At stride 1 both rules pad kernel // 2 on every side.
-    """
+    """A convolution without bias, padded so that its output has ceil(H / stride) rows. `same`
+    chooses TensorFlow's rule: as little padding as the input's size needs, the odd pixel right and
+    down. At stride 1 both rules pad kernel // 2 on every side."""
 
     def __init__(self, c_in, c_out, kernel, stride=1, groups=1, same=True):
         super().__init__(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -104,9 +91,8 @@ class Conv(nn.Conv2d):
         if not self.same or self.stride[0] == 1:
             return super().forward(x)
         kernel, stride = self.kernel_size[0], self.stride[0]
-        down, right = (
-            max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
-        )
+        down, right = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
+                       for n in x.shape[2:])
         x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
         return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
 
@@ -134,11 +120,8 @@ class MBConv(nn.Module):
         layers = []
         if expansion > 1:
             layers += [Conv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation()]
-        layers += [
-            Conv(wide, wide, kernel, stride, groups=wide, same=same),
-            nn.BatchNorm2d(wide, bn_eps),
-            activation(),
-        ]
+        layers += [Conv(wide, wide, kernel, stride, groups=wide, same=same),
+                   nn.BatchNorm2d(wide, bn_eps), activation()]
         if not lite:
             layers.append(SqueezeExcite(wide, max(1, c_in // 4)))  # a quarter of the *thin* map
         layers += [Conv(wide, c_out, 1), nn.BatchNorm2d(c_out, bn_eps)]
@@ -158,22 +141,12 @@ class MBConv(nn.Module):
 
 class EfficientNet(nn.Module):
     """EfficientNet B0 to B7 and Lite0 to Lite4 (arXiv 1905.11946, section 3.3 and table 1).
-
     `num_classes=0` leaves out the head convolution and the classifier: only `features` is left.
-    `padding` is "same" (TensorFlow) or "symmetric"; `stochastic_depth` is what p grows to.
-    Raises ValueError for an unknown name or padding.
-    """
+    `padding` is "same" (TensorFlow) or "symmetric"; `stochastic_depth` is what p grows to. Raises
+    ValueError for an unknown name or padding."""
 
-    def __init__(
-        self,
-        name: str = "efficientnet-b0",
-        in_channels: int = 3,
-        num_classes: int = 1000,
-        *,
-        padding: str = "same",
-        bn_eps: float = 1e-3,
-        stochastic_depth: float = 0.2,
-    ):
+    def __init__(self, name: str = "efficientnet-b0", in_channels: int = 3, num_classes: int = 1000,
+                 *, padding: str = "same", bn_eps: float = 1e-3, stochastic_depth: float = 0.2):
         super().__init__()
         if name not in SCALES:
             raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(SCALES)}")
@@ -182,13 +155,9 @@ class EfficientNet(nn.Module):
         width, depth, dropout, _ = SCALES[name]
         lite, same = "lite" in name, padding == "same"
         activation = nn.ReLU6 if lite else nn.SiLU
-
         channels = 32 if lite else round_channels(32, width)
-        self.stem = nn.Sequential(
-            Conv(in_channels, channels, 3, 2, same=same),
-            nn.BatchNorm2d(channels, bn_eps),
-            activation(),
-        )
+        self.stem = nn.Sequential(Conv(in_channels, channels, 3, 2, same=same),
+                                  nn.BatchNorm2d(channels, bn_eps), activation())
 
         plan = []  # one (kernel, stride, expansion, channels) for each block
         for i, (kernel, stride, expansion, c_out, repeats) in enumerate(STAGES):
@@ -202,24 +171,17 @@ class EfficientNet(nn.Module):
                                  bn_eps=bn_eps, drop=drop))
             c_in = c_out
         self.blocks = nn.ModuleList(blocks)
-
         # Maps are taken after the stem and after the last block before each further halving.
         halvings = [i for i, (_, stride, _, _) in enumerate(plan) if stride == 2]
         self.taps = [i - 1 for i in halvings[1:]] + [len(plan) - 1]
         self.feature_channels = (channels, *(plan[i][3] for i in self.taps))
-
         self.head = None
         if num_classes:
             wide = 1280 if lite else round_channels(1280, width)
             self.head = nn.Sequential(
-                Conv(c_in, wide, 1),
-                nn.BatchNorm2d(wide, bn_eps),
-                activation(),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-                nn.Dropout(dropout),
-                nn.Linear(wide, num_classes),
-            )
+                Conv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation(),
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout),
+                nn.Linear(wide, num_classes))
 
         for m in self.modules():
             if isinstance(m, nn.Conv2d):  # keeps the variance of the gradients (He et al., 2015)
@@ -230,9 +192,7 @@ class EfficientNet(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """(N, in_channels, H, W) -> five maps; the k-th is (N, feature_channels[k], H/2^k, W/2^k).
-
-        k counts from 1, sizes are rounded up.
-        """
+        k counts from 1, sizes are rounded up."""
         x = self.stem(x)  # (N, C, H/2, W/2)
         maps = [x]
         for i, block in enumerate(self.blocks):

@@ -7,13 +7,14 @@ that lie above it.
     z = BN and ReLU of  W [d0, up(d1), up(d2), up(d3), up(d4)]         [ , ]: channels side by side
 
 up is bilinear, to the size of d0; W is a 1 x 1 convolution. Taken literally this is costly: 496
-channels at full size for a U-Net of 256, 128, 64, 32 and 16. But a matrix applied in every pixel
-and a mean over neighbouring pixels can change places, and a matrix times a stack is a sum:
+channels at full size for a U-Net of 256, 128, 64, 32 and 16. But a 1 x 1 convolution is a matrix
+applied in every pixel, up is a mean of neighbouring pixels, and the two can change places; and a
+matrix times a stack is a sum:
 
     W [d0, up(d1), ...] = W0 d0 + up(W1 d1) + ... + up(W4 d4)
 
 So each map is projected first, where it is small, then enlarged and added. The result is the same
-to rounding; nothing but the sum is ever held at full size.
+to rounding, and nothing at full size is wider than d0 or the sum.
 
 **Shapes.** `maps`, finest first: (N, C0, H, W), (N, C1, H/2, W/2) ... -> (N, out_channels, H, W).
 
@@ -23,9 +24,9 @@ takes 9.1 s (`python -m minseg.lab.bench hypercolumn`).
 
 | what | paper | HuBMAP's winner | here |
 |---|---|---|---|
-| which maps | three of a classifier's layers | the five of the decoder | the five of the decoder |
+| which maps | three layers of a classifier | the decoder's five | the decoder's five |
 | enlarged | bilinear | bilinear, corners aligned | bilinear, corners not aligned |
-| then | a classifier for each of 5 x 5 places | 3 x 3 to 64, ELU, 1 x 1 | 1 x 1, BN, ReLU; then the head |
+| then | classifiers on a grid, interpolated | 3 x 3 to 64, ELU, 1 x 1 | 1 x 1, BN, ReLU, head |
 | built as | a sum of projected maps | the concatenation of 320 | a sum of projected maps |
 
 segmentation_models.pytorch's U-Net has none. (A 3 x 3 convolution, the winner's, would not change
@@ -49,9 +50,7 @@ from torch.nn import functional as F
 
 class Hypercolumn(nn.Module):
     """Maps of all sizes as one (arXiv 1411.5752): a 1 x 1 fusion that never builds their stack.
-
-    `in_channels`: one number a map, finest first.
-    """
+    `in_channels`: one number a map, finest first."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
         super().__init__()
@@ -61,13 +60,11 @@ class Hypercolumn(nn.Module):
             nn.init.normal_(part.weight, 0, (2 / sum(in_channels)) ** 0.5)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """(N, C0, H, W), (N, C1, H/2, W/2) ... -> (N, out_channels, H, W).
-
-        ValueError where there are not as many maps as there were `in_channels`.
-        """
+        """(N, C0, H, W), (N, C1, H/2, W/2) ... -> (N, out_channels, H, W). ValueError where there
+        are not as many maps as there were `in_channels`."""
         if len(maps) != len(self.project):
             raise ValueError(f"{len(maps)} maps for a hypercolumn of {len(self.project)}")
         total = self.project[0](maps[0])  # (N, out_channels, H, W)
         for part, x in zip(self.project[1:], maps[1:]):
-            total = total + F.interpolate(part(x), total.shape[2:], mode="bilinear")
+            total += F.interpolate(part(x), total.shape[2:], mode="bilinear")
         return F.relu(self.norm(total))

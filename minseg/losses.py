@@ -7,15 +7,15 @@ Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
     loss = w1 loss1 + w2 loss2 + ...          make_loss("bce+dice"), make_loss("0.5*bce+lovasz")
 
 **Two stages** are the other remedy: train with a tame loss until the network finds the objects,
-then switch to the one that is wanted. The learning rate warms up again, for what the optimiser
-remembers belongs to the other loss.
+then switch to the one that is wanted. Each stage has its own warm-up and its own fall to 0: what
+the optimiser remembers of the other loss fades meanwhile.
 
-    loss in epoch e of E  =  first  if e < switch E,  else then              (e counts from 0)
+    loss in epoch e of E  =  first  if e < round(switch E),  else then       (e counts from 0)
 
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 
-**Source.** The post this project was made from names Lovász with Dice or cross-entropy, and Dice
-first, Lovász later; nnU-Net (arXiv 1809.10486, section
+**Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice or
+cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section
 2.3) trains with cross-entropy + Dice.
 
 >>> loss = make_loss("0.5*bce+dice")
@@ -47,17 +47,14 @@ LOSSES = {"bce": bce_loss, "dice": dice_loss, "lovasz": lovasz_hinge}
 
 def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss that `spec` spells: names joined by +, each with an optional weight before a *.
-
     Names are bce, dice and lovasz. ValueError for anything else, and for weights that are not
-    positive numbers.
-    """
+    positive numbers."""
     terms = []
     for term in spec.split("+"):
         weight, name = term.split("*", 1) if "*" in term else ("1", term)
         name = name.strip()
         if name not in LOSSES:
-            known = ", ".join(LOSSES)
-            raise ValueError(f"unknown loss {name!r} in {spec!r}: use {known}, joined by +")
+            raise ValueError(f"unknown loss {name!r} in {spec!r}: there are {', '.join(LOSSES)}")
         try:
             factor = float(weight)
         except ValueError:
@@ -74,10 +71,8 @@ def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 def first_stage(epochs: int, switch: float) -> int:
     """How many of `epochs` belong to the first stage: the share `switch`, to the nearest epoch.
-
     Each stage has one epoch at least. ValueError where there is only one epoch, and for shares
-    outside (0, 1).
-    """
+    outside (0, 1)."""
     if epochs < 2 or not 0 < switch < 1:
         raise ValueError(f"two stages of {epochs} epochs, switched at {switch}: "
                          "need 2 epochs or more, and a share between 0 and 1")

@@ -53,10 +53,8 @@ from torch.nn import functional as F
 
 def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor:
     """Delta({1..k}) - Delta({1..k-1}) for each pixel, k its place when its row's hinges are sorted.
-
     `hinges` (R, P), none negative; `target` (R, P) in {0, 1}; `positives` (R, 1), |{t = 1}|.
-    Returns (R, P) in the pixels' own order; rows are images apart.
-    """
+    Returns (R, P) in the pixels' own order; rows are images apart."""
     # Non-negative floats sort like the integers with the same bits, and those sort faster; ~ puts
     # the largest first.
     integer = torch.int64 if hinges.dtype == torch.float64 else torch.int32
@@ -72,20 +70,12 @@ def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor
     return torch.empty_like(steps).scatter_(1, order, steps)
 
 
-def lovasz_hinge(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    per_image: bool = True,
-    margin: str = "relu",
-    symmetric: bool = False,
-) -> Tensor:
+def lovasz_hinge(logits: Tensor, target: Tensor, *, per_image: bool = True, margin: str = "relu",
+                 symmetric: bool = False) -> Tensor:
     """The Lovász hinge of `logits` and `target`, both (N, C, H, W): a scalar, not negative.
-
     `margin` is "relu" or "elu"; `symmetric` gives the mean of loss(logits, target) and
     loss(-logits, 1 - target). Computed in float32 or wider, under autocast too. ValueError where
-    the shapes differ. Source: arXiv 1512.07797; arXiv 1705.08790, algorithm 1.
-    """
+    the shapes differ. Source: arXiv 1512.07797; arXiv 1705.08790, algorithm 1."""
     if logits.shape != target.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} differ")
     if margin not in ("relu", "elu"):

@@ -2,8 +2,8 @@
 
 **Idea.** Glomeruli cover a few per cent of a kidney: most tiles hold none, look alike, and are soon
 learned. Train on every tile that holds something and on a random share of the others, *another*
-share each epoch: no tile is lost, an epoch takes a fraction of the time, and half of what the
-network sees is what it has to find.
+share each epoch: no tile is lost, an epoch takes a fraction of the time, and with R = 1 half of its
+tiles hold something to find.
 
     epoch = all positives + R negatives for each of them, drawn anew
 
@@ -12,29 +12,33 @@ network sees is what it has to find.
     epoch 2, R = 1      + + +   -   -   -
 
 **Balanced bins** go one step further, among the positives: a tile with a sliver of a glomerulus
-teaches other things than one with three whole ones. Cut the range of mask areas into four equal
-bins, and draw as many tiles from each that is not empty, together as many as there are positives.
-Tiles of full bins are left out by turns, those of thin ones come several times.
+teaches other things than one with three whole ones. Cut the range of mask areas, up to the largest,
+into equal bins, and draw as many tiles from each that is not empty, together about as many as there
+are positives. Some tiles of a full bin have to wait for another epoch; those of a thin one come
+again and again (a single outlier in the last of four: a quarter of all draws).
 
 **Shapes.** `mask_area` (T,), how much of each tile is positive, in any unit -> indices, int64, in
 random order, ready to be cut into batches.
 
 | what | the post | HuBMAP's winner | here |
 |---|---|---|---|
-| negatives | random sampling of some | as many as positives | `negatives` for each positive |
-| a positive tile | - | at least 2.5 % of it | more than 0 |
+| negatives | a random share | one a positive, with replacement | `negatives` a positive, without |
+| a positive tile | - | more than 2.5 % of it | more than 0 |
 | bins | - | 2.5, 7.5, 12.5, 17.5 % and up | `bins` equal parts of the largest area |
-| draws within a bin | - | with replacement | whole rounds first, then a random rest |
+| draws in a bin | - | with replacement | whole rounds first, then a random rest |
 
 What it costs: the network meets more glomeruli than a slide holds, and learns to expect them. The
-threshold, chosen on whole held-out slides, takes that back (`crossval`).
+threshold, chosen on whole held-out slides, is there to take that back (`crossval`).
 
-**Source.** The post this project was made from; bins: tikutikutiku/kaggle-hubmap, `src/02_train`.
+**Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021; the bins: code of the winner
+of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap, `src/02_train`.
 
 >>> area = torch.tensor([0, 0, 0, 0, 0, 0, .1, .5])
 >>> [epoch_indices(area, generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 2)]
 [[7, 5, 6, 1], [3, 7, 6, 0]]
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -45,19 +49,12 @@ def shuffled(indices: Tensor, generator: torch.Generator | None) -> Tensor:
     return indices[torch.randperm(len(indices), generator=generator)]
 
 
-def epoch_indices(
-    mask_area: Tensor,
-    *,
-    negatives: float = 1.0,
-    bins: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def epoch_indices(mask_area: Tensor, *, negatives: float = 1.0, bins: int | None = None,
+                  generator: torch.Generator | None = None) -> Tensor:
     """The tiles of one epoch, int64 (K,), in random order; K is the same in every epoch.
-
-    `mask_area` (T,) is 0 for negatives. `negatives` is how many of them there are for each
-    positive (math.inf: all); `bins` balances the positives over that many equal ranges of area.
-    ValueError where no tile is positive, and for negative `negatives` or `bins`.
-    """
+    `mask_area` (T,) is 0 for negatives. `negatives` is how many of them there are for each positive
+    (math.inf: all); `bins` balances the positives over that many equal ranges of area. ValueError
+    where no tile is positive, and for negative `negatives` or `bins`."""
     area = torch.as_tensor(mask_area)
     positive, negative = (area > 0).nonzero()[:, 0], (area <= 0).nonzero()[:, 0]
     if not len(positive):
@@ -66,11 +63,12 @@ def epoch_indices(
         raise ValueError(f"negatives {negatives}, bins {bins}: need 0 or more, 1 or more")
     if bins:
         share = area[positive] / area.max()  # in (0, 1]
-        of_bin = (share * bins).ceil().long().clamp(1, bins)
+        of_bin = (share * bins).ceil().long()
         members = [positive[of_bin == b] for b in of_bin.unique()]
-        each = max(1, len(positive) // len(members))
-        rounds = [[shuffled(m, generator) for _ in range(-(-each // len(m)))] for m in members]
-        positive = torch.cat([torch.cat(some)[:each] for some in rounds])
+        each = len(positive) // len(members)  # of every bin that is not empty: 1 or more
+        positive = torch.cat([
+            torch.cat([shuffled(m, generator) for _ in range(math.ceil(each / len(m)))])[:each]
+            for m in members])
     wanted = min(len(negative), negatives * len(positive))
     negative = shuffled(negative, generator)[: round(wanted)]
     return shuffled(torch.cat([positive, negative]), generator)

@@ -1,8 +1,8 @@
-"""# SCSE: squeeze and excite, by channel and by place
+"""# SCSE: squeeze and excite, channels and places
 
-**Idea.** Let a map weigh itself, in two ways at once: each *channel* by a number made from the means
-of all channels (what is in this image?), and each *place* by a number made from all channels there
-(does it matter here?).
+**Idea.** Let a map weigh itself, in two ways at once. *Squeeze* it into a few numbers, and let them
+*excite* or calm it: each channel by the means of all channels (what is in this image?), and each
+place by all channels there (does it matter here?).
 
     c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all places
     s      = sigmoid(v . x + b)                          (N, 1, H, W)    v: one weight a channel
@@ -14,14 +14,14 @@ With c = s = 1/2 the sum is x itself: the block can start as if it were not ther
 
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|
-| merge | sum (journal: also max) | max(c x, s x) | sum | `merge` |
+| merge | sum (journal: max, too) | max(c x, s x) | sum | `merge` |
 | reduction | 2 | 2 | 16 | `reduction`, 16 |
-| where | after encoder and decoder blocks | the user's choice | a decoder block's two ends | its end |
+| where | after each block | the user's choice | both ends of a decoder block | its end |
 | where C < reduction | - | - | no hidden channel: fails | one hidden channel |
 | b1 at the start | - | random, about 0 | random, about 0 | 1 |
 
-b1 starts at 1 because the hidden channels are few: 16 channels leave just one, and started about 0
-it is dead from the first step on, for every image, in about half of all runs.
+b1 starts at 1 because the hidden channels are few. 16 channels leave just one, and started about 0
+its ReLU gives 0 for every image, and so gets no gradient ever, in about half of all runs.
 
 **Source.** Roy, Navab and Wachinger, *Concurrent Spatial and Channel Squeeze & Excitation in Fully
 Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,
@@ -40,10 +40,8 @@ from torch.nn import functional as F
 
 
 class SCSE(nn.Module):
-    """Concurrent spatial and channel squeeze & excitation (arXiv 1803.02579, section 2).
-
-    `merge` is "add" or "max". ValueError for any other.
-    """
+    """Concurrent spatial and channel squeeze & excitation (arXiv 1803.02579, section 2). `merge` is
+    "add" or "max". ValueError for any other."""
 
     def __init__(self, channels: int, reduction: int = 16, merge: str = "add"):
         super().__init__()
@@ -54,10 +52,11 @@ class SCSE(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
         self.spatial = nn.Conv2d(channels, 1, 1)
         self.merge = merge
-        nn.init.ones_(self.reduce.bias)
+        nn.init.ones_(self.reduce.bias)  # keeps the ReLU open, see above
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         c = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()  # (N, C, 1, 1)
         s = self.spatial(x).sigmoid()  # (N, 1, H, W)
+        # The maximum keeps both gated maps for the backward pass, the sum only x.
         return c * x + s * x if self.merge == "add" else torch.maximum(c * x, s * x)

@@ -50,11 +50,9 @@ from torch.nn import functional as F
 
 
 def tile_starts(length: int, tile: int, stride: int) -> list[int]:
-    """Where tiles begin along an axis of `length` pixels, so that every pixel is covered.
-
-    They lie `stride` apart, but the last is moved in to end with the axis. [0] where
-    length <= tile. ValueError unless 0 < stride <= tile (a longer stride leaves gaps).
-    """
+    """Where tiles begin along an axis of `length` pixels, so that every pixel is covered. They lie
+    `stride` apart, but the last is moved in to end with the axis. [0] where length <= tile.
+    ValueError unless 0 < stride <= tile (a longer stride leaves gaps)."""
     if length < 1 or not 0 < stride <= tile:
         raise ValueError(f"length {length}, tile {tile}, stride {stride}: "
                          "need 1 <= length and 1 <= stride <= tile")
@@ -63,10 +61,8 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
 
 
 def blend_window(tile: int, kind: str = "linear") -> Tensor:
-    """The weight of each pixel of a tile, float32 (tile, tile), max 1, min > 0.
-
-    `kind` is "linear", "gaussian", "hann" or "uniform". ValueError for any other.
-    """
+    """The weight of each pixel of a tile, float32 (tile, tile), max 1, min > 0. `kind` is "linear",
+    "gaussian", "hann" or "uniform". ValueError for any other."""
     x = torch.arange(tile, dtype=torch.float64) + 0.5
     if kind == "uniform":
         axis = torch.ones_like(x)
@@ -84,23 +80,14 @@ def blend_window(tile: int, kind: str = "linear") -> Tensor:
 
 
 def predict_bands(
-    predict: Callable[[Tensor], Tensor],
-    read: Callable[[int, int, int, int], np.ndarray],
-    height: int,
-    width: int,
-    *,
-    tile: int,
-    stride: int,
-    window: str = "linear",
-    batch: int = 8,
+    predict: Callable[[Tensor], Tensor], read: Callable[[int, int, int, int], np.ndarray],
+    height: int, width: int, *, tile: int, stride: int, window: str = "linear", batch: int = 8,
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict an image of any size tile by tile and yield the blended result band by band.
-
-    `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, and returns probabilities
-    (N, C, tile, tile), on any device. `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the
-    image. Yields (y, float32 (C, rows, width)) from top to bottom, each row once. An image smaller
-    than the tile is continued by its border pixels, and cut again. Memory is O(tile * width).
-    """
+    `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, and returns probabilities (N, C, tile,
+    tile), on any device. `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image. Yields
+    (y, float32 (C, rows, width)) from top to bottom, each row once. An image smaller than the tile
+    is continued by its border pixels, and cut again. Memory is O(tile * width)."""
     weight = blend_window(tile, window)
     tops, lefts = tile_starts(height, tile, stride), tile_starts(width, tile, stride)
     padded = max(width, tile)
@@ -138,10 +125,6 @@ def predict_bands(
 
 def predict_image(predict: Callable[[Tensor], Tensor], image: np.ndarray, **options) -> Tensor:
     """`predict_bands` over a whole image, uint8 (height, width, 3) -> (C, height, width)."""
-    height, width = image.shape[:2]
-
-    def read(y: int, x: int, h: int, w: int) -> np.ndarray:
-        return image[y : y + h, x : x + w]
-
-    bands = predict_bands(predict, read, height, width, **options)
+    bands = predict_bands(predict, lambda y, x, h, w: image[y : y + h, x : x + w],
+                          *image.shape[:2], **options)
     return torch.cat([band for _, band in bands], 1)

@@ -5,10 +5,12 @@ turn with it. The network's does not quite. Ask it for all eight views that flip
 make of a tile, turn the answers back, and average: eight opinions whose errors partly cancel, for
 eight times the work.
 
-    p(x) = 1/8 sum_g  g^-1 f(g x),        g: 4 quarter turns, each with and without a flip
+    p(x) = 1/8 sum_g  g^-1 f(g x)     f: the network; g: 4 quarter turns, each with and without a
+                                      flip; g^-1: turn it back
 
-The mean turns with the tile exactly: p(h x) = h p(x) for each of the eight, for summing over all g
-and over all g h is the same.
+The mean turns with the tile: p(h x) = h p(x) for each of the eight, for the sum over all g h is the
+sum over all g in another order. (A threshold chosen without views may not be the best with them:
+averages lie nearer to the middle.)
 
 **Shapes.** As what it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles are square.
 
@@ -18,14 +20,13 @@ and over all g h is the same.
 | mean of | logits (its first version: probabilities) | probabilities |
 
 **Source.** Krizhevsky, Sutskever and Hinton, *ImageNet Classification with Deep Convolutional
-Neural Networks*, NIPS 2012, section 4.1 (crops and reflections, averaged); all eight of a square:
-Dieleman, Willett and Dambre, *Rotation-invariant convolutional neural networks for galaxy
-morphology prediction*, MNRAS 2015, arXiv 1503.07077.
+Neural Networks*, NIPS 2012, section 4.1 (crops and reflections, averaged); the eight as a group:
+Cohen and Welling, *Group Equivariant Convolutional Networks*, ICML 2016, arXiv 1602.07576.
 
 >>> import torch
 >>> tile = torch.arange(4.).view(1, 1, 2, 2)
 >>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # sees one corner only
->>> flips_and_turns(upper_left)(tile)[0, 0]  # now each corner alike: a quarter of itself
+>>> flips_and_turns(upper_left)(tile)[0, 0]  # two of eight views put each corner there
 tensor([[0.0000, 0.2500],
         [0.5000, 0.7500]])
 """
@@ -36,10 +37,8 @@ from torch import Tensor
 
 
 def flips_and_turns(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`predict`, averaged over the eight views of a square tile.
-
-    Takes and returns what `predict` does: (N, 3, T, T) -> (N, C, T, T).
-    """
+    """`predict`, averaged over the eight views of a square tile. Takes and returns what `predict`
+    does: (N, 3, T, T) -> (N, C, T, T)."""
 
     def mean_of_views(tiles: Tensor) -> Tensor:
         total = 0

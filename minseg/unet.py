@@ -43,7 +43,9 @@ torch.Size([2, 1, 33, 70])
 5839309
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,26 +69,19 @@ def conv_norm_relu(c_in: int, c_out: int) -> nn.Sequential:
 
 def self_attention(name: str | None, channels: int) -> nn.Module:
     """What follows a decoder block's convolutions: SCSE, CBAM, or nothing. ValueError for others.
-
-    "cbam3" is the CBAM of HuBMAP's winner: 3 x 3, without norm.
-    """
-    if name is None:
-        return nn.Identity()
-    if name == "scse":
-        return SCSE(channels)
-    if name == "cbam":
-        return CBAM(channels)
-    if name == "cbam3":
-        return CBAM(channels, kernel_size=3, spatial_norm=False)
-    raise ValueError(f'attention is None, "scse", "cbam" or "cbam3", not {name!r}')
+    "cbam3" is the CBAM of HuBMAP's winner: 3 x 3, without norm."""
+    kinds = {None: nn.Identity, "scse": SCSE, "cbam": CBAM,
+             "cbam3": partial(CBAM, kernel_size=3, spatial_norm=False)}
+    if name not in kinds:
+        raise ValueError(f'attention is None, "scse", "cbam" or "cbam3", not {name!r}')
+    return kinds[name](channels)
 
 
 class DecoderBlock(nn.Module):
     """(N, c_in, H, W) and a skip (N, c_skip, 2H, 2W) -> (N, c_out, 2H, 2W)."""
 
-    def __init__(
-        self, c_in: int, c_skip: int, c_out: int, gated: bool = False, attention: str | None = None
-    ):
+    def __init__(self, c_in: int, c_skip: int, c_out: int, gated: bool = False,
+                 attention: str | None = None):
         super().__init__()
         self.gate = AttentionGate(c_skip, c_in) if gated else None
         self.conv1 = conv_norm_relu(c_in + c_skip, c_out)
@@ -105,30 +100,19 @@ class DecoderBlock(nn.Module):
 class UNet(nn.Module):
     """A U-Net (arXiv 1505.04597) on an EfficientNet encoder.
 
-    `classes` are binary problems of their own: one logit map each. `gates`, `attention`,
-    `hypercolumn` and `deep_supervision` switch the tricks on, in any combination. `mean` and `std`, one number a
-    channel, normalise the input; None means ImageNet's for three channels, else 0.5 and 0.5.
-    `padding`, `bn_eps` and `stochastic_depth` are the encoder's. Raises ValueError for an unknown
-    encoder or attention, and where `mean` or `std` do not have one number a channel.
-    """
+    `classes` are binary problems of their own: one logit map each. `gates`, `attention` (None,
+    "scse", "cbam", "cbam3"), `hypercolumn` and `deep_supervision` switch tricks on, in any
+    combination. `mean` and `std`, one number a channel, normalise the input; None means ImageNet's
+    for three channels, else 0.5 and 0.5. `padding`, `bn_eps` and `stochastic_depth` are the
+    encoder's. ValueError for an unknown encoder or attention, and for `mean` or `std` of another
+    length."""
 
-    def __init__(
-        self,
-        encoder: str = "efficientnet-b0",
-        *,
-        in_channels: int = 3,
-        classes: int = 1,
-        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
-        gates: bool = False,
-        attention: str | None = None,
-        hypercolumn: bool = False,
-        deep_supervision: bool = False,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        padding: str = "same",
-        bn_eps: float = 1e-3,
-        stochastic_depth: float = 0.2,
-    ):
+    def __init__(self, encoder: str = "efficientnet-b0", *, in_channels: int = 3, classes: int = 1,
+                 decoder_channels: Sequence[int] = (256, 128, 64, 32, 16), gates: bool = False,
+                 attention: str | None = None, hypercolumn: bool = False,
+                 deep_supervision: bool = False, mean: Sequence[float] | None = None,
+                 std: Sequence[float] | None = None, padding: str = "same", bn_eps: float = 1e-3,
+                 stochastic_depth: float = 0.2):
         super().__init__()
         if len(decoder_channels) != 5:
             raise ValueError(f"decoder_channels needs five numbers, not {decoder_channels}")
@@ -156,16 +140,13 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(d0, classes, 3, padding=1)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.deep_heads = None
-        if deep_supervision:
-            self.deep_heads = nn.ModuleList(nn.Conv2d(c, classes, 1) for c in (d1, d2, d3, d4))
+        deep = (nn.Conv2d(c, classes, 1) for c in (d1, d2, d3, d4))
+        self.deep_heads = nn.ModuleList(deep) if deep_supervision else None
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W).
-
-        With deep supervision, while training: five logits, finest first, the k-th
-        (N, classes, H/2^k, W/2^k), sizes rounded up.
-        """
+        """(N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W). With deep supervision,
+        while training: five logits, finest first, the k-th (N, classes, H/2^k, W/2^k), sizes
+        rounded up."""
         height, width = x.shape[2:]
         down, right = -height % 32, -width % 32
         if self.training and len(x) == 1 and max(height, width) <= 32:
@@ -183,6 +164,5 @@ class UNet(nn.Module):
         if self.deep_heads is None or not self.training:
             return logits
         deep = [head(d) for head, d in zip(self.deep_heads, (d1, d2, d3, d4))]
-        return [logits] + [
-            z[:, :, : -(-height // 2**k), : -(-width // 2**k)] for k, z in enumerate(deep, 1)
-        ]
+        return [logits] + [z[:, :, : math.ceil(height / 2**k), : math.ceil(width / 2**k)]
+                           for k, z in enumerate(deep, 1)]

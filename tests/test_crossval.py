@@ -101,7 +101,7 @@ def test_shapes_that_differ_are_refused():
 
 
 def slides_of_three_folds():
-    """Probabilities, masks, folds and groups of seven images, fold by fold of another calibration."""
+    """Probabilities, masks, folds and groups of seven images; each fold is calibrated otherwise."""
     generator = np.random.default_rng(0)
     folds, groups = [0, 0, 1, 1, 2, 2, 2], ["a", "a", "b", "c", "d", "d", "e"]
     probabilities, masks = [], []
@@ -164,7 +164,7 @@ def test_images_without_a_positive_pixel_count_as_right_when_nothing_is_found():
     assert summary["images"] == [1.0, 1.0, 1.0] and summary["sd_dice"] == 0
 
 
-def test_a_single_fold_cannot_be_cross_validated():
-    counts = count_levels(torch.ones(4), torch.ones(4))
-    with pytest.raises(ValueError, match="1 fold"):
-        cross_validate([counts, counts], [0, 0], ["a", "b"])
+def test_a_single_fold_is_cut_at_a_half_and_not_at_what_suits_it():
+    counts = count_levels(torch.tensor([0.1, 0.2, 0.4, 0.6]), torch.tensor([0, 1, 1, 1]))
+    summary = cross_validate([counts], [0], ["a"])
+    assert summary["thresholds"] == [0.5] and summary["pooled_dice"] == 0.5

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from minseg import dice_loss, lovasz_hinge, make_loss
-from minseg.losses import bce_loss
+from minseg.losses import bce_loss, first_stage
 
 
 @pytest.fixture
@@ -68,3 +68,25 @@ def test_what_spells_no_loss_is_refused_with_its_text(spec):
     with pytest.raises(ValueError, match="unknown loss|weight") as error:
         make_loss(spec)
     assert repr(spec) in str(error.value)
+
+
+@pytest.mark.parametrize("epochs, switch, wanted", [
+    (10, 0.6, 6), (10, 0.64, 6), (10, 0.66, 7), (20, 0.25, 5), (3, 0.5, 2),
+    (2, 0.01, 1), (2, 0.99, 1), (10, 0.001, 1), (10, 0.999, 9)])
+def test_the_first_stage_is_its_share_of_the_epochs_but_each_stage_has_one(epochs, switch, wanted):
+    assert first_stage(epochs, switch) == wanted
+    assert isinstance(first_stage(epochs, switch), int)
+
+
+def test_both_stages_have_an_epoch_and_a_larger_share_never_fewer():
+    for epochs in range(2, 30):
+        stages = [first_stage(epochs, share / 100) for share in range(1, 100)]
+        assert stages == sorted(stages) and stages[0] == 1 and stages[-1] == epochs - 1
+        assert all(abs(n - epochs * s / 100) <= 1 for s, n in enumerate(stages, 1))
+
+
+@pytest.mark.parametrize("epochs, switch", [
+    (1, 0.5), (0, 0.5), (10, 0), (10, 1), (10, -0.1), (10, 1.5), (10, float("nan"))])
+def test_stages_that_cannot_be_are_refused_with_their_numbers(epochs, switch):
+    with pytest.raises(ValueError, match=f"{epochs} epochs, switched at {switch}"):
+        first_stage(epochs, switch)

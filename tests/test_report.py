@@ -9,7 +9,15 @@ from PIL import Image
 
 from minseg.run import report
 from minseg.run.report import (
-    BLUE, ORANGE, PAPER, Parser, Progress, contact_sheet, draw_curves, draw_outlines, duration,
+    BLUE,
+    ORANGE,
+    PAPER,
+    Parser,
+    Progress,
+    contact_sheet,
+    draw_curves,
+    draw_outlines,
+    duration,
     outline,
 )
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minseg.data import synthetic
-from minseg.data.synthetic import main, synthetic_slide, write_slides
+from minseg.data.synthetic import synthetic_slide, write_slides
 
 
 def features(image, mask):
@@ -160,38 +160,9 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_writes_a_data_set(tmp_path):
-    main([str(tmp_path / "data"), "--slides", "2", "--size", "64", "--seed", "3"])
-    write_slides(tmp_path / "same", 2, seed=3, height=64, width=64)
-    for path in (tmp_path / "same").rglob("*.*"):
-        twin = tmp_path / "data" / path.relative_to(tmp_path / "same")
-        assert twin.read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "options, word",
-    [
-        (["--slides", "0"], "0"),
-        (["--size", "63"], "63"),
-        (["--seed", "-1"], "-1"),
-        (["--slides", "many"], "many"),
-        (["--colour"], "--colour"),
-    ],
-)
-def test_bad_input_on_the_command_line_gives_one_line_and_exit_code_2(
-    tmp_path, capsys, options, word
-):
-    with pytest.raises(SystemExit) as end:
-        main([str(tmp_path / "data"), *options])
-    assert end.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and word in lines[0]
+@pytest.mark.parametrize("options", [dict(count=0), dict(seed=-1), dict(height=63)])
+def test_numbers_out_of_range_are_refused_with_their_value(tmp_path, options):
+    value = str(next(iter(options.values())))
+    with pytest.raises(ValueError, match=value):
+        write_slides(tmp_path / "data", **{"count": 1, "height": 64, "width": 64, **options})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_parent_folder_gives_one_line_and_exit_code_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([str(tmp_path / "none" / "data"), "--slides", "1", "--size", "64"])
-    assert end.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].endswith("none is not a folder")

@@ -186,8 +186,8 @@ def test_the_margin_has_no_say_in_what_is_blank_or_positive(tmp_path):
 def test_a_mask_of_another_size_than_its_image_is_refused_by_name(tmp_path, shape):
     with pytest.raises(ValueError) as error:
         labelled(tmp_path, noise(30, 20), np.zeros(shape, np.uint8), scale=2)
-    assert str(error.value) == (f"{tmp_path / 'a.mask.png'}: is {shape[0]} x {shape[1]} pixels "
-                                "but its image 30 x 20: make them one size")
+    assert str(error.value) == (f"{tmp_path / 'a.mask.png'}: is {shape[0]} x {shape[1]} pixels"
+                                ", its image 30 x 20: make them equal")
 
 
 def test_an_image_or_mask_that_cannot_be_read_is_refused_by_name(tmp_path):

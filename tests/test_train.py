@@ -60,14 +60,14 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
     score = json.loads((run / "fold0" / "score.json").read_text())
     args = train.parse(["--data", str(data), *QUICK])
     slides = [train.LabelledSlide(item, 2) for item in train.find_slides(data)
-              if item.id in score["dice"]]
+              if item.id in score["images"]]
     results = train.predict(net.to(memory_format=torch.channels_last), slides, args)
     for slide, result in zip(slides, results):
         truth = read_mask(slide.item.mask)
         kept = tifffile.imread(run / "fold0" / "probabilities" / f"{slide.item.id}.tiff")
         assert kept.dtype == np.uint8 and (kept == result.numpy()).all()
         assert result.shape == truth.shape
-        assert dice_score(kept >= 127.5, truth) == pytest.approx(score["dice"][slide.item.id])
+        assert dice_score(kept >= 127.5, truth) == pytest.approx(score["images"][slide.item.id])
     assert len({slide.item.group for slide in slides}) == 1  # a whole patient was held out
 
 
@@ -146,7 +146,8 @@ def test_every_bad_input_is_one_line_that_names_it(data, tmp_path, capsys):
     (folder / "images" / "slide00.png").write_bytes(whole[: len(whole) // 2])
     assert "slide00.png" in refused(capsys, "--data", folder, "--out", out)
 
-    assert "9 folds of 2 groups" in refused(capsys, "--data", data, "--out", out, "--folds", "9")
+    assert "--folds 9: with 2 groups it is 2 to 2" in refused(capsys, "--data", data, "--out", out,
+                                                              "--folds", "9")
     assert "--fold 2" in refused(capsys, "--data", data, "--out", out, "--fold", "2")
     assert "focal" in refused(capsys, "--data", data, "--out", out, "--loss", "focal")
     assert "--stride" in refused(capsys, "--data", data, "--out", out, "--stride", "65")
@@ -249,10 +250,10 @@ def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, c
     before = {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()}
     capsys.readouterr()
     train.main(row)  # nothing left to do: says so, changes nothing
-    assert capsys.readouterr().out.count("left as it is") == 2
+    assert capsys.readouterr().out.count("is there already") == 2
     assert {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()} == before
 
-    groups = [{slide.group for slide in train.find_slides(data) if slide.id in score["dice"]}
+    groups = [{slide.group for slide in train.find_slides(data) if slide.id in score["images"]}
               for score in (json.loads((tmp_path / "row" / fold / "score.json").read_text())
                             for fold in ("fold0", "fold1"))]
     assert groups[0] and groups[1] and not groups[0] & groups[1]

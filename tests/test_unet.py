@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from minseg import EfficientNet, UNet
+from minseg import CBAM, SCSE, EfficientNet, UNet
 from minseg.unet import DecoderBlock
 
 
@@ -99,3 +101,165 @@ def test_bad_arguments_are_refused_with_their_value():
         UNet(std=(0.5,))
     with pytest.raises(ValueError, match="five numbers"):
         UNet(decoder_channels=(64, 32))
+    with pytest.raises(ValueError, match="'senet'"):
+        UNet("efficientnet-lite0", attention="senet")
+
+
+BLOCKS = ["block4", "block3", "block2", "block1", "block0"]
+
+
+def lively(**tricks):
+    """A net in evaluation mode whose statistics are those of some images: its logits vary."""
+    net = UNet("efficientnet-lite0", stochastic_depth=0, **tricks)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # a plain mean over the batches seen
+        for _ in range(2):
+            net(torch.rand(4, net.mean.shape[1], 64, 64))
+    return net.eval()
+
+
+def with_a_trick(plain, **tricks):
+    """A net with tricks and the plain one's weights where it has them, and the names it added."""
+    net = UNet("efficientnet-lite0", **tricks).eval()
+    added, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    assert added and not unexpected
+    return net, added
+
+
+def outputs_of(net, x, *names):
+    """What the named parts of the net give, and then the net itself."""
+    seen = {}
+    hooks = [net.get_submodule(name).register_forward_hook(
+        lambda _, x, y, name=name: seen.update({name: y})) for name in names]
+    out = net(x)
+    for hook in hooks:
+        hook.remove()
+    return [seen[name] for name in names] + [out]
+
+
+def test_the_plain_net_has_no_names_but_encoder_blocks_and_head():
+    names = [n for n in UNet("efficientnet-lite0").state_dict() if not n.startswith("encoder.")]
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert names == [f"{block}.{conv}.{end}" for block in BLOCKS for conv in ("conv1", "conv2")
+                     for end in ["0.weight", *(f"1.{n}" for n in norm)]
+                     ] + ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("attention", ["scse", "cbam"])
+def test_with_neutral_attention_it_is_the_plain_net(attention):
+    torch.manual_seed(0)
+    plain, x = lively(), torch.rand(2, 3, 64, 96)
+    net, added = with_a_trick(plain, attention=attention)
+    assert {tuple(n.split(".")[:2]) for n in added} == {(b, "attention") for b in BLOCKS}
+    assert not torch.allclose(net(x), plain(x), atol=0.05)
+    for block in (net.get_submodule(name) for name in BLOCKS):
+        if attention == "scse":
+            for layer in (block.attention.expand, block.attention.spatial):
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
+        else:
+            torch.nn.init.constant_(block.attention.expand.bias, 100)
+            torch.nn.init.constant_(block.attention.norm.bias, 100)
+    torch.testing.assert_close(net(x), plain(x), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_comes_last_in_every_block_and_cbam3_is_the_winners():
+    for name, kind, kernel in [("scse", SCSE, 1), ("cbam", CBAM, 7), ("cbam3", CBAM, 3)]:
+        net = UNet("efficientnet-lite0", attention=name).eval()
+        for block in (net.get_submodule(b) for b in BLOCKS):
+            assert type(block.attention) is kind
+            assert block.attention.spatial.kernel_size == (kernel, kernel)
+            assert hasattr(block.attention, "norm") == (kind is CBAM)
+            if kind is CBAM:
+                normed = isinstance(block.attention.norm, torch.nn.BatchNorm2d)
+                assert normed == (name == "cbam")
+        x = torch.rand(1, 3, 32, 32)
+        conv, after, whole, _ = outputs_of(net, x, "block2.conv2", "block2.attention", "block2")
+        assert torch.equal(after, net.block2.attention(conv)) and torch.equal(whole, after)
+
+
+def test_with_gates_that_pass_everything_it_is_the_plain_net():
+    torch.manual_seed(0)
+    plain, x = lively(), torch.rand(2, 3, 64, 96)
+    net, _ = with_a_trick(plain, gates=True)
+    assert not torch.allclose(net(x), plain(x), atol=0.05)
+    for gate in (net.block4.gate, net.block3.gate, net.block2.gate):
+        torch.nn.init.zeros_(gate.psi.weight)
+        torch.nn.init.constant_(gate.psi.bias, 100)
+        torch.nn.init.dirac_(gate.project.weight)
+        gate.norm.running_var.fill_(1 - gate.norm.eps)
+    torch.testing.assert_close(net(x), plain(x), atol=1e-4, rtol=1e-4)
+
+
+def test_three_skips_are_gated_by_the_map_from_below_and_the_finest_is_not():
+    torch.manual_seed(0)
+    net, x = lively(gates=True), torch.rand(1, 3, 64, 64)
+    assert [net.get_submodule(b).gate is not None for b in BLOCKS] == [True] * 3 + [False] * 2
+    fed = {}
+    for block in ("block4", "block3", "block2"):
+        net.get_submodule(block).conv1.register_forward_pre_hook(
+            lambda _, x, block=block: fed.update({block: x[0]}))
+    mean, std = net.mean, net.std
+    _, x2, x3, x4, x5 = net.encoder.features((x - mean) / std)
+    d4, d3, _ = outputs_of(net, x, "block4", "block3")
+    for block, skip, deeper in [("block4", x4, x5), ("block3", x3, d4), ("block2", x2, d3)]:
+        gated, channels = net.get_submodule(block).gate(skip, deeper), deeper.shape[1]
+        assert torch.equal(fed[block][:, :channels, ::2, ::2], deeper)  # itself is not gated
+        torch.testing.assert_close(fed[block][:, channels:], gated)
+
+
+def test_a_hypercolumn_changes_only_what_the_head_sees():
+    torch.manual_seed(0)
+    plain, x = lively(), torch.rand(2, 3, 50, 70)
+    net, added = with_a_trick(plain, hypercolumn=True)
+    assert {n.split(".")[0] for n in added} == {"hypercolumn"}
+    maps = outputs_of(net, x, *BLOCKS[::-1])
+    for ours, theirs in zip(maps[:5], outputs_of(plain, x, *BLOCKS[::-1])):
+        assert torch.equal(ours, theirs)
+    seen = net.hypercolumn(maps[:5])
+    assert seen.shape == (2, 16, 64, 96)
+    torch.testing.assert_close(maps[5], net.head(seen)[:, :, :50, :70])
+    assert not torch.allclose(maps[5], plain(x), atol=0.05)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 33), (1, 1)])
+def test_deep_supervision_gives_five_logits_finest_first_only_in_training(size):
+    torch.manual_seed(0)
+    net, x = UNet("efficientnet-lite0", classes=3, deep_supervision=True), torch.rand(2, 3, *size)
+    names = ["block0", "block1", "block2", "block3", "block4"]
+    *maps, logits = outputs_of(net.train(), x, *names)
+    assert isinstance(logits, list) and len(logits) == 5
+    for k, (z, d, head) in enumerate(zip(logits, maps, [net.head, *net.deep_heads])):
+        height, width = (math.ceil(length / 2**k) for length in size)
+        assert z.shape == (2, 3, height, width)
+        assert torch.equal(z, head(d)[:, :, :height, :width])
+        assert k == 0 or head.kernel_size == (1, 1)
+    assert net.eval()(x).shape == (2, 3, *size)
+
+
+def test_deep_supervision_does_not_change_the_finest_logits():
+    torch.manual_seed(0)
+    plain, x = lively(), torch.rand(2, 3, 64, 64)
+    net, added = with_a_trick(plain, deep_supervision=True)
+    assert {n.split(".")[0] for n in added} == {"deep_heads"}
+    assert torch.equal(net(x), plain(x))
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+@pytest.mark.parametrize("hypercolumn", [False, True])
+@pytest.mark.parametrize("attention", [None, "scse", "cbam", "cbam3"])
+@pytest.mark.parametrize("gates", [False, True])
+def test_every_parameter_gets_a_gradient_whatever_is_switched_on(
+        gates, attention, hypercolumn, deep_supervision):
+    for in_channels, classes in zip([1, 3, 4], [3, 1, 3] if gates else [1, 3, 1]):
+        torch.manual_seed(0)
+        net = UNet("efficientnet-lite0", classes=classes, in_channels=in_channels, gates=gates,
+                   decoder_channels=(64, 32, 32, 16, 16), attention=attention,
+                   hypercolumn=hypercolumn, deep_supervision=deep_supervision, stochastic_depth=0)
+        logits = net(torch.rand(2, in_channels, 64, 64))
+        logits = logits if deep_supervision else [logits]
+        sum(z.square().sum() for z in logits).backward()
+        still = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+        assert still == [], (classes, in_channels)

@@ -41,21 +41,17 @@ STAIN, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # haematoxylin, eosin, DAB
 
 
-def augment(
-    images: Tensor, masks: Tensor, tile: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, masks: Tensor, tile: int,
+            generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`move`, then `recolour`: uint8 tiles with margin -> float tiles in [0, 1] and their masks."""
     images, masks = move(images, masks, tile, generator)
     return recolour(images, generator), masks
 
 
-def move(
-    images: Tensor, masks: Tensor, tile: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Flips, quarter turns, small rotation, scale and offset: image and mask alike.
-
-    uint8 (N, 3, S, S) and (N, 1, S, S) -> float (N, 3, tile, tile) in [0, 1], (N, 1, tile, tile).
-    """
+def move(images: Tensor, masks: Tensor, tile: int,
+         generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Flips, quarter turns, small rotation, scale and offset: image and mask alike. uint8 (N, 3, S,
+    S) and (N, 1, S, S) -> float (N, 3, tile, tile) in [0, 1], (N, 1, tile, tile)."""
     n, _, size, _ = images.shape
     quarter = torch.randint(4, (n,), generator=generator) * (math.pi / 2)
     flip = torch.randint(2, (n,), generator=generator) * 2 - 1
@@ -77,10 +73,8 @@ def move(
 def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
     """Other stain, contrast and brightness for each image, float (N, 3, H, W) in [0, 1]."""
     n = len(images)
-    stain, contrast, brightness = (
-        (torch.rand(n, k, generator=generator) * 2 - 1) * strength
-        for k, strength in ((3, STAIN), (1, CONTRAST), (1, BRIGHTNESS))
-    )
+    stain, contrast, brightness = ((torch.rand(n, k, generator=generator) * 2 - 1) * strength for
+                                   k, strength in ((3, STAIN), (1, CONTRAST), (1, BRIGHTNESS)))
     stains = torch.tensor(STAINS)
     change = stains.inverse() @ torch.diag_embed(1 + stain) @ stains  # (N, 3, 3), of row vectors
     density = -((images * 255 + 1) / 256).log()

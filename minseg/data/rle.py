@@ -24,10 +24,8 @@ def rle_encode(mask: np.ndarray) -> str:
 
 
 def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
-    """The mask, uint8 (height, width) in {0, 1}, of a run-length string.
-
-    ValueError for what are not whole numbers in pairs, and for runs that leave the image.
-    """
+    """The mask, uint8 (height, width) in {0, 1}, of a run-length string. ValueError for what are
+    not whole numbers in pairs, and for runs that leave the image."""
     words = rle.split()
     try:
         numbers = [int(word) for word in words]

@@ -48,11 +48,8 @@ class Item:
 
 
 def find_slides(folder: str | Path) -> list[Item]:
-    """The images of a data set with their masks and groups, sorted by name.
-
-    ValueError names what is missing or there twice, and what to do. Masks without an image are
-    not used.
-    """
+    """The images of a data set with their masks and groups, sorted by name. ValueError names what
+    is missing or there twice, and what to do. Masks without an image are not used."""
     folder = Path(folder)
     for needed in (folder, folder / "images", folder / "masks"):
         if not needed.is_dir():
@@ -64,14 +61,13 @@ def find_slides(folder: str | Path) -> list[Item]:
     for id, image in images.items():
         if id not in masks:
             raise ValueError(f"{image}: has no mask: add {folder / 'masks' / id}.png")
-    groups = None
-    if os.path.lexists(folder / "groups.csv"):  # a broken link is an error, not an absence
-        groups = read_groups(folder / "groups.csv")
-    if groups is not None:
+    groups, table = {id: id for id in images}, folder / "groups.csv"
+    if os.path.lexists(table):  # a broken link is an error, not an absence
+        groups = read_groups(table)
         for id in images:
             if not groups.get(id):
-                raise ValueError(f"{folder / 'groups.csv'}: has no group for {id}: add a line")
-    return [Item(id, images[id], masks[id], groups[id] if groups else id) for id in sorted(images)]
+                raise ValueError(f"{table}: has no group for {id}: add a line")
+    return [Item(id, images[id], masks[id], groups[id]) for id in sorted(images)]
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -102,9 +98,7 @@ def read_groups(path: Path) -> dict[str, str]:
 
 def read_array(path: str | Path) -> np.ndarray:
     """The file's pixels as they are stored, (height, width) or (height, width, channels).
-
-    ValueError names a file that cannot be read.
-    """
+    ValueError names a file that cannot be read."""
     path = Path(path)
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
@@ -204,19 +198,15 @@ class Slide:
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
         if not (0 <= y <= y + h <= self.height and 0 <= x <= x + w <= self.width):
-            size = f"{self.height} x {self.width}"
-            raise ValueError(f"window {y}, {x}, {h}, {w} leaves {size} pixels")
+            raise ValueError(f"window {y}, {x}, {h}, {w} leaves {self.height} x {self.width}")
         return self._pixels[y : y + h, x : x + w]
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-        """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear.
-
-        As `predict_bands` yields them, (y, band) from top to bottom; what comes out is what the
-        whole map enlarged at once would be. One band is held back for its lower neighbour.
-        """
+        """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. As
+        `predict_bands` yields them, (y, band) from top to bottom; what comes out is what the whole
+        map enlarged at once would be. One band is held back for its lower neighbour."""
         if self.scale == 1:
-            yield from bands
-            return
+            return (yield from bands)
         above = held = None
         for y, band in chain(bands, [(self.height, None)]):
             if held is not None:
@@ -232,9 +222,7 @@ class Slide:
 
 def open_slide(path: str | Path, scale: int = 1) -> Slide:
     """Opens an image file for reading windows, `scale` times smaller (a whole number from 1 up).
-
-    ValueError names a file that cannot be read.
-    """
+    ValueError names a file that cannot be read."""
     if scale != int(scale) or scale < 1:
         raise ValueError(f"scale is a whole number from 1 up, not {scale}")
     return Slide(read_image(path), int(scale))

@@ -30,16 +30,13 @@ class LabelledSlide:
         self.image, self.mask = read_image(item.image), read_mask(item.mask)
         self.item, self.slide = item, Slide(self.image, scale)
         if self.mask.shape != self.image.shape[:2]:
-            sizes = [f"{h} x {w}" for h, w in (self.mask.shape, self.image.shape[:2])]
-            raise ValueError(f"{item.mask}: is {sizes[0]} pixels but its image {sizes[1]}: "
-                             "make them one size")
+            mask, image = (f"{h} x {w}" for h, w in (self.mask.shape, self.image.shape[:2]))
+            raise ValueError(f"{item.mask}: is {mask} pixels, its image {image}: make them equal")
 
 
 class Tiles:
-    """Overlapping tiles of some slides, with their margin.
-
-    `mask_area` is each tile's share of positive pixels (without margin), `blank` tells glass.
-    """
+    """Overlapping tiles of some slides, with their margin. `mask_area` is each tile's share of
+    positive pixels (without margin), `blank` tells glass."""
 
     def __init__(self, slides: Sequence[LabelledSlide], tile: int, stride: int, margin: int):
         self.size = tile + 2 * margin

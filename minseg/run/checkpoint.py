@@ -21,10 +21,8 @@ from ..unet import UNet
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """`with atomic(path) as temporary: write(temporary)` puts the file at `path` in one move.
-
-    The temporary file keeps the suffix. Nothing stays where the block fails.
-    """
+    """`with atomic(path) as temporary: write(temporary)` puts the file at `path` in one move. The
+    temporary file keeps the suffix. Nothing stays where the block fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -36,9 +34,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_model(
-    path: str | Path, network: dict, state: dict, *, scale: int, tile: int, threshold: float
-) -> None:
+def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile: int,
+               threshold: float) -> None:
     """Writes a checkpoint: `network` are UNet's arguments, `state` its state dict."""
     checkpoint = {"network": network, "state": state, "scale": scale, "tile": tile,
                   "threshold": threshold}
@@ -50,10 +47,8 @@ def save_model(
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
-    """The network of a checkpoint, in eval mode, and its {scale, tile, threshold}.
-
-    ValueError names a file that is missing or is no checkpoint of this project.
-    """
+    """The network of a checkpoint, in eval mode, and its {scale, tile, threshold}. ValueError names
+    a file that is missing or is no checkpoint of this project."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file: --model takes the model.pt of a run")
@@ -62,6 +57,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
         net = UNet(**checkpoint.pop("network"))
         net.load_state_dict(checkpoint.pop("state"))
         facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
+        if not (facts["scale"] >= 1 <= facts["tile"] and 0 <= facts["threshold"] <= 1):
+            raise ValueError(f"it holds {facts}")
         if not all(value.isfinite().all() for value in net.state_dict().values()):
             raise ValueError("it holds weights that are not finite")
     except Exception as error:  # torch, zip and pickle have many

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from .checkpoint import atomic
 
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         name = name or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.zeros(1, device=name).item()
-        except (RuntimeError, AssertionError):
+        except (RuntimeError, AssertionError, ImportError):
             self.error(f"--device {name}: there is none here: use --device cpu")
         return name
 
@@ -51,10 +51,8 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line on the terminal that tells how far work has come and how long it will still take.
-
-    On a terminal the line is redrawn; in a log file a new one is written every half minute.
-    """
+    """One line on the terminal that tells how far work has come and how long it will still take. On
+    a terminal the line is redrawn; in a log file a new one is written every half minute."""
 
     def __init__(self, total: int, label: str):
         self.total, self.label, self.done = total, label, 0
@@ -92,9 +90,8 @@ def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
     return (whole & (np.asarray(inner) == 0))[width:-width, width:-width]
 
 
-def draw_outlines(
-    image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None
-) -> Image.Image:
+def draw_outlines(image: np.ndarray, prediction: np.ndarray,
+                  target: np.ndarray | None = None) -> Image.Image:
     """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue."""
     picture = image.copy()
     width = max(1, round(min(image.shape[:2]) / 400))
@@ -104,27 +101,20 @@ def draw_outlines(
     return Image.fromarray(picture)
 
 
-def font(size: int) -> ImageFont.ImageFont:
-    """Pillow's own font: nothing to install."""
-    return ImageFont.load_default(size)
+font = ImageFont.load_default  # Pillow's own: nothing to install
 
 
-def contact_sheet(
-    path: str | Path, pictures: Sequence[tuple[Image.Image, str]], side: int = 420
-) -> None:
+def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
+                  side: int = 420) -> None:
     """Draws pictures with a caption each into one PNG, each at most `side` pixels a side."""
-    columns = min(len(pictures), 2 if len(pictures) < 6 else 4)
+    columns, gap, text = min(len(pictures), 2 if len(pictures) < 6 else 4), 12, 24
+    scaled = [ImageOps.contain(picture, (side, side), Image.LANCZOS) for picture, _ in pictures]
+    step = max(picture.height for picture in scaled) + text + gap  # from one row to the next
     rows = -(-len(pictures) // columns)
-    gap, text = 12, 24
-    scaled = []
-    for picture, caption in pictures:
-        size = [max(1, round(n * side / max(picture.size))) for n in picture.size]
-        scaled.append((picture.resize(size, Image.LANCZOS), caption))
-    step = max(picture.height for picture, _ in scaled) + text + gap  # from one row to the next
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * step + gap + text), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(16))
-    for i, (picture, caption) in enumerate(scaled):
+    for i, (picture, (_, caption)) in enumerate(zip(scaled, pictures)):
         x, y = gap + i % columns * (side + gap), gap + text + i // columns * step
         sheet.paste(picture, (x, y + text))
         draw.text((x, y), caption, INK, font(16))
@@ -134,34 +124,24 @@ def contact_sheet(
 
 def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str) -> None:
     """Draws one or two curves over the epochs, 800 pixels wide, each from 0 to its largest value.
-
-    `curves` maps a name to one value an epoch.
-    """
-    width, height, left, top, bottom = 800, 400, 20, 40, 40
-    image = Image.new("RGB", (width, height), PAPER)
+    `curves` maps a name to one value an epoch."""
+    left, right, high, low = 20, 610, 50, 360
+    image = Image.new("RGB", (800, 400), PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((left, 10), title, INK, font(16))
-    low, high = height - bottom, top + 10
-    right = width - 190
     draw.line([(left, low), (right, low)], FAINT, 2)
     epochs = max(len(values) for values in curves.values())
     for epoch in range(0, epochs, max(1, -(-epochs // 10))):
         x = left + (right - left) * (epoch + 1) / epochs
         draw.text((x, low + 6), str(epoch + 1), INK, font(14), anchor="ma")
     draw.text((right + 12, low + 6), "epoch", INK, font(14))
-    used: list[float] = []
-    for (name, values), colour in zip(curves.items(), (ORANGE, BLUE)):
-        ceiling = max(1e-9, *values) if len(values) > 1 else max(1e-9, values[0])
+    for (name, values), colour, label in zip(curves.items(), (ORANGE, BLUE), (high, high + 30)):
+        ceiling = max([1e-9, *values])
         points = [(left + (right - left) * (i + 1) / epochs, low - (low - high) * v / ceiling)
                   for i, v in enumerate(values)]
         draw.line(points, colour, 3)
         for x, y in points:
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
-        y = points[-1][1]
-        for other in used:
-            if abs(y - other) < 20:  # labels must not cover each other
-                y = other + (20 if other < low - 40 else -20)
-        used.append(y)
-        draw.text((right + 12, y), f"{name} {values[-1]:.3f}", colour, font(18), anchor="lm")
+        draw.text((right + 12, label), f"{name} {values[-1]:.3f}", colour, font(18), anchor="lm")
     with atomic(path) as temporary:
         image.save(temporary)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from minseg import flips_and_turns
+
+VIEWS = [(turn, flip) for turn in range(4) for flip in (False, True)]
+
+
+def view(x, turn, flip):
+    x = torch.rot90(x, turn, (2, 3))
+    return x.flip(3) if flip else x
+
+
+def lopsided(tiles):
+    """(N, 3, T, T) -> (N, 2, T, T) in (0, 1): what is above and to the left counts, by place."""
+    x = tiles.double() / 255
+    place = torch.arange(x.shape[2] * x.shape[3]).view(x.shape[2:]).double().sin()
+    seen = (x * place).cumsum(2).cumsum(3)
+    return torch.stack([seen[:, 0] - seen[:, 1], seen[:, 2] * seen[:, 1]], 1).sigmoid()
+
+
+def pixelwise(tiles):
+    return (tiles[:, :2].double() / 100 - tiles[:, 2:].double() / 50).sigmoid()
+
+
+@pytest.fixture
+def tiles():
+    torch.manual_seed(0)
+    return torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8)
+
+
+def test_it_is_the_mean_over_eight_views_each_turned_back(tiles):
+    total = 0
+    for turn, flip in VIEWS:
+        x = np.rot90(tiles.numpy(), turn, (2, 3))
+        x = np.flip(x, 3) if flip else x
+        p = lopsided(torch.from_numpy(x.copy())).numpy()
+        p = np.flip(p, 3) if flip else p
+        total = total + np.rot90(p, -turn, (2, 3))
+    torch.testing.assert_close(flips_and_turns(lopsided)(tiles).numpy(), total / 8)
+
+
+@pytest.mark.parametrize("turn, flip", VIEWS)
+def test_the_mean_turns_and_flips_with_the_tile(tiles, turn, flip):
+    mean = flips_and_turns(lopsided)
+    turned = mean(view(tiles, turn, flip))
+    torch.testing.assert_close(turned, view(mean(tiles), turn, flip), atol=1e-12, rtol=0)
+    if (turn, flip) != (0, False):  # which alone it does not
+        assert not torch.allclose(lopsided(view(tiles, turn, flip)),
+                                  view(lopsided(tiles), turn, flip), atol=0.1)
+
+
+def test_a_predictor_that_turns_with_the_tile_by_itself_is_unchanged(tiles):
+    torch.testing.assert_close(flips_and_turns(pixelwise)(tiles), pixelwise(tiles),
+                               atol=1e-12, rtol=0)
+
+
+def test_the_predictor_sees_each_of_the_eight_views_once_as_uint8(tiles):
+    seen = []
+
+    def predict(x):
+        assert x.dtype == torch.uint8 and x.shape == tiles.shape
+        seen.append(x)
+        return pixelwise(x)
+
+    flips_and_turns(predict)(tiles)
+    wanted = [view(tiles, turn, flip) for turn, flip in VIEWS]
+    assert len(seen) == 8 and all(sum(torch.equal(x, y) for y in seen) == 1 for x in wanted)
+
+
+def test_probabilities_stay_probabilities_of_their_type(tiles):
+    mean = flips_and_turns(lambda x: lopsided(x).float())(tiles)
+    assert mean.dtype == torch.float32 and mean.shape == (2, 2, 6, 6)
+    assert (0 <= mean).all() and (mean <= 1).all()
+    ones = flips_and_turns(lambda x: torch.ones(2, 1, 6, 6))(tiles)
+    assert torch.equal(ones, torch.ones(2, 1, 6, 6))
+
+
+def test_it_averages_probabilities_and_not_logits(tiles):
+    logits = flips_and_turns(lambda x: lopsided(x).logit())(tiles)
+    assert not torch.allclose(flips_and_turns(lopsided)(tiles), logits.sigmoid(), atol=1e-3)
