@@ -122,9 +122,9 @@ def dice_of(halves: Tensor) -> float:
 def cross_validate(counts: Sequence[Tensor], folds: Sequence[int], groups: Sequence) -> dict:
     """The cross-validated score, each fold cut at the threshold that is best on all the others (at
     0.5 where there are none). One entry an image: `counts` as `count_levels` gives them, out of
-    fold; its fold; its group. Returns thresholds (one a fold), images (the Dice of each, in order),
-    groups (name: pooled Dice), pooled_dice, and over the groups mean_dice, sd_dice (of a sample;
-    0.0 for a single one), worst_group."""
+    fold; its fold; its group. Returns thresholds and folds (pooled Dice), one a fold; images (the
+    Dice of each, in order); groups (name: pooled Dice); pooled_dice; and over the groups mean_dice,
+    sd_dice (of a sample; 0.0 for a single one), worst_group."""
     names = sorted(set(folds))
     others = {fold: [c for c, f in zip(counts, folds) if f != fold] for fold in names}
     thresholds = {f: threshold_of(sum(c))[0] if c else 0.5 for f, c in others.items()}
@@ -138,6 +138,7 @@ def cross_validate(counts: Sequence[Tensor], folds: Sequence[int], groups: Seque
         "sd_dice": statistics.stdev(each) if len(each) > 1 else 0.0,
         "worst_group": min(by_group, key=by_group.get),
         "groups": by_group,
+        "folds": [dice_of(sum(h for h, f in zip(halves, folds) if f == fold)) for fold in names],
         "thresholds": [thresholds[fold] for fold in names],
         "images": [dice_of(h) for h in halves],
     }

@@ -19,8 +19,8 @@ to rounding, and nothing at full size is wider than d0 or the sum.
 **Shapes.** `maps`, finest first: (N, C0, H, W), (N, C1, H/2, W/2) ... -> (N, out_channels, H, W).
 
 **What it saves**, forward and backward in float32 on 2 images of 640 x 640: 0.21 GiB of memory
-beyond the maps where the concatenation takes 3.84 GiB, and on two cores of a CPU 1.1 s where that
-takes 9.1 s (`python -m minseg.lab.bench hypercolumn`).
+beyond the maps where the concatenation takes 3.84 GiB, and on two cores of a CPU 0.8 s where that
+takes 8.1 s (`python -m minseg.lab.bench hypercolumn`).
 
 | what | paper | HuBMAP's winner | here |
 |---|---|---|---|

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minseg import UNet
-from minseg.lab.bench import in_turn, main
+from minseg import Hypercolumn, UNet, hypercolumn
+from minseg.lab.bench import Concatenation, in_turn, main
 from minseg.run.checkpoint import save_model
 
 
@@ -29,6 +29,22 @@ def test_the_lovasz_bench_writes_its_figures_with_device_and_commit(tmp_path, ca
     assert "random logits" in capsys.readouterr().out
 
 
+def test_the_hypercolumn_bench_finds_the_concatenation_larger(tmp_path, capsys):
+    main(["hypercolumn", "--images", "1", "--size", "256", "--rounds", "1", "--out", str(tmp_path)])
+    row = json.loads((tmp_path / "bench-hypercolumn.json").read_text())["rows"][0]
+    assert row["shape"] == [1, 496, 256, 256]
+    assert 0 <= row["peak_gib"]["minseg"] < row["peak_gib"]["concatenation"]
+    assert "beyond its maps" in capsys.readouterr().out
+
+
+def test_the_concatenation_that_is_measured_is_the_hypercolumn():
+    torch.manual_seed(0)
+    ours, literal = Hypercolumn((4, 8), 3), Concatenation((4, 8), 3)
+    literal.project.weight.data = torch.cat([part.weight for part in ours.project], 1).data
+    maps = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
+    torch.testing.assert_close(ours(maps), literal(maps), atol=1e-5, rtol=1e-5)
+
+
 def test_a_missing_peer_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch", None)
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch.losses", None)
@@ -46,3 +62,8 @@ def test_the_readme_quotes_what_the_bench_wrote():
         ours, theirs = row["seconds"]["minseg"], row["seconds"]["smp"]
         assert f"| {row['positive_hinges']:.1%} |".replace("%", " %") in readme
         assert f"| {ours:.3f} s | {theirs:.3f} s | {row['ratio']:.3f} |" in readme
+    row = json.loads((root / "docs/results/bench-hypercolumn.json").read_text())["rows"][0]
+    for name in ("minseg", "concatenation"):
+        gib, seconds = row["peak_gib"][name], row["seconds"][name]
+        assert f"| {gib:.3f} GiB | {seconds:.3f} s |" in readme
+        assert f"{gib:.2f} GiB" in hypercolumn.__doc__ and f"{seconds:.1f} s" in hypercolumn.__doc__

@@ -138,6 +138,7 @@ def test_each_fold_is_cut_at_the_threshold_that_the_others_chose():
     assert len(set(summary["thresholds"])) == 3  # so it matters who chooses
     assert summary["images"] == pytest.approx([dice([pair]) for pair in pairs])
     assert summary["pooled_dice"] == pytest.approx(dice(pairs))
+    assert summary["folds"] == pytest.approx([dice(pairs[:2]), dice(pairs[2:4]), dice(pairs[4:])])
     naive = {g: dice([p for p, of in zip(pairs, groups) if of == g]) for g in "abcde"}
     assert summary["groups"] == pytest.approx(naive)
     assert summary["mean_dice"] == pytest.approx(np.mean(list(naive.values())))
