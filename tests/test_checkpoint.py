@@ -195,3 +195,13 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, name):
     del checkpoint[name]
     torch.save(checkpoint, path)
     assert f"KeyError: '{name}'" in refused(path)
+
+
+@pytest.mark.parametrize("facts", [dict(threshold=float("nan")), dict(threshold=2.0), dict(tile=0),
+                                   dict(tile=None), dict(scale="x")])
+def test_facts_out_of_range_are_refused_with_the_file(tmp_path, facts):
+    path = tmp_path / "model.pt"
+    save_model(path, {"encoder": "efficientnet-lite0"}, UNet("efficientnet-lite0").state_dict(),
+               **{"scale": 1, "tile": 64, "threshold": 0.5, **facts})
+    with pytest.raises(ValueError, match="model.pt: is no minseg checkpoint"):
+        load_model(path)

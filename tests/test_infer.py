@@ -157,6 +157,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(model, slides, tmp_path, c
     assert "same name" in fails(capsys, 2, slides[0], slides[0], *usual)
     assert "--overlap" in fails(capsys, 2, slides[0], *usual, "--overlap", "1")
     assert "--device" in fails(capsys, 2, slides[0], *usual, "--device", "meta")
+    nested = ("--model", model, "--out", tmp_path / "p" / "x", "--rle", tmp_path / "p")
+    assert "another output" in fails(capsys, 2, slides[0], *nested)
     for place in (out, out / "kidney0.tiff", out / ".." / "out" / "kidney0.preview.png"):
         assert "another output" in fails(capsys, 2, slides[0], *usual, "--rle", place)
     assert "--window" in fails(capsys, 2, slides[0], *usual, "--window", "bartlett")

@@ -325,3 +325,61 @@ def test_images_without_groups_are_said_to_count_alone(data, tmp_path, capsys):
     train.prepare(train.parse([*folders, *QUICK]))
     out = capsys.readouterr().out
     assert "each image counts alone" in out and "4 images in 4 groups" in out
+
+
+def test_a_fold_that_was_stopped_is_named_and_no_summary_is_made_up(run, data, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "o")
+    (tmp_path / "o" / "fold1").mkdir()
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
+    out = capsys.readouterr().out
+    assert "fold0: is there already" in out and "fold1: is unfinished" in out
+    assert "delete it and start again" in out and "fold1 still to come" in out
+    assert not (tmp_path / "o" / "summary.json").exists()
+
+
+def test_a_folder_whose_only_fold_was_deleted_takes_other_settings(run, data, tmp_path):
+    (tmp_path / "o").mkdir()
+    shutil.copy(run / "config.json", tmp_path / "o")
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--lr", "1e-3"])
+    assert json.loads((tmp_path / "o" / "config.json").read_text())["lr"] == 1e-3
+
+
+def test_weights_that_are_not_finite_are_no_result_either(data, tmp_path, capsys):
+    # One step: the loss is computed before the step that ruins the weights.
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--lr", "1e38",
+                    "--batch", "1000"])
+    assert error.value.code == 1 and "no longer finite" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "fold0" / "score.json").exists()
+
+
+def test_data_that_changed_since_are_not_summarised(data, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "o")
+    next((tmp_path / "o" / "fold0" / "probabilities").iterdir()).unlink()
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
+    err = capsys.readouterr().err
+    assert error.value.code == 1 and "probabilities" in err and err.count("\n") == 1
+    assert not (tmp_path / "o" / "summary.json").exists()
+
+
+def test_positives_in_a_single_group_are_too_few_for_folds(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    for i in (2, 3):
+        Image.fromarray(np.zeros((300, 256), np.uint8)).save(
+            tmp_path / "data" / "masks" / f"slide0{i}.png")
+    line = refused(capsys, "--data", tmp_path / "data", "--out", tmp_path / "o", "--folds", "2")
+    assert "add images of other groups" in line and not (tmp_path / "o").exists()
+
+
+def test_too_large_a_tile_is_one_line(data, tmp_path, capsys, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise MemoryError("Unable to allocate 99 GiB")
+
+    monkeypatch.setattr(train, "Tiles", no_memory)
+    assert "smaller --tile" in refused(capsys, "--data", data, "--out", tmp_path / "o")
+
+
+def test_a_second_stage_of_a_recipe_can_be_switched_off():
+    args = train.parse("--recipe post --then none --epochs 1".split())
+    assert args.then is None and len(args.losses) == 1 and args.first == 1
