@@ -74,9 +74,9 @@ def check_outputs(args):
         seen[path.stem] = path
     ends = [".tiff", ".preview.png"] + [".probabilities.tiff"] * args.probabilities
     outputs = [args.out / f"{id}{end}" for id in seen for end in ends]
-    for output in outputs:
-        if outputs.count(output) > 1:
-            raise ValueError(f"{output}: two slides would write it: rename one of them")
+    if len(set(outputs)) < len(outputs):
+        twice = next(output for output in outputs if outputs.count(output) > 1)
+        raise ValueError(f"{twice}: two slides would write it: rename one of them")
     outputs += [args.rle] if args.rle else []
     for output in outputs:
         if output.exists():
