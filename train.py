@@ -69,7 +69,7 @@ def options():
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", default="bce+dice", metavar="SUM",
                        help="bce, dice and lovasz, joined by +, as 0.5*bce+dice (default bce+dice)")
-    group.add_argument("--then", metavar="SUM", help="the loss of a second stage")
+    group.add_argument("--then", metavar="SUM", help="the loss of a second stage (default none)")
     group.add_argument("--switch", type=float, default=0.6, metavar="SHARE",
                        help="of the epochs, after which the second stage begins (default 0.6)")
     group = parser.add_argument_group("run")

@@ -129,8 +129,10 @@ def cross_validate(counts: Sequence[Tensor], folds: Sequence[int], groups: Seque
     others = {fold: [c for c, f in zip(counts, folds) if f != fold] for fold in names}
     thresholds = {f: threshold_of(sum(c))[0] if c else 0.5 for f, c in others.items()}
     halves = [overlap(c, thresholds[fold]) for c, fold in zip(counts, folds)]
-    by_group = {group: dice_of(sum(h for h, g in zip(halves, groups) if g == group))
-                for group in sorted(set(groups))}
+    sums = {group: 0 for group in sorted(set(groups))}
+    for group, half in zip(groups, halves):
+        sums[group] = sums[group] + half
+    by_group = {group: dice_of(total) for group, total in sums.items()}
     each = list(by_group.values())
     return {
         "pooled_dice": dice_of(sum(halves)),

@@ -1,8 +1,7 @@
 """Synthetic kidney slides with exact masks.
 
 Real slides are huge, private, and outlined by hand. To learn and to test we want the opposite:
-pictures that need no download, are the same everywhere, and have masks right to the pixel. They are
-drawn from a seed.
+drawn from a seed, the same everywhere, with masks right to the pixel.
 
 **What is drawn.** A piece of kidney cortex on blank glass, in the PAS stain. Tightly packed
 *tubules* fill it: proximal ones with a thick wall and a small fuzzy lumen, distal ones with a thin
@@ -302,8 +301,7 @@ def write_slides(folder: str | Path, count: int = 10, *, seed: int = 0, height: 
         raise ValueError(f"{folder} exists already")
     if count < 1 or seed < 0:
         raise ValueError(f"{count} slides, seed {seed}: need 1 or more, 0 or more")
-    seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
-    groups = ["id,group"]
+    seeds, groups = np.random.SeedSequence(seed).generate_state(count).tolist(), ["id,group"]
     # A sibling lies on the same disk, where a rename is one step: no one sees half a data set.
     with tempfile.TemporaryDirectory(prefix=".slides-", dir=folder.parent) as temporary:
         draft = Path(temporary, "draft")
