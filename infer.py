@@ -5,20 +5,32 @@
 Several checkpoints are averaged. For each slide ID it writes ID.tiff, a mask of 0 and 255 in the
 slide's own size, and ID.preview.png, the slide with the mask's outline; --probabilities adds
 ID.probabilities.tiff (0 to 255 for 0 to 1), --rle one CSV with the run-length code of all masks.
+
+Slides stream: memory grows with their width, not with their height. Started again, it goes on with
+the slides that are not done.
 """
 
 import csv
+import hashlib
+import io
+import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import tifffile
-import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from minseg import flips_and_turns, predict_bands
-from minseg.data.rle import rle_encode
+from minseg import predict_bands
+from minseg.data.files import atomic
+from minseg.data.rle import Encoder
 from minseg.data.slides import open_slide
-from minseg.run.checkpoint import atomic, load_model
+from minseg.data.tiles import BLANK_CONTRAST
+from minseg.run.bands import Thumbnail, write_tiff
+from minseg.run.checkpoint import load_model
+from minseg.run.predictor import predictor, skip_flat
 from minseg.run.report import Parser, Progress, draw_outlines
 
 PREVIEW = 1600  # pixels, the longer side
@@ -43,8 +55,14 @@ def parse(argv=None):
     group.add_argument("--window", default="linear",
                        choices=("linear", "gaussian", "hann", "uniform"),
                        help="how weights fall towards a tile's border (default linear)")
+    group.add_argument("--skip-flat", action="store_true",
+                       help="leave out tiles without contrast: bare glass holds nothing")
     group = parser.add_argument_group("run")
     group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles at once, default 8")
+    group.add_argument("--amp", action="store_true",
+                       help="16-bit numbers in the network where they are good enough")
+    group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then "
+                       "faster")
     group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, metavar="DIR",
@@ -65,116 +83,179 @@ def parse(argv=None):
     return args
 
 
-def check_outputs(args):
-    """Refuses to write two masks to one file, or over a file that is there."""
-    seen = {}
-    for path in args.slides:
-        if path.stem in seen:
-            raise ValueError(f"{path}: {seen[path.stem]} has the same name, so would its mask")
-        seen[path.stem] = path
-    ends = [".tiff", ".preview.png"] + [".probabilities.tiff"] * args.probabilities
-    outputs = [args.out / f"{id}{end}" for id in seen for end in ends]
-    if len(set(outputs)) < len(outputs):
-        twice = next(output for output in outputs if outputs.count(output) > 1)
-        raise ValueError(f"{twice}: two slides would write it: rename one of them")
-    outputs += [args.rle] if args.rle else []
-    for output in outputs:
-        if output.exists():
-            raise ValueError(f"{output}: exists already: move it away, or give another place")
-    places = {path.resolve() for path in [args.out, *args.out.resolve().parents, *outputs[:-1]]}
-    if args.rle and args.rle.resolve() in places:
-        raise ValueError(f"{args.rle}: is the place of another output: give --rle another")
+def warn(text):
+    """One line that stops nothing."""
+    print(f"infer.py: {text}", file=sys.stderr, flush=True)
 
 
 def load(args):
-    """The networks, and what they were trained for: scale, tile, and their mean threshold."""
-    nets, facts = zip(*(load_model(path, args.device) for path in args.model))
-    for name in ("scale", "tile"):
-        for path, fact in zip(args.model, facts):
-            if fact[name] != facts[0][name] and (name == "scale" or not args.tile):
-                raise ValueError(f"{path}: has {name} {fact[name]}, {args.model[0]} has "
-                                 f"{facts[0][name]}: " + ("run them one by one" if name == "scale"
-                                                          else "choose with --tile"))
-    threshold = sum(fact["threshold"] for fact in facts) / len(facts)
-    nets = [net.to(memory_format=torch.channels_last) for net in nets]
-    return nets, {**facts[0], "threshold": threshold}
+    """The networks. What they were trained for goes into `args`: scale, microns, and where they are
+    not given, tile and threshold."""
+    nets, facts = zip(*(load_model(path) for path in args.model))
+    first = args.model[0]
+    for path, fact in zip(args.model, facts):
+        if fact["scale"] != facts[0]["scale"]:
+            raise ValueError(f"{path}: has scale {fact['scale']}, {first} has "
+                             f"{facts[0]['scale']}: run them one by one")
+        if not args.tile and fact["tile"] != facts[0]["tile"]:
+            raise ValueError(f"{path}: has tile {fact['tile']}, {first} has {facts[0]['tile']}: "
+                             "choose with --tile")
+    if args.tile and args.tile != facts[0]["tile"]:
+        warn(f"--tile {args.tile}: {first} was trained on tiles of {facts[0]['tile']}")
+    args.tile = args.tile or facts[0]["tile"]
+    if args.threshold is None:
+        args.threshold = sum(fact["threshold"] for fact in facts) / len(facts)
+    args.scale, args.microns = facts[0]["scale"], facts[0]["microns"]
+    args.models = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.model]
+    return nets
 
 
-@torch.inference_mode()
-def segment(path, nets, facts, args):
-    """One slide: writes its mask, its preview and, if wanted, probabilities; returns the mask."""
-    slide = open_slide(path, facts["scale"])
-    tile = args.tile or facts["tile"]
-    threshold = facts["threshold"] if args.threshold is None else args.threshold
-    stride = max(1, round(tile * (1 - args.overlap)))
-    options = dict(tile=tile, stride=stride, window=args.window, batch=args.batch)
+def outputs(path, args):
+    """The files that a slide becomes, its mask first."""
+    ends = [".tiff", ".preview.png"] + [".probabilities.tiff"] * args.probabilities
+    return [args.out / f"{path.stem}{end}" for end in ends]
 
-    def predict(tiles):  # uint8 (N, 3, tile, tile) -> probabilities (N, 1, tile, tile)
-        tiles = tiles.to(args.device).float() / 255
-        return sum(net(tiles).sigmoid() for net in nets) / len(nets)
 
-    if args.tta:
-        predict = flips_and_turns(predict)
+def settings(path, args):
+    """All that a slide's files depend on. They carry it, so a second start knows its own."""
+    names = ("models", "threshold", "scale", "tile", "overlap", "window", "tta", "skip_flat", "amp")
+    return json.dumps({"slide": path.name, "bytes": path.stat().st_size,
+                       **{name: getattr(args, name) for name in names}})
 
-    mask = np.empty((slide.full_height, slide.full_width), np.uint8)
-    probabilities = np.empty_like(mask) if args.probabilities else None
-    progress = Progress(slide.full_height, path.stem)
-    bands = predict_bands(predict, slide.read, slide.height, slide.width, **options)
-    for y, band in slide.enlarge(bands):
-        mask[y : y + band.shape[1]] = band[0] >= threshold
-        if args.probabilities:
-            probabilities[y : y + band.shape[1]] = (band[0] * 255).round()
-        progress.step(band.shape[1])
 
-    with atomic(args.out / f"{path.stem}.preview.png") as temporary:
-        step = -(-max(mask.shape) // PREVIEW)
-        picture = open_slide(path, step)
-        picture = picture.read(0, 0, picture.height, picture.width)
-        draw_outlines(picture, mask[::step, ::step]).save(temporary)
-    layout = dict(compression="zlib", tile=(256, 256))
-    if args.probabilities:
-        with atomic(args.out / f"{path.stem}.probabilities.tiff") as temporary:
-            tifffile.imwrite(temporary, probabilities, **layout)
-    with atomic(args.out / f"{path.stem}.tiff") as temporary:  # last: it says the slide is done
-        tifffile.imwrite(temporary, mask * np.uint8(255), **layout)
-    return mask
+def carried(output):
+    """The settings that a file carries, None where it is not ours."""
+    try:
+        if output.suffix == ".png":
+            with Image.open(output) as image:
+                return image.info.get("Description")
+        with tifffile.TiffFile(output) as tiff:
+            return tiff.pages[0].description
+    except Exception:  # no picture at all: each decoder has errors of its own
+        return None
+
+
+def done(args):
+    """The slides whose files are all there. ValueError where two would write one file, or where
+    something else lies in its place."""
+    writer, complete = {}, set()
+    for path in args.slides:
+        for output in outputs(path, args):
+            if output in writer:
+                raise ValueError(f"{output}: {writer[output]} and {path} would both write it")
+            writer[output] = path
+    taken = {p.resolve() for p in [args.out, *args.out.resolve().parents, *args.slides, *writer]}
+    if args.rle and args.rle.resolve() in taken:
+        raise ValueError(f"{args.rle}: is the place of another file: give --rle another")
+    for path in args.slides:
+        there = [output for output in outputs(path, args) if output.exists()]
+        for output in there if path.exists() else ():
+            if carried(output) != settings(path, args):
+                raise ValueError(f"{output}: exists already, made in another way: move it away, "
+                                 "or give another --out")
+        if len(there) == len(outputs(path, args)):
+            complete.add(path)
+    if args.rle and args.rle.exists() and len(complete) < len(args.slides):
+        raise ValueError(f"{args.rle}: exists already: move it away, or give another place")
+    return complete
+
+
+def segment(path, predict, args):
+    """One slide: writes its files while it streams by; returns its mask's run-length coder."""
+    slide = open_slide(path, args.scale)
+    height, width = slide.full_height, slide.full_width
+    if args.microns and slide.microns and not 0.9 <= slide.microns / args.microns <= 1.1:
+        warn(f"{path}: has {slide.microns:.3g} µm a pixel by its tags, the model was trained at "
+             f"{args.microns:.3g}: resample it, or expect worse masks")
+    step = -(-max(height, width) // PREVIEW)  # of the slide's own pixels to one of the preview
+    large = step >= args.scale  # then the preview is made of what comes by, else it is read again
+    step = -(-step // args.scale) * args.scale if large else step
+    picture, small = Thumbnail(step // args.scale or 1), Thumbnail(step)
+    coder, progress = Encoder(height, width), Progress(height, path.stem)
+
+    def read(*window):  # comes by once for each row, from top to bottom
+        rows = slide.read(*window)
+        picture.add(rows)
+        return rows
+
+    note, (mask_file, preview, *others) = settings(path, args), outputs(path, args)
+    bands = predict_bands(predict, read, slide.height, slide.width, tile=args.tile,
+                          stride=max(1, round(args.tile * (1 - args.overlap))), window=args.window,
+                          batch=max(1, args.batch // 8) if args.tta else args.batch,
+                          device=args.device)
+    with ExitStack() as files:  # closed in reverse: the mask last, it says that the slide is done
+        write_mask, *write_others = (files.enter_context(write_tiff(file, height, width, note))
+                                     for file in (mask_file, *others))
+        for _, band in slide.enlarge(bands):
+            band = band[0].numpy()  # (rows, width)
+            mask = band >= args.threshold
+            coder.add(mask)
+            mask = mask * np.uint8(255)
+            small.add(mask)
+            write_mask(mask)
+            for write in write_others:
+                write((band * 255).round().astype(np.uint8))
+            progress.step(len(mask))
+        with atomic(preview) as temporary:
+            info = PngInfo()
+            info.add_text("Description", note)
+            image = picture.image() if large else open_slide(path, step).read_all()
+            draw_outlines(image, small.image() >= 128).save(temporary, pnginfo=info)
+    return coder
+
+
+def read_back(path):
+    """The run-length coder of a mask that is there already."""
+    mask = open_slide(path)
+    coder = Encoder(mask.height, mask.width)
+    for y in range(0, mask.height, 256):
+        coder.add(mask.read(y, 0, min(256, mask.height - y), mask.width)[..., 0])
+    return coder
 
 
 def write_csv(path, rows):
-    """The table that Kaggle takes: id,predicted."""
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("id", "predicted"), *rows])
+    """The table that Kaggle takes: id,predicted. ValueError where there is another."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("id", "predicted"), *rows])
+    if path.exists() and path.read_text(encoding="utf-8") != text.getvalue():
+        raise ValueError("exists already, with other content: move it away")
+    with atomic(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def main(argv=None):
     """Slide by slide; a bad one does not stop the others."""
     args = parse(argv)
     try:
-        check_outputs(args)
-        nets, facts = load(args)
+        nets = load(args)
+        complete = done(args)
         args.out.mkdir(parents=True, exist_ok=True)
         if args.rle:
             args.rle.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f"infer.py: {error}", file=sys.stderr)
+        warn(error)
         sys.exit(2)
+    predict = predictor(nets, device=args.device, tta=args.tta, amp=args.amp, compile=args.compile)
+    if args.skip_flat:
+        predict = skip_flat(predict, BLANK_CONTRAST)
 
     rows, failed = [], 0
     for path in args.slides:
+        mask = outputs(path, args)[0]
         try:
-            mask = segment(path, nets, facts, args)
+            coder = read_back(mask) if path in complete else segment(path, predict, args)
         except (ValueError, OSError) as error:
-            print(f"infer.py: {error if isinstance(error, ValueError) else f'{path}: {error}'}",
-                  file=sys.stderr)
+            warn(error if isinstance(error, ValueError) else f"{path}: {error}")
             failed += 1
             continue
-        rows.append((path.stem, rle_encode(mask)))
-        print(f"{args.out / path.stem}.tiff  {mask.mean():.2%} positive", flush=True)
+        rows.append((path.stem, coder.encode()))
+        print(f"{mask}  {coder.positive / (coder.height * coder.width):.2%} positive"
+              + ", there already" * (path in complete), flush=True)
     if args.rle and rows:
         try:
             write_csv(args.rle, rows)
         except (OSError, ValueError) as error:  # a name may be no UTF-8
-            print(f"infer.py: {args.rle}: cannot be written: {error}", file=sys.stderr)
+            warn(f"{args.rle}: cannot be written: {error}")
             sys.exit(1)
         print(args.rle)
     if failed:  # a batch goes on without its bad slides and says so with 1

@@ -1,7 +1,8 @@
 """Train a U-Net on slides and score it on slides that it has not seen.
 
     python train.py                          synthetic kidney slides, drawn on first use; one fold
-    python train.py --data DIR --folds 5     DIR/images, DIR/masks, DIR/groups.csv; all folds
+    python train.py --data DIR --folds 5     DIR/images, DIR/masks, DIR/groups.csv, or HuBMAP's
+                                             DIR/train, DIR/train.csv; all folds
 
 The run's folder holds config.json, and for each fold (of whole groups, never of single images)
 log.csv, curves.png, preview.png, score.json, probabilities/ and model.pt, for infer.py; when every
@@ -11,8 +12,10 @@ fold is there, summary.json.
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,13 +23,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from minseg import UNet, deep_supervision_loss, epoch_indices, group_folds, make_loss, predict_bands
+from minseg.crossval import count_levels
 from minseg.data.augment import augment
-from minseg.data.slides import find_slides
+from minseg.data.datasets import Mask, find_slides
+from minseg.data.files import atomic
+from minseg.data.slides import open_slide
 from minseg.data.synthetic import write_slides
-from minseg.data.tiles import LabelledSlide, Tiles
+from minseg.data.tiles import Tiles, cut
 from minseg.efficientnet import SCALES
 from minseg.losses import first_stage
-from minseg.run.checkpoint import atomic, save_model
+from minseg.run.bands import write_tiff
+from minseg.run.checkpoint import save_model
+from minseg.run.predictor import predictor
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import save_fold, save_log, score, summarize
 
@@ -129,31 +137,20 @@ def parse(argv=None):
 
 
 def prepare(args):
-    """Reads and checks everything, writes only synthetic slides. ValueError says what is wrong.
-
-    Returns the slides, the fold of each, the tiles of all, and the folds to train.
-    """
+    """Reads and checks everything, writes synthetic slides and the tile cache only. ValueError says
+    what is wrong. Returns the images, the fold of each, their tiles, and the folds to train."""
     if args.folds is None and args.fold is None:
         args.fold = 0
     folder = args.out / f"fold{args.fold}"
     if args.fold is not None and folder.exists():
         raise ValueError(f"{folder}: holds a run already: give another --out, or delete it")
-    data = args.data
-    if data is None:
-        data = args.out.parent / "synthetic-slides"
-        if not data.exists():
-            print(f"drawing 20 synthetic slides in {data}", flush=True)
-            data.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                write_slides(data, 20)
-            except (OSError, ValueError):
-                if not data.exists():  # else another process was faster
-                    raise
-    items = find_slides(data)
+    if args.data is None:
+        args.data = draw(args.out.parent / "synthetic-slides")
+    items = find_slides(args.data)
     groups = [item.group for item in items]
     several = len(set(groups))
     if several < 2:
-        raise ValueError(f"{data}: is all one group: one has to be held out, so add another")
+        raise ValueError(f"{args.data}: is all one group: one has to be held out, so add another")
     args.folds = min(5, several) if args.folds is None else args.folds
     if not 2 <= args.folds <= several:
         raise ValueError(f"--folds {args.folds}: with {several} groups it is 2 to {several}")
@@ -163,46 +160,66 @@ def prepare(args):
     if any(args.out.glob("fold*")) and written.exists() and written.read_text() != config(args):
         raise ValueError(f"{args.out}: holds a run with other settings: give another --out")
 
-    slides, progress = [], Progress(len(items), "reading slides")
-    for item in items:
-        slides.append(LabelledSlide(item, args.scale))
-        progress.step()
-    positives = [int(slide.mask.sum()) for slide in slides]
-    if not any(positives):
-        raise ValueError(f"{data / 'masks'}: no mask has a positive pixel: nothing to learn from")
-    folds = group_folds(groups, positives, args.folds)
-    tiles = Tiles(slides, args.tile, args.stride, margin=args.tile // 8)
+    facts, tiles = cut_all(items, args)
+    masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
+    if not any(found["positive"] for found in facts):
+        raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
     if not tiles.mask_area.any():
-        raise ValueError(f"{data / 'masks'}: nothing positive is left at --scale {args.scale}: "
-                         "use a smaller one")
+        raise ValueError(f"{masks}: nothing positive is left at --scale {args.scale}: use a "
+                         "smaller one")
+    folds = group_folds(groups, [found["positive"] for found in facts], args.folds)
     chosen = range(args.folds) if args.fold is None else [args.fold]
     for fold in chosen:
-        if not tiles.mask_area[usable(tiles, folds, fold)].any():
-            raise ValueError(f"{data}: outside fold {fold} no mask has a positive pixel: "
+        if not tiles.mask_area[outside(tiles, folds, fold)].any():
+            raise ValueError(f"{args.data}: outside fold {fold} no mask has a positive pixel: "
                              "add images of other groups that have some")
 
-    print(f"{data}: {len(slides)} images in {several} groups, {args.folds} folds of "
+    print(f"{args.data}: {len(items)} images in {several} groups, {args.folds} folds of "
           + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
-    if not (data / "groups.csv").exists():
-        print("no groups.csv: each image counts alone, and one patient may be on both sides")
+    if all(item.group == item.id for item in items):
+        print("no groups: each image counts alone, and one patient may be on both sides")
     print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
-          f"{int((tiles.mask_area > 0).sum())} of them with something to find, "
-          f"{int(tiles.blank.sum())} blank and left out of training")
-    return slides, folds, tiles, chosen
+          f"{int((tiles.mask_area > 0).sum())} of them with something to find; {tiles.blank} "
+          "blank ones are left out of training")
+    return items, folds, tiles, chosen
+
+
+def draw(folder):
+    """Synthetic slides, unless they are there."""
+    if not folder.exists():
+        print(f"drawing 20 synthetic slides in {folder}", flush=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_slides(folder, 20)
+        except (OSError, ValueError):
+            if not folder.exists():  # else another process was faster
+                raise
+    return folder
+
+
+def cut_all(items, args):
+    """The tiles of all images, cut once for all folds and all runs beside this one."""
+    cache, margin = args.out.parent / "tiles", args.tile // 8
+    cache.mkdir(parents=True, exist_ok=True)
+    progress = Progress(len(items), "cutting slides")
+    facts = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride, margin=margin,
+                 progress=progress.step) for item in items]
+    known = [found["microns"] for found in facts if found["microns"]]
+    args.microns = statistics.median(known) if known else None
+    return facts, Tiles(cache, facts, args.tile, margin)
 
 
 def config(args):
     """What all folds of a run share, as config.json holds it."""
-    apart = ("out", "fold", "device", "losses", "first")
+    apart = ("out", "fold", "device", "losses", "first", "microns")
     shared = {name: value.resolve() if isinstance(value, Path) else value
               for name, value in vars(args).items() if name not in apart}
     return json.dumps(shared, indent=2, default=str) + "\n"
 
 
-def usable(tiles, folds, fold):
-    """The tiles to train on when `fold` is held out: indices, without blank ones."""
-    trained = torch.tensor([folds[slide] != fold for slide, _, _ in tiles.places])
-    return (trained & ~tiles.blank).nonzero()[:, 0]
+def outside(tiles, folds, fold):
+    """The tiles to train on when `fold` is held out: indices."""
+    return torch.tensor([folds[slide] != fold for slide, _, _ in tiles.places]).nonzero()[:, 0]
 
 
 def build(args, steps):
@@ -231,34 +248,36 @@ def learning_rate(step, steps, first):
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-@torch.inference_mode()
-def predict(net, slides, args, overlap=0.5):
-    """Probabilities of whole slides at their files' own size, uint8 in steps of 1/255."""
-    net.eval()
-
-    def probabilities(tiles):  # uint8 (N, 3, tile, tile) -> (N, 1, tile, tile)
-        return net(tiles.to(args.device).float() / 255).sigmoid()
-
-    results = []
-    for slide in (labelled.slide for labelled in slides):
+def predict(net, items, args, overlap=0.5, folder=None):
+    """What `count_levels` counts of each image's probabilities at its file's own size; `folder`
+    gets those, too, uint8 in steps of 1/255."""
+    probabilities, counts = predictor([net], device=args.device), []
+    for item in items:
+        slide, total = open_slide(item.image, args.scale), 0
+        mask = Mask(item, slide.full_height, slide.full_width)
         stride = max(1, round(args.tile * (1 - overlap)))
-        bands = predict_bands(probabilities, slide.read, slide.height, slide.width,
-                              tile=args.tile, stride=stride, batch=args.batch)
-        result = torch.cat([band[0] for _, band in slide.enlarge(bands)])  # (H, W)
-        results.append((result * 255).round().byte())
-    return results
+        bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
+                              stride=stride, batch=args.batch, device=args.device)
+        with nullcontext(lambda band: None) if folder is None else write_tiff(
+                folder / f"{item.id}.tiff", slide.full_height, slide.full_width) as write:
+            for y, band in slide.enlarge(bands):
+                band = (band[0] * 255).round().byte()  # (rows, width)
+                total += count_levels(band, torch.from_numpy(mask.read(y, 0, *band.shape)))
+                write(band.numpy())
+        counts.append(total)
+    return counts
 
 
 def train(args, tiles, train_on, held_out, folder):
     """The training loop. Returns the network with averaged weights, and its arguments."""
 
-    def draw(generator):  # the tiles of one epoch
+    def sample(generator):  # the tiles of one epoch
         ratio = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
         bins = 4 if args.negatives == "balanced" else None
         return train_on[epoch_indices(tiles.mask_area[train_on], negatives=ratio, bins=bins,
                                       generator=generator)]
 
-    drawn = len(draw(torch.Generator()))  # the same number each epoch
+    drawn = len(sample(torch.Generator()))  # the same number each epoch
     batch = min(args.batch, drawn)
     batches = drawn // batch
     steps, first = args.epochs * batches, args.first * batches
@@ -280,7 +299,7 @@ def train(args, tiles, train_on, held_out, folder):
         start, total = time.monotonic(), torch.zeros((), device=args.device)
         loss = args.losses[epoch >= args.first]
         net.train()
-        for indices in draw(generator)[: batches * batch].view(batches, batch).tolist():
+        for indices in sample(generator)[: batches * batch].view(batches, batch).tolist():
             images, masks = (t.to(args.device) for t in tiles.batch(indices))
             images, targets = augment(images, masks, args.tile, generator)
             logits = net(images.contiguous(memory_format=torch.channels_last))
@@ -298,10 +317,10 @@ def train(args, tiles, train_on, held_out, folder):
             raise FloatingPointError(f"loss or weights are no longer finite in epoch {epoch + 1}: "
                                      f"delete {folder} and lower --lr")
 
-        quick = predict(averaged.module, held_out, args, overlap=0)
+        quick = score(predict(averaged.module, held_out, args, overlap=0), held_out)
         rows.append({"epoch": epoch + 1, "steps": (epoch + 1) * batches,
                      "stage": 1 + (epoch >= args.first), "loss": round(total.item() / batches, 5),
-                     "held_out_dice": round(score(held_out, quick)["pooled_dice"], 5),
+                     "held_out_dice": round(quick["pooled_dice"], 5),
                      "seconds": round(time.monotonic() - start, 1)})
         progress.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
                      "{seconds} s".format(**rows[-1]))
@@ -315,7 +334,7 @@ def main(argv=None):
     args = parse(argv)
     start = time.monotonic()
     try:
-        slides, folds, tiles, chosen = prepare(args)
+        items, folds, tiles, chosen = prepare(args)
         args.out.mkdir(parents=True, exist_ok=True)
         with atomic(args.out / "config.json") as temporary:
             temporary.write_text(config(args))
@@ -332,17 +351,18 @@ def main(argv=None):
                 print(f"{folder}: " + ("is there already" if (folder / "model.pt").exists() else
                       "is unfinished: if no process is at work there, delete it and start again"))
                 continue
-            train_on = usable(tiles, folds, fold)
-            held_out = [slide for slide, other in zip(slides, folds) if other == fold]
-            print(f"{folder}: {len(slides) - len(held_out)} images to train on, "
+            held_out = [item for item, other in zip(items, folds) if other == fold]
+            print(f"{folder}: {len(items) - len(held_out)} images to train on, "
                   f"{len(held_out)} to score", flush=True)
-            net, network = train(args, tiles, train_on, held_out, folder)
-            threshold = save_fold(folder, held_out, predict(net, held_out, args))
+            net, network = train(args, tiles, outside(tiles, folds, fold), held_out, folder)
+            (folder / "probabilities").mkdir()
+            counts = predict(net, held_out, args, folder=folder / "probabilities")
+            threshold = save_fold(folder, held_out, counts)
             state = {name: value.cpu() for name, value in net.state_dict().items()}
             save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
-                       threshold=threshold)  # last: it says that the fold is complete
+                       threshold=threshold, microns=args.microns)  # last: the fold is complete
             print(f"{duration(time.monotonic() - start)}; look at {folder / 'preview.png'}")
-        summarize(args.out, slides, folds)
+        summarize(args.out, items, folds)
     except (FloatingPointError, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(1)

@@ -94,7 +94,7 @@ class Conv(nn.Conv2d):
         down, right = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
                        for n in x.shape[2:])
         x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
-        return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 class SqueezeExcite(nn.Module):

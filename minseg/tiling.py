@@ -40,13 +40,17 @@ middle higher also to nnU-Net (arXiv 1809.10486, section 2.4), whose code has th
 tensor([0.3333, 1.0000, 1.0000, 0.3333])
 """
 
+import ctypes
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def tile_starts(length: int, tile: int, stride: int) -> list[int]:
@@ -79,48 +83,103 @@ def blend_window(tile: int, kind: str = "linear") -> Tensor:
     return (window.clamp(min=1e-3) if kind == "gaussian" else window).float()
 
 
+def _trim() -> None:
+    """Gives freed memory back to the system. The GNU C library keeps it in a heap for each thread:
+    without this, what a slide needs grows with its height, though no more is in use."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def read_strips(read: Callable[[int, int, int, int], np.ndarray], width: int,
+                spans: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """For each (top, bottom) of `spans`, which rise, the rows from top to bottom, whole width.
+    Calls `read(y, 0, h, width)` from top to bottom, once for each row, and ahead, in a thread: the
+    next rows are read and decoded while these are used."""
+    new = [(max(top, before), bottom)
+           for (top, bottom), (_, before) in zip(spans, [(0, 0), *spans])]
+    with ThreadPoolExecutor(1) as reader:
+        jobs = (reader.submit(read, top, 0, bottom - top, width) if bottom > top else None
+                for top, bottom in new)
+        strip, at, ahead = None, 0, next(jobs)
+        for top, _ in spans:
+            job, ahead = ahead, next(jobs, None)
+            rows = [] if strip is None else [strip[top - at :]]
+            rows += [] if job is None else [job.result()]
+            strip, at = np.concatenate(rows), top
+            del rows
+            yield strip
+            _trim()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small steps beside a busy reader: several threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def predict_bands(
     predict: Callable[[Tensor], Tensor], read: Callable[[int, int, int, int], np.ndarray],
     height: int, width: int, *, tile: int, stride: int, window: str = "linear", batch: int = 8,
+    device: str | torch.device = "cpu",
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict an image of any size tile by tile and yield the blended result band by band.
-    `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, and returns probabilities (N, C, tile,
-    tile), on any device. `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image. Yields
-    (y, float32 (C, rows, width)) from top to bottom, each row once. An image smaller than the tile
-    is continued by its border pixels, and cut again. Memory is O(tile * width)."""
-    weight = blend_window(tile, window)
+    `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, on `device`, and returns probabilities
+    (N, C, tile, tile). `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image; it is
+    called in a thread of its own, once for each row. Yields (y, float32 (C, rows, width)) on the
+    CPU, from top to bottom, each row once. An image smaller than the tile is continued by its
+    border pixels, and cut again. Memory is O(tile * width)."""
+    weight = blend_window(tile, window).to(device)
     tops, lefts = tile_starts(height, tile, stride), tile_starts(width, tile, stride)
     padded = max(width, tile)
-    weights = torch.zeros(tile, padded)  # what all tiles of one row weigh together
+    weights = torch.zeros(tile, padded, device=device)  # what all tiles of one row weigh together
     for left in lefts:
         weights[:, left : left + tile] += weight
 
-    total, norm = None, torch.zeros(tile, padded)  # of the rows [top, top + tile)
-    for top, following in zip(tops, [*tops[1:], height]):
-        rows = min(tile, height)
-        # a copy: what was read may be read-only, or a view in another order
-        strip = torch.from_numpy(np.array(read(top, 0, rows, width), order="C"))
-        strip = strip.permute(2, 0, 1)  # (3, rows, width)
-        if rows < tile or width < tile:
-            edges = (0, padded - width, 0, tile - rows)
-            strip = F.pad(strip[None].float(), edges, mode="replicate")[0].byte()
+    @lru_cache(2)  # the same from one band to the next, but for the first and the last ones
+    def norm(shifts: tuple[int, ...], rows: int) -> Tensor:
+        """What all tiles weigh on `rows` rows, which lie `shifts` below the tops of tile rows."""
+        sums = torch.zeros(rows, padded, device=device)
+        for shift in shifts:
+            part = weights[shift : shift + rows]
+            sums[: len(part)] += part
+        return sums[:, :width]
+
+    total = None  # of the rows [top, top + tile)
+    strips = read_strips(read, width, [(top, min(top + tile, height)) for top in tops])
+    for top, following, strip in zip(tops, [*tops[1:], height], strips):
+        if strip.shape[:2] != (tile, padded):
+            edges = (0, tile - len(strip)), (0, padded - width), (0, 0)
+            strip = np.pad(strip, edges, mode="edge")
+        strip = torch.from_numpy(strip)  # (tile, padded, 3)
+        if weight.is_cuda:  # from page-locked memory the copy does not hold up this program
+            strip = strip.pin_memory().to(device, non_blocking=True)
         for i in range(0, len(lefts), batch):
             some = lefts[i : i + batch]
-            tiles = torch.stack([strip[:, :, left : left + tile] for left in some])
-            probabilities = predict(tiles).detach().to("cpu", torch.float32)  # (N, C, tile, tile)
+            with one_thread():
+                tiles = torch.stack([strip[:, left : left + tile] for left in some])
+            tiles = tiles.permute(0, 3, 1, 2)  # (N, 3, tile, tile), channels last in memory
+            probabilities = predict(tiles).detach()  # (N, C, tile, tile)
             if probabilities.shape[2:] != tiles.shape[2:]:
                 raise ValueError(f"predict gave {tuple(probabilities.shape)} for tiles of {tile}")
+            probabilities = probabilities.to(device, torch.float32)
             if total is None:
-                total = torch.zeros(probabilities.shape[1], tile, padded)
-            for left, probability in zip(some, probabilities):
-                total[:, :, left : left + tile].addcmul_(probability, weight)
-        norm += weights
+                total = torch.zeros(probabilities.shape[1], tile, padded, device=device)
+            with one_thread():
+                for left, probability in zip(some, probabilities):
+                    total[:, :, left : left + tile].addcmul_(probability, weight)
 
         done = following - top  # no later tile reaches above `following`
-        yield top, total[:, :done, :width] / norm[:done, :width]
-        for sums in (total, norm):  # move the band down
-            sums.copy_(sums.roll(-done, -2))
-            sums[..., tile - done :, :] = 0
+        shifts = tuple(top - other for other in tops if 0 <= top - other < tile)
+        with one_thread():
+            band = (total[:, :done, :width] / norm(shifts, done)).cpu()
+            total[:, : tile - done] = total[:, done:].clone()  # move the rest up
+            total[:, tile - done :] = 0
+        yield top, band
 
 
 def predict_image(predict: Callable[[Tensor], Tensor], image: np.ndarray, **options) -> Tensor:

@@ -1,16 +1,14 @@
-"""Files are complete or not there; a checkpoint gives back the network, and runs no code."""
-
-import os
+"""A checkpoint gives back the network and what it was trained for, and runs no code."""
 
 import pytest
 import torch
 
 from minseg import UNet
-from minseg.run.checkpoint import atomic, load_model, save_model
+from minseg.run.checkpoint import load_model, save_model
 
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
            "mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
-FACTS = {"scale": 2, "tile": 96, "threshold": 0.45}
+FACTS = {"scale": 2, "tile": 96, "threshold": 0.45, "microns": 0.65}
 
 
 @pytest.fixture(scope="module")
@@ -40,67 +38,6 @@ def refused(path):
     return text
 
 
-# Atomic files
-
-
-@pytest.mark.parametrize("old", [None, "old"])
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, old, failure):
-    path = tmp_path / "a.txt"
-    if old:
-        path.write_text(old)
-    with pytest.raises(failure):
-        with atomic(path) as temporary:
-            temporary.write_text("half of")
-            raise failure("stop")
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == (
-        {"a.txt": "old"} if old else {}
-    )
-
-
-def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="early"):
-        with atomic(tmp_path / "a.txt"):
-            raise RuntimeError("early")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with atomic(str(path)) as temporary:
-        temporary.write_text("new " * 10_000)
-        assert path.read_text() == "old"
-    assert path.read_text() == "new " * 10_000
-    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_the_temporary_file_is_hidden_lies_beside_and_keeps_the_suffix(tmp_path):
-    with atomic(tmp_path / "curves.png") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.name.startswith(".") and temporary.suffix == ".png"
-        temporary.touch()
-
-
-def test_the_content_is_on_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
-    calls, replace, fsync = [], os.replace, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
-    with atomic(tmp_path / "a.txt") as temporary:
-        temporary.write_text("text")
-    assert calls == ["fsync", "replace"]
-
-
-def test_a_folder_that_is_not_there_fails_and_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        with atomic(tmp_path / "none" / "a.txt") as temporary:
-            temporary.write_text("text")
-    assert list(tmp_path.iterdir()) == []
-
-
-# Checkpoints
-
-
 def test_a_loaded_network_gives_the_same_logits(path, net):
     images = torch.rand(1, 3, 33, 40, generator=torch.Generator().manual_seed(1))
     loaded, _ = load_model(str(path))
@@ -116,13 +53,35 @@ def test_mean_and_deviation_come_back(path):
     assert torch.equal(loaded.std.flatten(), torch.tensor(NETWORK["std"]))
 
 
-def test_scale_tile_and_threshold_come_back(path):
+def test_scale_tile_threshold_and_size_of_a_pixel_come_back(path):
     assert load_model(path)[1] == FACTS
+
+
+def test_a_checkpoint_that_does_not_know_the_size_of_a_pixel_says_none(path):
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["microns"]  # as checkpoints were before
+    torch.save(checkpoint, path)
+    assert load_model(path)[1] == {**FACTS, "microns": None}
 
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_no_other_file(path, net):
     save_model(path, NETWORK, net.state_dict(), scale=4, tile=64, threshold=0.3)
-    assert load_model(path)[1] == {"scale": 4, "tile": 64, "threshold": 0.3}
+    assert load_model(path)[1] == {"scale": 4, "tile": 64, "threshold": 0.3, "microns": None}
+    assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_checkpoint_stays(
+        path, net, monkeypatch):
+    def full(checkpoint, file):
+        file.write_bytes(b"half of")
+        raise RuntimeError("[enforce fail at inline_container.cc:668]\n. unexpected pos 64 vs 0")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="model.pt: cannot be written: .*unexpected pos") as error:
+        save_model(path, NETWORK, net.state_dict(), **FACTS)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
 
 

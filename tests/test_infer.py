@@ -1,4 +1,9 @@
 import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,21 +13,24 @@ from PIL import Image
 from torch.nn import functional as F
 
 import infer
-from minseg import UNet, predict_image, rle_decode
+from minseg import UNet, predict_image, rle_decode, rle_encode
+from minseg.data.slides import shrink
 from minseg.data.synthetic import synthetic_slide
 from minseg.run.checkpoint import save_model
+
+NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 16, 8, 8, 8]}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A network that finds what is dark, in smooth patches: any would do."""
     torch.manual_seed(0)
-    net = UNet("efficientnet-lite0")
+    net = UNet(**NETWORK)
     with torch.no_grad():
         logits = net.eval()(torch.rand(1, 3, 64, 64))
         net.head.bias -= logits.median()
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_model(path, {"encoder": "efficientnet-lite0"}, net.state_dict(), scale=2, tile=64,
+    save_model(path, NETWORK, net.state_dict(), scale=2, tile=64,
                threshold=0.5)
     return path
 
@@ -45,6 +53,7 @@ def test_mask_preview_and_csv_agree(model, slides, tmp_path):
         assert mask.shape == image.shape[:2] and mask.dtype == np.uint8
         assert set(np.unique(mask)) == {0, 255}
         np.testing.assert_array_equal(rle_decode(row["predicted"], *mask.shape), mask // 255)
+        assert row["predicted"] == rle_encode(mask)
         preview = np.asarray(Image.open(out / f"{row['id']}.preview.png"))
         painted = (preview == (230, 159, 0)).all(2)
         assert preview.shape == image.shape and painted.any()
@@ -73,11 +82,11 @@ def models(tmp_path_factory):
     folder, paths = tmp_path_factory.mktemp("models"), []
     for i, (scale, tile, threshold) in enumerate([(2, 64, 0.4), (2, 64, 0.7), (1, 32, 0.5)]):
         torch.manual_seed(i)
-        net = UNet("efficientnet-lite0")
+        net = UNet(**NETWORK)
         with torch.no_grad():
             net.head.bias -= net.eval()(torch.rand(1, 3, 64, 64)).median()
         paths.append(str(folder / f"model{i}.pt"))
-        save_model(paths[-1], {"encoder": "efficientnet-lite0"}, net.state_dict(), scale=scale,
+        save_model(paths[-1], NETWORK, net.state_dict(), scale=scale,
                    tile=tile, threshold=threshold)
     return paths
 
@@ -118,13 +127,28 @@ def test_checkpoints_are_averaged_over_all_views_and_cut_at_their_mean_threshold
     assert (mask == (wanted >= 0.4)).mean() < 0.999  # so the mean of thresholds shows
 
 
+@pytest.mark.parametrize("options, tiles", [
+    ("--batch 8", 8), ("--batch 8 --tta", 1), ("--batch 20 --tta", 2), ("--batch 3 --tta", 1)])
+def test_all_views_together_are_about_a_batch(
+        model, slides, tmp_path, monkeypatch, options, tiles):
+    def recording(*arguments, batch, **more):
+        batches.append(batch)
+        return predict_bands(*arguments, batch=batch, **more)
+
+    batches, predict_bands = [], infer.predict_bands
+    monkeypatch.setattr(infer, "predict_bands", recording)
+    monkeypatch.setattr(infer, "predictor", lambda *a, **b: lambda tiles: tiles[:, :1] / 255)
+    start(slides[1:], model, tmp_path / "o", *options.split())
+    assert batches == [tiles]
+
+
 def test_checkpoints_of_different_scale_or_tile_are_not_mixed_up(models, slides, tmp_path, capsys):
     usual = (slides[0], "--out", tmp_path / "o", "--model")
     line = fails(capsys, 2, *usual, models[0], models[2])
     assert "model2.pt: has scale 1" in line and "model0.pt has 2" in line
     net, facts = infer.load_model(models[0])
     other = tmp_path / "other.pt"
-    save_model(other, {"encoder": "efficientnet-lite0"}, net.state_dict(), **{**facts, "tile": 96})
+    save_model(other, NETWORK, net.state_dict(), **{**facts, "tile": 96})
     assert "--tile" in fails(capsys, 2, *usual, models[0], other)
     infer.main([str(a) for a in (*usual, models[0], other, "--tile", "64")])
     assert (tmp_path / "o" / "kidney0.tiff").exists()
@@ -154,39 +178,334 @@ def test_bad_input_is_one_line_and_nothing_is_written(model, slides, tmp_path, c
     assert "no such file" in fails(capsys, 2, slides[0], *missing)
     (tmp_path / "text.pt").write_text("hello")
     assert "text.pt" in fails(capsys, 2, slides[0], "--model", tmp_path / "text.pt", "--out", out)
-    assert "same name" in fails(capsys, 2, slides[0], slides[0], *usual)
-    assert "--overlap" in fails(capsys, 2, slides[0], *usual, "--overlap", "1")
+    line = fails(capsys, 2, slides[0], slides[0], *usual)
+    assert "kidney0.tiff" in line and "would both write it" in line
+    for option, value in (("overlap", "1"), ("tile", "0"), ("batch", "0"), ("threshold", "1.5")):
+        line = fails(capsys, 2, slides[0], *usual, f"--{option}", value)
+        assert f"--{option} {value}" in line
     assert "--device" in fails(capsys, 2, slides[0], *usual, "--device", "meta")
     nested = ("--model", model, "--out", tmp_path / "p" / "x", "--rle", tmp_path / "p")
-    assert "another output" in fails(capsys, 2, slides[0], *nested)
-    for place in (out, out / "kidney0.tiff", out / ".." / "out" / "kidney0.preview.png"):
-        assert "another output" in fails(capsys, 2, slides[0], *usual, "--rle", place)
+    assert "another file" in fails(capsys, 2, slides[0], *nested)
+    places = out, out / "kidney0.tiff", out / ".." / "out" / "kidney0.preview.png", slides[0]
+    for place in places:
+        assert "another file" in fails(capsys, 2, slides[0], *usual, "--rle", place)
     assert "--window" in fails(capsys, 2, slides[0], *usual, "--window", "bartlett")
     assert not out.exists()
     assert "gone.png" in fails(capsys, 2, tmp_path / "gone.png", *usual)
     assert list(out.iterdir()) == []
 
 
-def test_a_broken_slide_does_not_stop_the_others(model, slides, tmp_path, capsys):
-    (tmp_path / "broken.tiff").write_text("not a slide")
+def test_each_bad_slide_is_one_line_and_the_others_finish(model, slides, tmp_path, capsys):
+    strips = tmp_path / "truncated.tiff"
+    tifffile.imwrite(strips, synthetic_slide(0, 300, 255)[0], compression="zlib", rowsperstrip=20)
+    strips.write_bytes(strips.read_bytes()[:60_000])
+    (tmp_path / "empty.tiff").write_bytes(b"")
+    (tmp_path / "text.tiff").write_text("not a slide")
+    (tmp_path / "half.png").write_bytes(open(slides[0], "rb").read()[:10_000])
+    tifffile.imwrite(tmp_path / "five.tiff", np.zeros((90, 80, 5), np.uint8))
+    names = ["truncated.tiff", "empty.tiff", "text.tiff", "half.png", "five.tiff", "gone.tiff"]
+    bad = [tmp_path / name for name in names]
     out, table = tmp_path / "out", tmp_path / "submission.csv"
-    assert "broken.tiff" in fails(capsys, 1, slides[0], tmp_path / "broken.tiff", slides[1],
-                                  "--model", model, "--out", out, "--rle", table)
-    assert {p.name for p in out.glob("*.tiff")} == {"kidney0.tiff", "kidney1.tiff"}
+    with pytest.raises(SystemExit) as error:
+        start([bad[0], slides[0], *bad[1:5], slides[1], bad[5]], model, out, "--rle", table)
+    assert error.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6, lines
+    assert all(f"{path}: " in line for path, line in zip(bad, lines)), lines
+    assert {p.name for p in out.iterdir()} == {
+        f"kidney{i}{end}" for i in range(2) for end in (".tiff", ".preview.png")}
     assert [row["id"] for row in csv.DictReader(open(table))] == ["kidney0", "kidney1"]
 
 
-def test_nothing_is_overwritten(model, slides, tmp_path, capsys):
+def test_libraries_add_no_lines_of_their_own_to_that_of_a_bad_slide(model, slides, tmp_path):
+    tifffile.imwrite(tmp_path / "whole.tiff", np.zeros((300, 255, 3), np.uint8), compression="zlib",
+                     rowsperstrip=20)
+    (tmp_path / "tags.tiff").write_bytes((tmp_path / "whole.tiff").read_bytes()[:200])
+    (tmp_path / "header.tiff").write_bytes(b"II*\0\x08\0\0\0")
+    bad = [tmp_path / "tags.tiff", tmp_path / "header.tiff"]
+    program = Path(infer.__file__).resolve()  # a process of its own: pytest takes logs for itself
+    done = subprocess.run([sys.executable, program, *bad, "--model", model, "--out",
+                           tmp_path / "o"], capture_output=True, text=True, cwd=program.parent)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 2, lines
+    assert all(str(path) in line for path, line in zip(bad, lines))
+
+
+def test_a_slide_that_breaks_off_in_its_middle_leaves_nothing(model, slides, tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (600, 200, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tiff", image, compression="zlib", rowsperstrip=20)
+    with tifffile.TiffFile(tmp_path / "a.tiff") as tiff:
+        offset = tiff.pages[0].dataoffsets[20]
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    content[offset : offset + 400] = b"\xff" * 400
+    (tmp_path / "a.tiff").write_bytes(content)
     out = tmp_path / "out"
-    infer.main([slides[1], "--model", str(model), "--out", str(out)])
-    before = {p: p.read_bytes() for p in out.iterdir()}
-    assert "kidney1.tiff" in fails(capsys, 2, *slides, "--model", model, "--out", out)
-    assert {p: p.read_bytes() for p in out.iterdir()} == before
-    (out / "kidney0.preview.png").write_text("mine")
-    assert "kidney0.preview.png" in fails(capsys, 2, slides[0], "--model", model, "--out", out)
-    (out / "kidney0.preview.png").unlink()
-    table = tmp_path / "submission.csv"
-    table.write_text("mine")
-    assert "submission.csv" in fails(capsys, 2, slides[0], "--model", model, "--out", out,
-                                     "--rle", table)
-    assert table.read_text() == "mine"
+    assert "a.tiff" in fails(capsys, 1, tmp_path / "a.tiff", slides[1], "--model", model,
+                             "--out", out)
+    assert {p.name for p in out.iterdir()} == {"kidney1.tiff", "kidney1.preview.png"}
+
+
+def start(slides, model, out, *more):
+    infer.main([str(a) for a in (*slides, "--model", model, "--out", out, *more)])
+
+
+def contents(*places):
+    """Name, time of change and bytes of every file."""
+    files = [p for place in places for p in (place.rglob("*") if place.is_dir() else [place])]
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A folder of two slides and a run over them: copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    for i, size in enumerate([(300, 130), (128, 190)]):
+        Image.fromarray(synthetic_slide(i, *size)[0]).save(folder / f"kidney{i}.png")
+    start(sorted(folder.glob("*.png")), model, folder / "out", "--rle", folder / "submission.csv")
+    return folder
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """The same run, in a folder of the test's own: slides, folder of results, table."""
+    folder = tmp_path / "again"
+    shutil.copytree(finished, folder)
+    return sorted(folder.glob("*.png")), folder / "out", folder / "submission.csv"
+
+
+@pytest.fixture
+def segmented(monkeypatch):
+    """The names of the slides that go through the network."""
+    names, segment = [], infer.segment
+
+    def recording(path, *arguments):
+        names.append(path.name)
+        return segment(path, *arguments)
+
+    monkeypatch.setattr(infer, "segment", recording)
+    return names
+
+
+def test_a_second_start_does_nothing_for_slides_that_are_done(
+        model, again, tmp_path, segmented, capsys):
+    slides, out, table = again
+    before = contents(out)
+    start(slides, model, out)
+    start(slides, model, out, "--rle", tmp_path / "other.csv")
+    assert contents(out) == before and not segmented
+    assert (tmp_path / "other.csv").read_bytes() == table.read_bytes()
+    printed = capsys.readouterr()
+    assert printed.err == "" and printed.out.count("there already") == 4
+
+
+def test_slides_that_are_done_need_not_be_there_any_more(model, again, segmented):
+    slides, out, table = again
+    before = contents(out, table)
+    slides[0].unlink()
+    start(slides, model, out)
+    assert contents(out, table) == before and not segmented
+
+
+def test_a_second_start_does_only_what_is_missing(model, again, segmented):
+    slides, out, table = again
+    wanted = contents(out, table)
+    for name in ("kidney1.tiff", "kidney0.preview.png"):
+        (out / name).unlink()
+        table.unlink()
+        before = contents(out)
+        start(slides, model, out, "--rle", table)
+        assert segmented.pop() == name.split(".")[0] + ".png" and not segmented
+        other = "kidney0" if "1" in name else "kidney1"
+        found = contents(out, table)
+        assert {p: c for p, (_, c) in found.items()} == {p: c for p, (_, c) in wanted.items()}
+        assert all(found[p] == before[p] for p in before if p.name.startswith(other))
+
+
+def test_a_preview_alone_is_made_anew_by_the_same_settings_and_refused_by_others(
+        model, again, segmented, capsys):
+    slides, out, table = again
+    table.unlink()
+    (out / "kidney1.tiff").unlink()  # as a run leaves it that was killed between the two
+    before = contents(out)
+    line = fails(capsys, 2, slides[1], "--model", model, "--out", out, "--threshold", "0.3")
+    assert "kidney1.preview.png" in line and "made in another way" in line
+    assert contents(out) == before and not segmented
+    start(slides, model, out)
+    assert segmented == ["kidney1.png"] and (out / "kidney1.tiff").exists()
+
+
+@pytest.mark.parametrize("options", [
+    ["--threshold", "0.3"], ["--tile", "32"], ["--overlap", "0.25"], ["--window", "hann"],
+    ["--tta"], ["--skip-flat"], ["--amp"]], ids=lambda options: options[0])
+def test_results_of_other_settings_are_refused_and_stay(model, again, capsys, options):
+    slides, out, table = again
+    before = contents(out, table)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        start(slides, model, out, *options)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert error.value.code == 2 and "kidney0.tiff: exists already, made in another way" in line
+    assert contents(out, table) == before
+
+
+def test_results_of_another_network_or_slide_are_refused_and_stay(model, again, tmp_path, capsys):
+    slides, out, table = again
+    before = contents(out, table)
+    net, facts = infer.load_model(model)
+    net.head.bias.data += 1
+    save_model(tmp_path / "model.pt", NETWORK, net.state_dict(), **facts)
+    line = fails(capsys, 2, *slides, "--model", tmp_path / "model.pt", "--out", out)
+    assert "made in another way" in line and contents(out, table) == before
+    Image.fromarray(synthetic_slide(9, 300, 140)[0]).save(slides[0])
+    line = fails(capsys, 2, *slides, "--model", model, "--out", out)
+    assert "kidney0.tiff: exists already, made in another way" in line
+    assert contents(out, table) == before
+
+
+def test_what_does_not_change_the_result_may_change_between_starts(model, again, segmented):
+    slides, out, table = again
+    moved = out.parent / "moved.pt"
+    shutil.copy(model, moved)
+    start(slides[::-1], moved, out, "--batch", "3")
+    assert not segmented
+
+
+@pytest.mark.parametrize("name", ["kidney0.tiff", "kidney0.preview.png"])
+@pytest.mark.parametrize("kind", ["text", "empty", "short", "header", "image", "folder"])
+def test_a_file_that_is_not_ours_is_refused_and_stays(model, slides, tmp_path, capsys, name, kind):
+    out = tmp_path / "out"
+    out.mkdir()
+    if kind == "image":
+        Image.fromarray(np.zeros((301, 255), np.uint8)).save(out / name)
+    elif kind == "folder":
+        (out / name).mkdir()
+    else:
+        (out / name).write_bytes({"text": b"mine", "empty": b"", "short": b"II",
+                                  "header": b"II*\0\x08\0\0\0"}[kind])
+    before = contents(out)
+    assert name in fails(capsys, 2, *slides, "--model", model, "--out", out)
+    assert contents(out) == before and len(list(out.iterdir())) == 1
+
+
+def test_a_table_is_refused_while_slides_wait_and_must_be_equal_after(
+        model, again, segmented, capsys):
+    slides, out, table = again
+    usual = (*slides, "--model", model, "--out", out, "--rle", table)
+    before = contents(table)
+    start(slides, model, out, "--rle", table)  # equal
+    assert contents(table).keys() == before.keys()
+    assert table.read_bytes() == before[table][1] and not segmented
+
+    text = table.read_text()
+    table.write_text(text + "kidney2,1 1\n")
+    before = contents(out, table)
+    line = fails(capsys, 1, *usual)
+    assert "submission.csv" in line and "other content" in line
+    assert contents(out, table) == before and not segmented
+
+    table.write_text(text)
+    (out / "kidney1.tiff").unlink()
+    before = contents(out, table)
+    assert "submission.csv: exists already" in fails(capsys, 2, *usual)
+    assert contents(out, table) == before and not segmented
+
+
+def test_probabilities_asked_for_later_are_made_by_going_through_the_slide_again(
+        model, again, segmented):
+    slides, out, table = again
+    start(slides[:1], model, out, "--probabilities")
+    assert segmented == ["kidney0.png"] and (out / "kidney0.probabilities.tiff").exists()
+    start(slides[:1], model, out, "--probabilities")
+    assert segmented == ["kidney0.png"]
+
+
+def test_files_carry_the_settings_that_made_them(model, again):
+    slides, out, table = again
+    with tifffile.TiffFile(out / "kidney0.tiff") as tiff:
+        note = json.loads(tiff.pages[0].description)
+    with Image.open(out / "kidney0.preview.png") as preview:
+        assert json.loads(preview.info["Description"]) == note
+    assert note["slide"] == "kidney0.png" and note["bytes"] == slides[0].stat().st_size
+    assert (note["threshold"], note["scale"], note["tile"], note["overlap"], note["tta"]) == (
+        0.5, 2, 64, 0.5, False)
+
+
+def test_another_tile_than_that_of_training_is_said_in_one_line(model, slides, tmp_path, capsys):
+    start(slides[1:], model, tmp_path / "a", "--tile", "48")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "--tile 48" in lines[0] and "trained on tiles of 64" in lines[0]
+    assert (tmp_path / "a" / "kidney1.tiff").exists()
+    start(slides[1:], model, tmp_path / "b", "--tile", "64")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("microns, warned", [
+    (0.5, False), (0.525, False), (0.475, False), (0.56, True), (0.44, True), (None, False)])
+def test_a_slide_of_another_resolution_than_the_models_is_said_in_one_line(
+        model, tmp_path, capsys, microns, warned):
+    net, facts = infer.load_model(model)
+    save_model(tmp_path / "model.pt", NETWORK, net.state_dict(),
+               **{**facts, "microns": 0.5})
+    tags = {} if microns is None else dict(resolution=(25400 / microns,) * 2, resolutionunit=2)
+    tifffile.imwrite(tmp_path / "a.tiff", synthetic_slide(0, 100, 90)[0], **tags)
+    start([tmp_path / "a.tiff"], tmp_path / "model.pt", tmp_path / "known")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == warned, lines
+    if warned:
+        assert "a.tiff" in lines[0] and str(microns) in lines[0] and "0.5" in lines[0]
+    assert (tmp_path / "known" / "a.tiff").exists()
+    if microns == 0.44:
+        start([tmp_path / "a.tiff"], model, tmp_path / "unknown")  # which says nothing of microns
+        assert capsys.readouterr().err == ""
+
+
+def test_glass_is_left_out_where_asked(model, tmp_path):
+    image = synthetic_slide(0, 200, 500)[0]
+    image[:, 200:] = 244
+    Image.fromarray(image).save(tmp_path / "a.png")
+    start([tmp_path / "a.png"], model, tmp_path / "all", "--probabilities")
+    start([tmp_path / "a.png"], model, tmp_path / "some", "--probabilities", "--skip-flat")
+    everywhere, some = (tifffile.imread(tmp_path / name / "a.probabilities.tiff")
+                        for name in ("all", "some"))
+    # tiles of 64 at scale 2: from 200 + 128 on nothing but glass is in any tile
+    assert everywhere[:, 340:].min() > 0 and not some[:, 340:].any()
+    np.testing.assert_array_equal(some[:, :100], everywhere[:, :100])
+    assert not tifffile.imread(tmp_path / "some" / "a.tiff")[:, 340:].any()
+
+
+def test_mixed_precision_gives_nearly_the_same(model, slides, tmp_path):
+    start(slides[1:], model, tmp_path / "full", "--probabilities")
+    start(slides[1:], model, tmp_path / "mixed", "--probabilities", "--amp")
+    full, mixed = (tifffile.imread(tmp_path / name / "kidney1.probabilities.tiff").astype(int)
+                   for name in ("full", "mixed"))
+    assert 0 < abs(full - mixed).max() < 20 and abs(full - mixed).mean() < 3
+
+
+def test_slides_of_three_strips_and_in_planes_give_the_mask_of_the_same_pixels_as_png(
+        model, tmp_path):
+    image = synthetic_slide(0, 301, 255)[0]
+    Image.fromarray(image).save(tmp_path / "png.png")
+    tifffile.imwrite(tmp_path / "strips.tiff", image, compression="zlib", rowsperstrip=101)
+    tifffile.imwrite(tmp_path / "planes.tiff", image.transpose(2, 0, 1).copy(),
+                     photometric="rgb", planarconfig="separate", tile=(64, 64))
+    with tifffile.TiffFile(tmp_path / "strips.tiff") as tiff:
+        assert len(tiff.pages[0].dataoffsets) == 3
+    start([tmp_path / name for name in ("png.png", "strips.tiff", "planes.tiff")], model,
+          tmp_path / "out")
+    masks = [tifffile.imread(tmp_path / "out" / f"{name}.tiff")
+             for name in ("png", "strips", "planes")]
+    assert 0 < masks[0].mean() < 255
+    np.testing.assert_array_equal(masks[1], masks[0])
+    np.testing.assert_array_equal(masks[2], masks[0])
+
+
+def test_previews_of_large_slides_are_reduced(model, slides, tmp_path, monkeypatch):
+    monkeypatch.setattr(infer, "PREVIEW", 50)
+    start(slides[:1], model, tmp_path / "out")  # 301 x 255, at scale 2 151 x 128
+    image = np.asarray(Image.open(slides[0]))
+    preview = np.asarray(Image.open(tmp_path / "out" / "kidney0.preview.png"))
+    small = shrink(shrink(image, 2), 4)
+    found = shrink(tifffile.imread(tmp_path / "out" / "kidney0.tiff"), 8) >= 128
+    painted = (preview == (230, 159, 0)).all(2)
+    assert preview.shape == small.shape == (38, 32, 3) and painted.any()
+    assert found[painted].all() and (preview[~painted] == small[~painted]).all()

@@ -98,6 +98,37 @@ def test_steps_may_count_for_several(clock, capsys):
     assert capsys.readouterr().err.strip() == "rows  100/400  2:30 min left"
 
 
+def test_shares_of_a_step_add_up_to_the_whole(clock, capsys):
+    progress = Progress(3, "slides")
+    for _ in range(30):
+        clock.now += 3
+        progress.step(0.1)
+    assert sum([0.1] * 30) != 3  # as floats do
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert [line.split("  ")[2] for line in lines] == ["1:00 min left", "30 s left", "0 s left"]
+    assert lines[-1] == "slides  3/3  0 s left"
+
+
+def test_a_share_is_no_whole_step_yet(clock, capsys):
+    progress = Progress(3, "slides")
+    clock.now += 60
+    progress.step(1.5)
+    assert capsys.readouterr().err.strip() == "slides  1/3  1:00 min left"
+
+
+@pytest.mark.parametrize("share", [1 / 3, 1 / 7, 0.001])
+def test_a_terminals_line_is_cleared_when_the_shares_are_all_there(clock, monkeypatch, share):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    progress = Progress(2, "slides")
+    for _ in range(round(2 / share)):
+        clock.now += 1
+        progress.step(share)
+    assert terminal.getvalue().endswith("\r\x1b[K") and "  2/2  " in terminal.getvalue()
+    assert terminal.getvalue().count("  2/2  ") == 1
+
+
 def test_a_terminal_shows_one_line_redrawn_and_cleared_at_the_end(clock, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

@@ -1,9 +1,11 @@
 """Run-length coding: there and back, and the same as counting pixel by pixel."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from minseg.data.rle import rle_decode, rle_encode
+from minseg.data.rle import Encoder, Runs, rle_decode, rle_encode
 
 
 def naive_encode(mask):
@@ -137,3 +139,194 @@ def test_a_long_bad_string_is_shown_cut_short():
     with pytest.raises(ValueError) as error:
         rle_decode("x" * 10_000, 2, 3)
     assert len(str(error.value)) < 120
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rle, words", [
+    ("1 9223372036854775807", "run 1 9223372036854775807 leaves"),
+    ("6 9223372036854775807", "run 6 9223372036854775807 leaves"),
+    ("9223372036854775807 1", "run 9223372036854775807 1 leaves"),
+    ("9223372036854775807 9223372036854775807", "leaves the image"),
+    ("-9223372036854775808 1", "run -9223372036854775808 1 leaves"),
+    ("1 9223372036854775808", "else than whole numbers"),
+    ("18446744073709551617 1", "else than whole numbers"),  # 1, in 64 bits
+])
+def test_numbers_that_need_more_than_64_bits_do_not_wrap_round(rle, words):
+    with pytest.raises(ValueError, match=words):
+        rle_decode(rle, 2, 3)
+
+
+# In bands
+
+
+def in_bands(mask, cuts):
+    coder = Encoder(*mask.shape)
+    for top, bottom in zip([0, *cuts], [*cuts, len(mask)]):
+        coder.add(mask[top:bottom])
+        assert (coder.y, coder.positive) == (bottom, np.count_nonzero(mask[:bottom]))
+    return coder.encode()
+
+
+def streaks(seed, height, width):
+    """Runs that cross several columns, and thin ones along rows."""
+    rng = np.random.default_rng(seed)
+    order = np.zeros(height * width, bool)
+    for start in rng.integers(0, height * width, 4):
+        order[start : start + rng.integers(1, 3 * height + 2)] ^= True
+    mask = order.reshape(width, height).T.copy()
+    mask[rng.integers(height), :] ^= rng.random() < 0.5
+    return mask.astype(np.uint8)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_bands_of_any_height_encode_the_whole(mask):
+    for rows in range(1, len(mask) + 1):
+        assert in_bands(mask, range(rows, len(mask), rows)) == naive_encode(mask)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_bands_of_any_mask_encode_the_whole(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 14, 2)
+    for make in (random_mask, streaks):
+        mask = make(seed, height, width)
+        wanted = naive_encode(mask)
+        assert rle_encode(mask) == wanted
+        assert in_bands(mask, sorted(rng.integers(0, height + 1, 5))) == wanted  # some are empty
+        assert np.array_equal(rle_decode(wanted, height, width), mask)
+
+
+@pytest.mark.parametrize("part", [
+    np.s_[-1:], np.s_[:1], np.s_[:, -1:], np.s_[:, :1], np.s_[:, 2:4], np.s_[-1:, -1:], np.s_[:]])
+def test_runs_at_the_ends_of_rows_and_columns_are_encoded(part):
+    mask = np.zeros((5, 6), np.uint8)
+    mask[part] = 1
+    for cuts in ([], [1], [4], [1, 2, 3, 4], [2, 2]):
+        assert in_bands(mask, cuts) == naive_encode(mask)
+
+
+def test_bands_may_hold_any_numbers_and_are_left_alone():
+    mask, coder = streaks(1, 6, 7), Encoder(6, 7)
+    bands = mask[:2] > 0, mask[2:4].astype(np.float32) * -0.25, mask[4:] * np.uint8(255)
+    copies = [band.copy() for band in bands]
+    for band in bands:
+        coder.add(band)
+        band[:] = 1  # it is the caller's
+    assert coder.encode() == naive_encode(mask)
+    for band in copies:
+        copy = band.copy()
+        Encoder(6, 7).add(band)
+        assert np.array_equal(band, copy)
+
+
+def test_encoding_twice_gives_the_same():
+    coder = Encoder(3, 4)
+    coder.add(np.ones((3, 4)))
+    assert coder.encode() == coder.encode() == "1 12"
+
+
+def test_too_many_rows_are_refused_and_not_taken():
+    coder = Encoder(3, 4)
+    coder.add(np.ones((2, 4)))
+    with pytest.raises(ValueError, match="4 rows for a mask of height 3"):
+        coder.add(np.ones((2, 4)))
+    coder.add(np.ones((1, 4)))
+    assert (coder.encode(), coder.positive) == ("1 12", 12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_missing_rows_are_refused(rows):
+    coder = Encoder(3, 4)
+    coder.add(np.ones((rows, 4)))
+    with pytest.raises(ValueError, match=f"{rows} rows of a mask of height 3"):
+        coder.encode()
+
+
+def peak(work):
+    """What `work()` returns, and the most bytes that it held."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_encoding_in_bands_needs_memory_for_bands_and_runs_only():
+    def encode():
+        coder = Encoder(40_000, 1000)
+        for y in range(0, 40_000, 100):
+            band = np.zeros((100, 1000), bool)
+            band[:, 300:302] = True
+            coder.add(band)
+        return coder.encode()
+
+    code, most = peak(encode)
+    assert code == f"{300 * 40_000 + 1} 80000" and most < 2_000_000
+
+
+# Windows
+
+
+def naive_decode(rle, height, width):
+    mask = np.zeros(height * width, np.uint8)
+    numbers = list(map(int, rle.split()))
+    for start, length in zip(numbers[::2], numbers[1::2]):
+        mask[start - 1 : start - 1 + length] = 1
+    return mask.reshape(width, height).T
+
+
+def check_windows(rle, height, width, seed=0):
+    whole, runs = naive_decode(rle, height, width), Runs(rle, height, width)
+    assert np.array_equal(rle_decode(rle, height, width), whole)
+    rng = np.random.default_rng(seed)
+    for _ in range(12):
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        h, w = rng.integers(0, height - y + 1), rng.integers(0, width - x + 1)
+        window = runs.window(y, x, h, w)
+        assert window.dtype == np.uint8 and window.flags.c_contiguous
+        assert np.array_equal(window, whole[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_windows_of_runs_are_those_of_the_decoded_mask(mask):
+    check_windows(rle_encode(mask), *mask.shape)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_windows_of_runs_in_any_order_that_touch_and_overlap_are_those_of_the_whole(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 20, 2)
+    starts = rng.integers(1, height * width + 1, rng.integers(1, 9))
+    lengths = [rng.integers(1, min(3 * height, height * width + 1 - start) + 1) for start in starts]
+    check_windows(" ".join(f"{a} {n}" for a, n in zip(starts, lengths)), height, width, seed)
+
+
+@pytest.mark.parametrize("rle", [
+    "3 4 1 2", "1 2 3 4", "1 6 2 3", "2 3 1 6", "4 2 4 2 4 2", "1 30 7 1", "6 1 5 1 4 1", "5 2",
+    "30 1 1 1", "1 30", "3 2 " * 256 + "9 2"])
+def test_windows_of_touching_overlapping_and_repeated_runs(rle):
+    check_windows(rle, 5, 6)
+
+
+def test_windows_of_a_large_slide_need_memory_for_themselves_only():
+    height, width = 49_548, 34_940
+    rng = np.random.default_rng(0)
+    columns = np.repeat(rng.integers(0, width, 300), 2)
+    columns[::2] = 20_000 + np.arange(300)  # half of the runs lie in the window
+    starts = columns * height + rng.integers(30_000, 30_600, 600) + 1
+    pairs = [*zip(starts.tolist(), rng.integers(1, 200, 600).tolist()),
+             ((width - 1) * height + 1, height), (20_400 * height + 1, 2 * height + 30_100)]
+    rng.shuffle(pairs)
+    runs = Runs(" ".join(f"{start} {length}" for start, length in pairs), height, width)
+    window, most = peak(lambda: runs.window(30_000, 20_000, 512, 512))
+    wanted = np.zeros((512, 512), np.uint8)
+    for start, length in pairs:
+        column, top = divmod(start - 1, height)
+        while length > 0 and column < width:
+            if 20_000 <= column < 20_512:
+                wanted[max(0, top - 30_000) : max(0, top + length - 30_000), column - 20_000] = 1
+            length, column, top = length - (height - top), column + 1, 0
+    assert np.array_equal(window, wanted) and 200 < wanted.any(0).sum() < 512
+    assert most < 20 * window.nbytes
+    corner = runs.window(height - 512, width - 512, 512, 512)
+    assert corner[:, -1].all() and corner.sum() == 512

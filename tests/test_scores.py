@@ -6,58 +6,167 @@ import tifffile
 import torch
 from PIL import Image
 
-from minseg.data.slides import Item
-from minseg.data.tiles import LabelledSlide
+from minseg import rle_encode
+from minseg.crossval import count_levels
+from minseg.data.datasets import Item
+from minseg.run import scores
 from minseg.run.scores import save_fold, save_log, score, summarize
 
 
-@pytest.fixture
-def slides(tmp_path):
-    """Three images of two groups; the last has nothing to find."""
+def masks():
+    """Of three images; the last has nothing to find."""
+    for i in range(3):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[5:20, 5 : 5 + 10 * (2 - i)] = 1
+        yield mask
+
+
+@pytest.fixture(params=["files", "runs"])
+def items(tmp_path, request):
+    """Three images of two groups, their masks in files or as run-length code."""
     generator, found = np.random.default_rng(0), []
-    for i, group in enumerate("aab"):
+    for i, (group, mask) in enumerate(zip("aab", masks())):
         paths = [tmp_path / f"{kind}{i}.png" for kind in ("image", "mask")]
         Image.fromarray(generator.integers(0, 255, (40, 50, 3), np.uint8)).save(paths[0])
-        mask = np.zeros((40, 50), np.uint8)
-        mask[5:20, 5 : 5 + 10 * (2 - i)] = 255
-        Image.fromarray(mask).save(paths[1])
-        found.append(LabelledSlide(Item(f"id{i}", *paths, group)))
+        Image.fromarray(mask * np.uint8(255)).save(paths[1])
+        if request.param == "runs":
+            paths[1] = tmp_path / "train.csv"
+        runs = rle_encode(mask) if request.param == "runs" else None
+        found.append(Item(f"id{i}", *paths, group, runs))
     return found
 
 
-def results_of(slides, level):
-    return [torch.from_numpy(slide.mask * np.uint8(level)) for slide in slides]
+def predicted(folder, items, levels):
+    """Writes probabilities that are `levels` on the mask and 0 beside it; returns the counts."""
+    (folder / "probabilities").mkdir(parents=True)
+    counts = []
+    for item, level, mask in zip(items, levels, masks()):
+        tifffile.imwrite(folder / "probabilities" / f"{item.id}.tiff", mask * np.uint8(level))
+        counts.append(count_levels(torch.from_numpy(mask * np.uint8(level)),
+                                   torch.from_numpy(mask)))
+    return counts
 
 
-def test_a_fold_alone_is_cut_at_a_half_whatever_would_have_suited_it(slides, tmp_path, capsys):
-    (tmp_path / "fold0").mkdir()
-    threshold = save_fold(tmp_path / "fold0", slides, results_of(slides, 100))
-    found = json.loads((tmp_path / "fold0" / "score.json").read_text())
+def test_a_fold_alone_is_cut_at_a_half_whatever_would_have_suited_it(items, tmp_path, capsys):
+    folder = tmp_path / "fold0"
+    threshold = save_fold(folder, items, predicted(folder, items, [100] * 3))
+    found = json.loads((folder / "score.json").read_text())
     assert found["thresholds"] == [0.5] and found["pooled_dice"] == 0
     assert found["images"] == {"id0": 0, "id1": 0, "id2": 1}
     assert found["groups"] == {"a": 0, "b": 1} and found["worst_group"] == "a"
     assert threshold == found["best_threshold"] == pytest.approx(99.5 / 255, abs=1e-4)
-    kept = tifffile.imread(tmp_path / "fold0" / "probabilities" / "id0.tiff")
-    assert (kept == slides[0].mask * 100).all()
-    assert Image.open(tmp_path / "fold0" / "preview.png").width > 400
+    assert Image.open(folder / "preview.png").width > 400
     assert "worst a" in capsys.readouterr().out
 
 
-def test_where_nothing_is_positive_no_threshold_is_learned(slides):
-    found = score(slides[2:], [torch.full((40, 50), 90, dtype=torch.uint8)])
+def test_where_nothing_is_positive_no_threshold_is_learned(items):
+    count = count_levels(torch.full((40, 50), 200, dtype=torch.uint8), torch.zeros(40, 50))
+    found = score([count], items[2:])
     assert found["best_threshold"] == 0.5
 
 
-def test_a_summary_cuts_each_fold_at_the_others_threshold(slides, tmp_path):
+def test_the_preview_shows_the_worst_and_the_best_with_prediction_and_label(
+        items, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures: shown.extend(pictures))
+    save_fold(tmp_path / "f", items, predicted(tmp_path / "f", items, [100, 200, 0]))
+    assert [caption for _, caption in shown] == [
+        "id0: Dice 0.000", "id1: Dice 1.000", "id2: Dice 1.000"]
+    colours = [set(map(tuple, np.asarray(picture).reshape(-1, 3).tolist()))
+               for picture, _ in shown]
+    blue, orange = (0, 114, 178), (230, 159, 0)
+    assert blue in colours[0] and orange not in colours[0]  # found nothing
+    assert blue in colours[1] and orange in colours[1]  # the label's line is the wider one
+    assert blue not in colours[2] and orange not in colours[2]
+
+
+def test_of_many_images_the_four_worst_and_the_four_best_are_shown(tmp_path, monkeypatch):
+    items = []
+    for i in range(11):
+        Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        items.append(Item(f"id{i}", tmp_path / f"{i}.png", tmp_path / "train.csv", "a", "1 20"))
+    (tmp_path / "probabilities").mkdir()
+    counts, target = [], np.zeros((40, 50), np.uint8)
+    target[:20, 0] = 1
+    for i, item in enumerate(items):
+        found = np.zeros((40, 50), np.uint8)
+        found[:i, 0] = 255  # the first finds nothing, each next one more
+        tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found)
+        counts.append(count_levels(torch.from_numpy(found), torch.from_numpy(target)))
+    shown = []
+    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures: shown.extend(pictures))
+    save_fold(tmp_path, items, counts)
+    assert [caption.split(":")[0] for _, caption in shown] == [
+        f"id{i}" for i in (0, 1, 2, 3, 7, 8, 9, 10)]
+
+
+def test_previews_of_large_images_are_reduced(tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "PREVIEW", 20)
+    image = np.random.default_rng(0).integers(0, 200, (37, 61, 3), np.uint8)
+    mask = np.zeros((37, 61), np.uint8)
+    mask[8:30, 12:50] = 1
+    Image.fromarray(image).save(tmp_path / "a.png")
+    item = Item("a", tmp_path / "a.png", tmp_path / "train.csv", "a", rle_encode(mask))
+    (tmp_path / "probabilities").mkdir()
+    tifffile.imwrite(tmp_path / "probabilities" / "a.tiff", mask * np.uint8(255))
+    shown = []
+    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures: shown.extend(pictures))
+    save_fold(tmp_path, [item], [count_levels(*[torch.from_numpy(mask)] * 2)])
+    assert shown[0][0].size == (16, 10)  # 61 x 37, 4 times smaller
+
+
+def test_a_summary_cuts_each_fold_at_the_others_threshold(items, tmp_path):
     for fold, level in ((0, 100), (1, 200)):
-        (tmp_path / f"fold{fold}").mkdir()
-        save_fold(tmp_path / f"fold{fold}", [slides[fold]], results_of([slides[fold]], level))
-        (tmp_path / f"fold{fold}" / "model.pt").touch()
-    summarize(tmp_path, slides[:2], [0, 1])
+        folder, some = tmp_path / f"fold{fold}", slice(fold, fold + 1)
+        (folder / "probabilities").mkdir(parents=True)
+        mask = list(masks())[fold]
+        tifffile.imwrite(folder / "probabilities" / f"id{fold}.tiff", mask * np.uint8(level))
+        save_fold(folder, items[some], [count_levels(torch.from_numpy(mask * np.uint8(level)),
+                                                     torch.from_numpy(mask))])
+        (folder / "model.pt").touch()
+    summarize(tmp_path, items[:2], [0, 1])
     found = json.loads((tmp_path / "summary.json").read_text())
     # every threshold from 1 to 200 suits fold 1; the nearest to a half finds nothing in fold 0
     assert found["thresholds"][0] == pytest.approx(127.5 / 255, abs=1e-3)
     assert found["images"] == {"id0": 0, "id1": 1} and found["folds"] == [0, 1]
+
+
+def test_a_summary_counts_every_row_of_a_high_image(tmp_path):
+    generator, items = np.random.default_rng(0), []
+    counts = []
+    for fold in (0, 1):
+        mask = (generator.random((700, 30)) < 0.3).astype(np.uint8)
+        levels = generator.integers(0, 256, (700, 30), np.uint8)
+        items.append(Item(f"id{fold}", tmp_path / "no.png", tmp_path / "train.csv", f"g{fold}",
+                          rle_encode(mask)))
+        (tmp_path / f"fold{fold}" / "probabilities").mkdir(parents=True)
+        (tmp_path / f"fold{fold}" / "model.pt").touch()
+        tifffile.imwrite(tmp_path / f"fold{fold}" / "probabilities" / f"id{fold}.tiff", levels)
+        counts.append(count_levels(torch.from_numpy(levels), torch.from_numpy(mask)))
+    summarize(tmp_path, items, [0, 1])
+    assert json.loads((tmp_path / "summary.json").read_text()) == score(counts, items, [0, 1])
+
+
+def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):
+    folder = tmp_path / "fold0"
+    predicted(folder, items, [100] * 3)
+    (folder / "model.pt").touch()
+    tifffile.imwrite(folder / "probabilities" / "id1.tiff", np.zeros((39, 50), np.uint8))
+    if items[1].runs is None:  # run-length code fits where it stays inside
+        with pytest.raises(ValueError, match="id1.tiff: does not fit its mask .* another --out"):
+            summarize(tmp_path, items, [0, 0, 0])
+    (folder / "probabilities" / "id1.tiff").unlink()
+    with pytest.raises(ValueError, match="id1.tiff: is missing: .* another --out"):
+        summarize(tmp_path, items, [0, 0, 0])
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_summary_waits_until_every_fold_is_there(items, tmp_path, capsys):
+    predicted(tmp_path / "fold0", items, [100] * 3)
+    (tmp_path / "fold0" / "model.pt").touch()
+    summarize(tmp_path, items, [0, 1, 2])
+    assert "fold1, fold2 still to come" in capsys.readouterr().out
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_the_log_is_a_table_and_a_picture(tmp_path):

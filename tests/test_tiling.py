@@ -1,10 +1,13 @@
 import gc
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from minseg import blend_window, predict_bands, predict_image, tile_starts
+from minseg.tiling import read_strips
 
 WINDOWS = ("linear", "gaussian", "hann", "uniform")
 
@@ -175,3 +178,165 @@ def test_a_prediction_of_another_size_is_refused():
     with pytest.raises(ValueError, match="predict gave"):
         predict_image(lambda t: t[:, :1, :1, :1].float(), np.zeros((9, 9, 3), np.uint8),
                       tile=4, stride=4)
+
+
+# Reading
+
+
+def ones(tiles):
+    return torch.ones(len(tiles), 1, *tiles.shape[2:])
+
+
+def within(seconds, work):
+    """What `work()` returns or raises; fails where it hangs."""
+    result = []
+
+    def run():
+        try:
+            result.append((work(), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert result, "it hangs"
+    value, error = result[0]
+    if error:
+        raise error
+    return value
+
+
+@pytest.mark.parametrize("height, tile, stride", [
+    (100, 16, 16), (100, 16, 5), (103, 16, 8), (16, 16, 4), (17, 16, 8), (5, 16, 8), (64, 16, 1)])
+def test_rows_are_read_from_top_to_bottom_and_none_twice(height, tile, stride):
+    rows = []
+
+    def read(y, x, h, w):
+        assert (x, w) == (0, 23) and h > 0
+        rows.extend(range(y, y + h))
+        return np.zeros((h, w, 3), np.uint8)
+
+    list(predict_bands(ones, read, height, 23, tile=tile, stride=stride))
+    assert rows == list(range(height))
+
+
+@pytest.mark.parametrize("spans", [
+    [(0, 5), (3, 9), (4, 9), (6, 12)],  # a strip that brings no new row
+    [(0, 3), (0, 3)], [(0, 10)], [(0, 2), (2, 4), (4, 5)], [(0, 8), (1, 8), (2, 9)]])
+def test_strips_are_the_rows_of_their_spans_whatever_of_them_is_new(spans):
+    image, reads = np.arange(12 * 4 * 2).reshape(12, 4, 2), []
+
+    def read(y, x, h, w):
+        reads.extend(range(y, y + h))
+        return image[y : y + h, x : x + w]
+
+    strips = list(read_strips(read, 4, spans))
+    assert len(strips) == len(spans)
+    for strip, (top, bottom) in zip(strips, spans):
+        np.testing.assert_array_equal(strip, image[top:bottom])
+    assert reads == list(range(spans[-1][1]))
+
+
+def test_a_strip_is_its_readers_to_keep():
+    image = np.random.default_rng(0).integers(0, 256, (40, 7, 3), np.uint8)
+    spans = [(y, y + 16) for y in range(0, 25, 4)]
+    for strip, (top, bottom) in zip(list(read_strips(window_reader(image), 7, spans)), spans):
+        np.testing.assert_array_equal(strip, image[top:bottom])
+
+
+def test_the_next_rows_are_read_in_one_other_thread_while_these_are_predicted():
+    threads, asked = set(), [threading.Event() for _ in range(4)]
+    reads, rows = [], []
+
+    def read(y, x, h, w):
+        threads.add(threading.get_ident())
+        asked[len(reads)].set()
+        reads.append(y)
+        time.sleep(0.05)  # a second thread would have time to begin
+        return np.zeros((h, w, 3), np.uint8)
+
+    def predict(tiles):  # one row of tiles has one batch here
+        rows.append(len(rows))
+        if len(rows) < 4:
+            assert asked[len(rows)].wait(20), f"while row {rows[-1]} is predicted nothing is read"
+        return ones(tiles)
+
+    assert len(list(predict_bands(predict, read, 64, 30, tile=16, stride=16))) == 4
+    assert reads == [0, 16, 32, 48]
+    assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_reading_keeps_one_strip_ahead_and_no_more():
+    reads = []
+
+    def read(y, x, h, w):
+        reads.append(y)
+        return np.zeros((h, w, 3), np.uint8)
+
+    bands = predict_bands(ones, read, 160, 30, tile=16, stride=16)
+    for row, _ in zip(range(8), bands):
+        time.sleep(0.02)
+        assert len(reads) <= row + 2
+
+
+@pytest.mark.parametrize("row", [0, 16, 48])
+def test_an_error_in_reading_comes_out(row):
+    def read(y, x, h, w):
+        if y == row:
+            raise OSError(5, "the disk is gone")
+        return np.zeros((h, w, 3), np.uint8)
+
+    found = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        within(20, lambda: found.extend(predict_bands(ones, read, 64, 30, tile=16, stride=16)))
+    assert [y for y, _ in found] == list(range(0, row, 16))  # what came before is handed out
+
+
+@pytest.mark.parametrize("row", [0, 2, 3])
+def test_an_error_in_predicting_comes_out(row):
+    calls = []
+
+    def predict(tiles):
+        calls.append(1)
+        if len(calls) == row + 1:
+            raise RuntimeError("out of memory")
+        return ones(tiles)
+
+    read, found = window_reader(np.zeros((64, 30, 3), np.uint8)), []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        within(20, lambda: found.extend(predict_bands(predict, read, 64, 30, tile=16, stride=16)))
+    assert len(found) == row
+
+
+@pytest.mark.parametrize("bands", [0, 1, 3])
+def test_stopping_early_does_not_hang_and_leaves_no_thread(bands):
+    before = set(threading.enumerate())
+
+    def read(y, x, h, w):
+        time.sleep(0.01)
+        return np.zeros((h, w, 3), np.uint8)
+
+    def some():
+        generator = predict_bands(ones, read, 400, 30, tile=16, stride=8)
+        for _ in range(bands):
+            next(generator)
+        generator.close()
+
+    within(20, some)
+    gc.collect()
+    end = time.monotonic() + 10
+    while set(threading.enumerate()) - before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+def test_the_result_does_not_depend_on_the_batch():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    noise = torch.rand(1, 16, 16)
+
+    def predict(tiles):
+        return (tiles[:, :1] / 255 + noise) / 2
+
+    results = [predict_image(predict, image, tile=16, stride=7, batch=n) for n in (1, 4, 99)]
+    assert all(torch.equal(result, results[0]) for result in results)

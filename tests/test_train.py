@@ -7,11 +7,12 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import train
-from minseg import dice_score
-from minseg.data.slides import read_mask
-from minseg.data.synthetic import write_slides
+from minseg import dice_score, predict_image, rle_encode
+from minseg.crossval import count_levels
+from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.run.checkpoint import load_model
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
@@ -54,21 +55,37 @@ def test_a_run_leaves_the_files_that_the_design_names(run):
     assert Image.open(run / "fold0" / "preview.png").width > 400
 
 
-def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, data):
+def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, data, tmp_path):
     net, facts = load_model(run / "fold0" / "model.pt")
-    assert facts["scale"] == 2 and facts["tile"] == 64
+    assert facts["scale"] == 2 and facts["tile"] == 64 and facts["microns"] is None
     score = json.loads((run / "fold0" / "score.json").read_text())
     args = train.parse(["--data", str(data), *QUICK])
-    slides = [train.LabelledSlide(item, 2) for item in train.find_slides(data)
-              if item.id in score["images"]]
-    results = train.predict(net.to(memory_format=torch.channels_last), slides, args)
-    for slide, result in zip(slides, results):
-        truth = read_mask(slide.item.mask)
-        kept = tifffile.imread(run / "fold0" / "probabilities" / f"{slide.item.id}.tiff")
-        assert kept.dtype == np.uint8 and (kept == result.numpy()).all()
-        assert result.shape == truth.shape
-        assert dice_score(kept >= 127.5, truth) == pytest.approx(score["images"][slide.item.id])
-    assert len({slide.item.group for slide in slides}) == 1  # a whole patient was held out
+    items = [item for item in train.find_slides(data) if item.id in score["images"]]
+    (tmp_path / "again").mkdir()
+    counts = train.predict(net, items, args, folder=tmp_path / "again")
+    for item, count in zip(items, counts):
+        truth = torch.from_numpy((np.asarray(Image.open(item.mask)) > 0).astype(np.uint8))
+        kept = tifffile.imread(run / "fold0" / "probabilities" / f"{item.id}.tiff")
+        again = tifffile.imread(tmp_path / "again" / f"{item.id}.tiff")
+        assert kept.dtype == np.uint8 and (kept == again).all() and kept.shape == truth.shape
+        kept = torch.from_numpy(kept)
+        assert torch.equal(count, count_levels(kept, truth))
+        assert dice_score(kept >= 127.5, truth) == pytest.approx(score["images"][item.id])
+    assert len({item.group for item in items}) == 1  # a whole patient was held out
+
+
+def test_probabilities_are_the_networks_blended_ones_at_the_files_own_size(run, data, tmp_path):
+    net, _ = load_model(run / "fold0" / "model.pt")
+    args = train.parse(["--data", str(data), *QUICK])
+    item = train.find_slides(data)[0]
+    small = train.open_slide(item.image, 2)
+    with torch.inference_mode():
+        probability = predict_image(lambda t: net(t / 255).sigmoid(),
+                                    small.read(0, 0, small.height, small.width), tile=64, stride=48)
+    large = F.interpolate(probability[None], scale_factor=2, mode="bilinear")[0, 0, :300, :256]
+    train.predict(net, [item], args, overlap=0.25, folder=tmp_path)
+    written = tifffile.imread(tmp_path / f"{item.id}.tiff")
+    np.testing.assert_allclose(written, large.numpy() * 255, atol=0.6)
 
 
 def test_the_same_seed_gives_the_same_run_to_the_last_bit_and_another_does_not(run, data, tmp_path):
@@ -175,7 +192,8 @@ def test_every_bad_input_is_one_line_that_names_it(data, tmp_path, capsys):
         pixels[100, 100] = 255
         Image.fromarray(pixels).save(mask)
     assert "--scale 2" in refused(capsys, "--data", folder, "--out", out)
-    assert not out.exists()  # nothing was written
+    assert not out.exists()  # nothing was written but tiles
+    assert not [path for path in (tmp_path / "tiles").iterdir() if path.name.startswith(".")]
 
 
 def test_an_unknown_encoder_is_refused_with_the_names_there_are(data, tmp_path, capsys):
@@ -221,7 +239,7 @@ def test_two_stages_switch_the_loss_at_their_epoch_and_warm_up_again(data, tmp_p
 
     monkeypatch.setattr(train, "make_loss", make_loss)
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "3",
-                "--loss", "dice", "--then", "0.5*lovasz+bce", "--switch", "0.7"])
+                "--scale", "4", "--loss", "dice", "--then", "0.5*lovasz+bce", "--switch", "0.7"])
     rows = list(csv.DictReader(open(tmp_path / "o" / "fold0" / "log.csv")))
     assert [row["stage"] for row in rows] == ["1", "1", "2"]
     steps = int(rows[0]["steps"])
@@ -268,8 +286,8 @@ def test_a_summary_waits_until_every_fold_is_there(run, capsys):
 
 def test_every_trick_together_trains_and_can_be_used(data, tmp_path):
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "2",
-                "--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision",
-                "--then", "dice+lovasz", "--negatives", "balanced"])
+                "--scale", "4", "--gates", "--attention", "scse", "--hypercolumn",
+                "--deep-supervision", "--then", "dice+lovasz", "--negatives", "balanced"])
     net, _ = load_model(tmp_path / "o" / "fold0" / "model.pt")
     assert net.hypercolumn and net.block4.gate and net.deep_heads
     assert net(torch.rand(1, 3, 40, 40)).shape == (1, 1, 40, 40)
@@ -383,3 +401,138 @@ def test_too_large_a_tile_is_one_line(data, tmp_path, capsys, monkeypatch):
 def test_a_second_stage_of_a_recipe_can_be_switched_off():
     args = train.parse("--recipe post --then none --epochs 1".split())
     assert args.then is None and len(args.losses) == 1 and args.first == 1
+
+
+# HuBMAP's own layout, and the cache of tiles
+
+
+POSITIVE = (0, 4, 6, 8)  # seeds of small slides with something to find
+
+
+def write_hubmap(folder, microns=(0.5, 0.5, 0.65, 0.65)):
+    """Four slides of two patients, masks as run-length code, with the size of a pixel in tags."""
+    (folder / "train").mkdir(parents=True)
+    lines, patients = ["id,encoding"], ["image_file,width_pixels,patient_number"]
+    for i, size in enumerate(microns):
+        image, mask = synthetic_slide(POSITIVE[i], 200, 180)
+        tags = {} if size is None else dict(resolution=(10000 / size,) * 2, resolutionunit=3)
+        tifffile.imwrite(folder / "train" / f"slide{i}.tiff", image, **tags)
+        lines.append(f"slide{i},{rle_encode(mask)}")
+        patients.append(f"slide{i}.tiff,180,{'6713' if i < 2 else '5436'}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    (folder / "HuBMAP-20-dataset_information.csv").write_text("\n".join(patients) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hubmap(tmp_path_factory):
+    return write_hubmap(tmp_path_factory.mktemp("hubmap") / "data")
+
+
+@pytest.fixture(scope="module")
+def hubmap_run(hubmap, tmp_path_factory):
+    out = tmp_path_factory.mktemp("hubmap-runs") / "first"
+    train.main(["--data", str(hubmap), "--out", str(out), *QUICK])
+    return out
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_hubmaps_layout_trains_and_holds_a_whole_patient_out(hubmap_run):
+    found = json.loads((hubmap_run / "fold0" / "score.json").read_text())
+    assert set(found["images"]) in ({"slide0", "slide1"}, {"slide2", "slide3"})
+    assert set(found["groups"]) == {"6713" if "slide0" in found["images"] else "5436"}
+    assert {p.stem for p in (hubmap_run / "fold0" / "probabilities").iterdir()} == set(
+        found["images"])
+
+
+def test_hubmaps_score_is_that_of_the_run_length_code(hubmap, hubmap_run):
+    found = json.loads((hubmap_run / "fold0" / "score.json").read_text())
+    for id, dice in found["images"].items():
+        _, mask = synthetic_slide(POSITIVE[int(id[-1])], 200, 180)
+        kept = tifffile.imread(hubmap_run / "fold0" / "probabilities" / f"{id}.tiff")
+        assert mask.any() and dice == pytest.approx(
+            dice_score(torch.from_numpy(kept) >= 127.5, torch.from_numpy(mask)))
+
+
+def test_a_checkpoint_carries_the_size_of_a_pixel_by_the_slides_tags(hubmap_run):
+    _, facts = load_model(hubmap_run / "fold0" / "model.pt")
+    assert facts["microns"] == pytest.approx((0.5 + 0.65) / 2, rel=1e-3)  # the median
+
+
+@pytest.mark.parametrize("microns, median", [
+    ((None, 0.5, None, None), 0.5), ((0.4, 0.5, 9.0, None), 0.5), ((None,) * 4, None)])
+def test_slides_without_resolution_do_not_count_for_it(tmp_path, microns, median):
+    args = train.parse(["--data", str(write_hubmap(tmp_path / "data", microns)),
+                        "--out", str(tmp_path / "o"), *QUICK])
+    train.prepare(args)
+    assert args.microns == (median and pytest.approx(median, rel=1e-3))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda text: text.replace("slide1,", "slide9,"), ["train.csv", "slide9"]),
+    (lambda text: text.replace("id,encoding", "id,rle"), ["train.csv", "id,encoding"]),
+    (lambda text: text + "slide0,1 2\n", ["train.csv", "two lines for slide0"]),
+    (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", ["slide3.tiff", "train.csv"]),
+    (lambda text: text.replace("slide2,", "slide2,36000 2 "), ["train.csv", "slide2", "36000 2"]),
+    (lambda text: text.replace("slide2,", "slide2,7 "), ["train.csv", "slide2", "pairs"]),
+    (lambda text: text.replace("slide2,", "slide2,x "), ["train.csv", "slide2", "whole numbers"]),
+    (lambda text: "id,encoding\n" + "".join(f"slide{i},\n" for i in range(4)),
+     ["train.csv", "no mask has a positive pixel"]),
+    (lambda text: "", ["train.csv", "id,encoding"]),
+], ids=["a slide that is not there", "other columns", "a slide twice", "a slide without a line",
+        "a run beyond the image", "an odd number", "no number", "nothing positive", "empty"])
+def test_a_bad_line_of_hubmaps_table_is_one_line_that_names_it(
+        hubmap, tmp_path, capsys, change, words):
+    shutil.copytree(hubmap, tmp_path / "data")
+    table = tmp_path / "data" / "train.csv"
+    table.write_text(change(table.read_text()))
+    line = refused(capsys, "--data", tmp_path / "data", "--out", tmp_path / "o")
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_table_of_patients_without_its_columns_is_one_line(hubmap, tmp_path, capsys):
+    shutil.copytree(hubmap, tmp_path / "data")
+    (tmp_path / "data" / "HuBMAP-20-dataset_information.csv").write_text("file,patient\na,b\n")
+    line = refused(capsys, "--data", tmp_path / "data", "--out", tmp_path / "o")
+    assert "dataset_information.csv" in line and "patient_number" in line
+
+
+def test_a_second_run_beside_the_first_cuts_nothing(hubmap, hubmap_run, capsys):
+    cache = hubmap_run.parent / "tiles"
+    before = contents(cache)
+    assert len([p for p in before if p.suffix == ".tiles"]) == 4 == len(before) / 2
+    second = hubmap_run.parent / "second"
+    train.prepare(train.parse(["--data", str(hubmap), "--out", str(second), *QUICK,
+                               "--seed", "7", "--folds", "2"]))
+    assert contents(cache) == before
+    train.prepare(train.parse(["--data", str(hubmap), "--out", str(second), *QUICK,
+                               "--stride", "64"]))  # what the tiles depend on
+    after = contents(cache)
+    assert len(after) == 2 * len(before) and before.items() <= after.items()
+
+
+def test_a_damaged_cache_is_one_line_that_says_what_to_do(hubmap, tmp_path, capsys):
+    train.prepare(train.parse(["--data", str(hubmap), "--out", str(tmp_path / "a"), *QUICK]))
+    path = sorted((tmp_path / "tiles").glob("*.tiles"))[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    line = refused(capsys, "--data", hubmap, "--out", tmp_path / "b")
+    assert path.name in line and "delete it" in line
+    path.unlink()
+    train.prepare(train.parse(["--data", str(hubmap), "--out", str(tmp_path / "b"), *QUICK]))
+
+
+def test_a_full_disk_while_cutting_is_one_line_and_leaves_no_half_of_a_file(
+        hubmap, tmp_path, capsys, monkeypatch):
+    def full(item, cache, **options):
+        if item.id == "slide2":
+            raise OSError(28, "No space left on device", str(cache))
+        return cut(item, cache, **options)
+
+    cut = train.cut
+    monkeypatch.setattr(train, "cut", full)
+    line = refused(capsys, "--data", hubmap, "--out", tmp_path / "o")
+    assert "No space left" in line and not (tmp_path / "o").exists()

@@ -56,24 +56,34 @@ def test_a_predictor_that_turns_with_the_tile_by_itself_is_unchanged(tiles):
                                atol=1e-12, rtol=0)
 
 
-def test_the_predictor_sees_each_of_the_eight_views_once_as_uint8(tiles):
-    seen = []
+def test_the_predictor_is_called_once_and_sees_all_views_of_all_tiles_as_uint8(tiles):
+    calls = []
 
     def predict(x):
-        assert x.dtype == torch.uint8 and x.shape == tiles.shape
-        seen.append(x)
+        assert x.dtype == torch.uint8
+        calls.append(x)
         return pixelwise(x)
 
     flips_and_turns(predict)(tiles)
-    wanted = [view(tiles, turn, flip) for turn, flip in VIEWS]
-    assert len(seen) == 8 and all(sum(torch.equal(x, y) for y in seen) == 1 for x in wanted)
+    assert len(calls) == 1 and calls[0].shape == (16, 3, 6, 6)
+    wanted = [view(tile[None], turn, flip)[0] for tile in tiles for turn, flip in VIEWS]
+    assert all(sum(torch.equal(x, y) for y in calls[0]) == 1 for x in wanted)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_tiles_of_a_batch_do_not_mix(count):
+    tiles = torch.randint(0, 256, (count, 3, 6, 6), dtype=torch.uint8,
+                          generator=torch.Generator().manual_seed(1))
+    mean = flips_and_turns(lopsided)
+    torch.testing.assert_close(mean(tiles), torch.cat([mean(tile[None]) for tile in tiles]),
+                               atol=1e-12, rtol=0)
 
 
 def test_probabilities_stay_probabilities_of_their_type(tiles):
     mean = flips_and_turns(lambda x: lopsided(x).float())(tiles)
     assert mean.dtype == torch.float32 and mean.shape == (2, 2, 6, 6)
     assert (0 <= mean).all() and (mean <= 1).all()
-    ones = flips_and_turns(lambda x: torch.ones(2, 1, 6, 6))(tiles)
+    ones = flips_and_turns(lambda x: torch.ones(len(x), 1, 6, 6))(tiles)
     assert torch.equal(ones, torch.ones(2, 1, 6, 6))
 
 

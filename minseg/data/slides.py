@@ -1,24 +1,35 @@
-"""# Reading slides, masks and data sets
+"""# Windows of images of any size
 
-A data set is a folder:
+`open_slide` reads windows of an image without loading it. A file becomes uint8 RGB where that has
+one clear meaning: grey is repeated three times, alpha is dropped, 16 bits are scaled from 0..65535
+to 0..255. Anything else is refused by name. At a coarser `scale` a pixel is the mean of a block of
+`scale` x `scale` pixels (blocks that the border cuts average what is left).
 
-    DIR/images/ID.{png,jpg,jpeg,tif,tiff}   DIR/masks/ID.{png,tif,tiff}   [DIR/groups.csv: id,group]
+| the file | how a window is read |
+|---|---|
+| TIFF, uncompressed, in one piece | memory-mapped for the moment of reading |
+| TIFF in tiles or strips | the few that are touched, decoded side by side, the last ones kept |
+| TIFF with compressed strips too big to hold | inflated once into a scratch file, then mapped |
+| TIFF pyramid | from the coarsest level that divides `scale`; blocks make up the rest |
+| PNG, JPEG | has no windows: decoded whole, once; a large one then goes to a scratch file |
 
-**Images** become uint8 RGB where that has one clear meaning: grey is repeated three times, alpha is
-dropped, 16 bits are scaled from 0..65535 to 0..255. Anything else is refused by name.
-**Masks** hold {0, 1} or {0, 255}, one value a pixel, in the size of their image.
-**Groups** say which images belong together (a patient); without the file each stands alone.
-
-`open_slide` gives windows of an image at a coarser scale: a pixel there is the mean of a block of
-`scale` x `scale` pixels (blocks that the border cuts average what is left). It decodes the file
-once and keeps it in memory.
+Channels may lie side by side (H, W, 3) or in planes (3, H, W), in one page or in three. No file is
+held open and no lock is taken, so a slide may be read from threads and from forked workers, and it
+can be pickled. Scratch files have no name and vanish with the process.
 """
 
-import csv
+import errno
+import logging
+import math
 import os
-from collections.abc import Iterable, Iterator
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -29,148 +40,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large, and they are the user's own
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it also raises
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-MASK_SUFFIXES = (".png", ".tif", ".tiff")
+HELD = 2**26  # bytes: what is decoded in one piece and kept, and what is read in one go
+Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
 
 
 class UnsupportedImage(ValueError):
     """A sound file that holds something else than this project reads."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a data set, its mask, and the group that it must not be parted from."""
-
-    id: str
-    image: Path
-    mask: Path
-    group: str
-
-
-def find_slides(folder: str | Path) -> list[Item]:
-    """The images of a data set with their masks and groups, sorted by name. ValueError names what
-    is missing or there twice, and what to do. Masks without an image are not used."""
-    folder = Path(folder)
-    for needed in (folder, folder / "images", folder / "masks"):
-        if not needed.is_dir():
-            raise ValueError(f"{needed}: no such folder: --data needs images/ and masks/ in it")
-    images = _by_name(folder / "images", IMAGE_SUFFIXES)
-    masks = _by_name(folder / "masks", MASK_SUFFIXES)
-    if not images:
-        raise ValueError(f"{folder / 'images'}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    for id, image in images.items():
-        if id not in masks:
-            raise ValueError(f"{image}: has no mask: add {folder / 'masks' / id}.png")
-    groups, table = {id: id for id in images}, folder / "groups.csv"
-    if os.path.lexists(table):  # a broken link is an error, not an absence
-        groups = read_groups(table)
-        for id in images:
-            if not groups.get(id):
-                raise ValueError(f"{table}: has no group for {id}: add a line")
-    return [Item(id, images[id], masks[id], groups[id]) for id in sorted(images)]
-
-
-def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in found:
-                raise ValueError(f"{path}: {found[path.stem].name} has the same name: keep one")
-            found[path.stem] = path
-    return found
-
-
-def read_groups(path: Path) -> dict[str, str]:
-    """The columns id and group of a CSV file as a dictionary. ValueError where they are missing."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if not {"id", "group"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{path}: the first line must be: id,group")
-            groups: dict[str, str] = {}
-            for row in rows:
-                if groups.setdefault(row["id"], row["group"]) != row["group"]:
-                    raise ValueError(f"{path}: has two groups for {row['id']}: keep one line")
-            return groups
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is no UTF-8 text: save it as CSV UTF-8")
-
-
-def read_array(path: str | Path) -> np.ndarray:
-    """The file's pixels as they are stored, (height, width) or (height, width, channels).
-    ValueError names a file that cannot be read."""
-    path = Path(path)
-    try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_tiff(path)
-        with Image.open(path) as image:
-            if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                image = image.convert("RGB")
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file")
-    except UnsupportedImage as error:
-        raise ValueError(f"{path}: {error}")
-    except MemoryError:
-        raise
-    except Exception as error:  # each decoder has errors of its own
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read, replace it or take it out: {reason}")
-
-
-def _read_tiff(path: Path) -> np.ndarray:
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        jpeg = page.photometric.name == "YCBCR" and page.compression.name == "JPEG"
-        if page.photometric.name not in ("MINISBLACK", "RGB") and not jpeg:
-            colours = page.photometric.name
-            raise UnsupportedImage(f"its colours are {colours}: save it as RGB or grey")
-        try:
-            array, axes = tiff.series[0].asarray(), tiff.series[0].axes  # axes: YXS, SYX, QQQYX ...
-        except ValueError as error:
-            if "imagecodecs" in str(error):
-                raise UnsupportedImage(f"{page.compression.name} compression needs imagecodecs: "
-                                       "python -m pip install imagecodecs")
-            raise
-    array = array.reshape([n for n, axis in zip(array.shape, axes) if n > 1 or axis in "YX"])
-    if array.ndim == 3 and array.shape[0] in (3, 4) and axes.endswith("YX"):
-        array = np.moveaxis(array, 0, 2)  # planes to pixels
-    return array
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 RGB (height, width, 3). ValueError names a file that is none."""
-    array = read_array(path)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(f"{path}: has the shape {array.shape}: expected grey, RGB or RGBA")
-    array = array[:, :, : 1 if array.shape[2] <= 2 else 3]  # without alpha
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype in (np.uint16, np.int32) and 0 <= array.min() and array.max() < 65536:
-        if 0 < array.max() < 256:
-            raise ValueError(f"{path}: holds 16 bits but no value above 255: save it as 8 bits")
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise ValueError(f"{path}: holds {array.dtype} values: save it as 8 or 16 bits")
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """A mask file as uint8 (height, width) in {0, 1}. ValueError names a file that is none."""
-    array = read_array(path)
-    if array.ndim == 3 and array.shape[2] in (2, 4):
-        array = array[:, :, :-1]
-    if array.ndim == 3 and (array == array[:, :, :1]).all():
-        array = array[:, :, 0]
-    if array.ndim != 2:
-        raise ValueError(f"{path}: is a mask in colour: expected one value a pixel")
-    values = np.unique(array)
-    if not (set(values.tolist()) <= {0, 1} or set(values.tolist()) <= {0, 255}):
-        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-        raise ValueError(f"{path}: holds the values {shown}: a mask holds 0 and 1, or 0 and 255")
-    return (array > 0).astype(np.uint8)
 
 
 def shrink(array: np.ndarray, scale: int) -> np.ndarray:
@@ -178,37 +55,343 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return array
     height, width = array.shape[:2]
-    rows, columns = np.arange(0, height, scale), np.arange(0, width, scale)
-    total = np.add.reduceat(array.astype(np.uint32), rows, 0)
-    total = np.add.reduceat(total, columns, 1)
-    count = np.outer(np.diff(rows, append=height), np.diff(columns, append=width))
-    count = count.reshape(*count.shape, *[1] * (array.ndim - 2))
+    largest = scale * scale * (2 ** (8 * array.itemsize) - 1)  # a sum may be
+    wide = next(kind for kind in (np.uint16, np.uint32, np.uint64) if largest <= np.iinfo(kind).max)
+    whole = height // scale * scale
+    blocks = array[:whole].reshape(height // scale, scale, *array.shape[1:])
+    rows = np.add.reduce(blocks, 1, dtype=wide)
+    if whole < height:
+        rows = np.concatenate([rows, np.add.reduce(array[whole:], 0, dtype=wide, keepdims=True)])
+    total = np.zeros((len(rows), -(-width // scale), *array.shape[2:]), wide)
+    for j in range(min(scale, width)):  # few large additions, not many small ones
+        part = rows[:, j::scale]
+        total[:, : part.shape[1]] += part
+    whole = scale * scale
+    if height % scale == 0 and width % scale == 0:
+        return ((total + whole // 2) // whole).astype(array.dtype)
+    count = np.outer(*(np.minimum(scale, n - np.arange(0, n, scale)) for n in (height, width)))
+    count = count.reshape(*count.shape, *[1] * (array.ndim - 2)).astype(wide)
     return ((total + count // 2) // count).astype(array.dtype)
 
 
-class Slide:
-    """An image of which windows are read. `height` and `width` are in scaled pixels."""
+def read_blocks(window: Window, height: int, width: int, scale: int,
+                y: int, x: int, h: int, w: int) -> np.ndarray:
+    """`shrink` of a window: (y, x, h, w) in scaled pixels of an image of `height` x `width` whole
+    ones, out of which `window` reads a few rows of blocks at a time. (h, w, channels)."""
+    left, right = x * scale, min((x + w) * scale, width)
+    rows = max(1, HELD // (3 * scale * max(1, right - left)) // scale)  # of blocks
+    parts = []
+    for top in range(y, y + max(h, 1), rows):
+        bottom = min(top + rows, y + h)
+        above, below = top * scale, min(bottom * scale, height)
+        parts.append(shrink(window(above, left, below - above, right - left), scale))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def __init__(self, pixels: np.ndarray, scale: int = 1):
-        self.full_height, self.full_width = pixels.shape[:2]
-        self.scale = scale
-        self._pixels = shrink(pixels, scale)
-        self.height, self.width = self._pixels.shape[:2]
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises becomes a ValueError of one line that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file")
+    except UnsupportedImage as error:
+        raise ValueError(f"{path}: {error}")
+    except MemoryError:
+        raise
+    except Exception as error:  # each decoder has errors of its own
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read, replace it or take it out: {reason}")
+
+
+class Decoded:
+    """An image in memory, (H, W, C)."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """(h, w, C)."""
+        return self.array[y : y + h, x : x + w]
+
+
+class Mapped:
+    """Pixels as they lie in a file, from `offset` on: (H, W, C), or in planes (C, H, W)."""
+
+    def __init__(self, file, offset: int, dtype: np.dtype, shape: tuple, planes: bool):
+        self._at = dict(filename=file, dtype=dtype, mode="r", offset=offset, shape=shape)
+        self.planes, self.dtype = planes, np.dtype(dtype).newbyteorder("=")
+        self.shape = (*shape[1:], shape[0]) if planes else tuple(shape)
+
+    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """(h, w, C). Mapped anew each time: pages read earlier do not stay in this process."""
+        array = np.memmap(**self._at)
+        if self.planes:
+            array = np.moveaxis(array, 0, 2)
+        return np.array(array[y : y + h, x : x + w], self.dtype, order="C")
+
+
+class Segments:
+    """Pixels of a TIFF page, or of one page a plane, in tiles or strips: `shape` is (H, W, C)."""
+
+    def __init__(self, path: Path, pages: list, shape: tuple, planes: bool):
+        page = pages[0]
+        self.path, self.shape, self.planes, self.dtype = path, shape, planes, page.dtype
+        self._stored = page.dtype.newbyteorder(page.parent.byteorder)
+        height, width, channels = shape
+        self.high, self.wide = ((page.tilelength, page.tilewidth) if page.is_tiled
+                                else (min(page.rowsperstrip, height), width))
+        self.down, self.across = -(-height // self.high), -(-width // self.wide)
+        self.samples = 1 if planes else channels
+        self.offsets = [offset for p in pages for offset in p.dataoffsets]
+        self.counts = [count for p in pages for count in p.databytecounts]
+        if min(len(self.offsets), len(self.counts)) < len(self):
+            raise ValueError("some of its tiles or strips are missing")
+        self.compression, self.predictor = page.compression, page.predictor
+        self._decode = page.decode
+        self._paged = len(pages) > 1  # then segments are numbered within their page
+        self._tables = ({"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+                        if page.compression in (6, 7, 34892, 33007) else {})
+        self.size = self.high * self.wide * self.samples * page.dtype.itemsize  # bytes of one
+        row = self.size * len(self) // self.down  # the next window may begin in the middle of it
+        self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(self._segment)
+
+    def __len__(self) -> int:
+        return self.down * self.across * (self.shape[2] if self.planes else 1)
+
+    def _segment(self, index: int) -> np.ndarray:
+        """A tile or strip, decoded: (rows, columns, samples)."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offsets[index])
+            data = file.read(self.counts[index])
+        if not data:  # sparse files leave empty tiles out
+            return np.zeros((self.high, self.wide, self.samples), self.dtype)
+        index = index % (self.down * self.across) if self._paged else index
+        array, _, shape = self._decode(data, index, **self._tables)
+        return array[0, : shape[1], : shape[2]]
+
+    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """(h, w, C), from the segments that it touches."""
+        out = np.empty((h, w, self.shape[2]), self.dtype)
+
+        def place(at: tuple[int, int, int]) -> None:
+            plane, row, column = at
+            segment = self.segment((plane * self.down + row) * self.across + column)
+            top, left = row * self.high, column * self.wide
+            y0, x0 = max(y, top), max(x, left)
+            y1, x1 = min(y + h, top + self.high), min(x + w, left + self.wide)
+            channels = slice(plane, plane + 1) if self.planes else slice(None)
+            out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = \
+                segment[y0 - top : y1 - top, x0 - left : x1 - left]
+
+        touched = list(product(range(self.shape[2] if self.planes else 1),
+                               range(y // self.high, -(-(y + h) // self.high)),
+                               range(x // self.wide, -(-(x + w) // self.wide))))
+        if len(touched) <= 2:
+            for at in touched:
+                place(at)
+        else:  # side by side: decoders let other threads run
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                list(pool.map(place, touched))
+        return out
+
+    def unpacked(self) -> Mapped:
+        """The same pixels from a scratch file, into which all segments are decoded here and now.
+        Memory stays small for Deflate; other compressions have no decoder that streams."""
+        scratch = tempfile.TemporaryFile(prefix="minseg-")
+        for index in range(len(self)):
+            streams = self.compression in (1, 8, 32946) and self.counts[index]
+            for rows in self._rows(index) if streams else [self._segment(index)]:
+                scratch.write(np.ascontiguousarray(rows, self.dtype))
+        scratch.flush()
+        shape = (self.shape[2], *self.shape[:2]) if self.planes else self.shape
+        return Mapped(scratch, 0, self.dtype, shape, self.planes)
+
+    def _rows(self, index: int) -> Iterator[np.ndarray]:
+        """The rows of a strip, some at a time, (n, width, samples)."""
+        row = self.shape[1] * self.samples * self.dtype.itemsize
+        top = index % self.down * self.high
+        left, rest = row * min(self.high, self.shape[0] - top), b""  # bytes still to come
+        for data in self._inflated(index):
+            rest += data
+            whole = min(len(rest) // row * row, left)
+            rows = np.frombuffer(rest[:whole], self._stored)
+            rows = rows.reshape(-1, self.shape[1], self.samples)
+            if self.predictor == 2:  # each value was stored as the difference to its left one
+                rows = np.cumsum(rows, 1, dtype=self.dtype)
+            yield rows
+            rest, left = rest[whole:], left - whole
+        if left:
+            raise ValueError("a strip ends too early")
+
+    def _inflated(self, index: int) -> Iterator[bytes]:
+        """The bytes of a strip, never more than 16 MiB at a time: glass inflates a thousandfold."""
+        inflate = zlib.decompressobj()
+        with open(self.path, "rb") as file:
+            file.seek(self.offsets[index])
+            end = self.offsets[index] + self.counts[index]
+            while data := file.read(min(2**18, end - file.tell())):
+                while data and self.compression != 1:
+                    yield inflate.decompress(data, 2**24)
+                    data = inflate.unconsumed_tail
+                yield data
+        yield inflate.flush()
+
+
+@dataclass
+class Source:
+    """What `open_source` finds: `pixels` has .shape (H, W, C), .dtype and .window(y, x, h, w)."""
+
+    pixels: Decoded | Mapped | Segments
+    height: int  # of the whole image, of which `pixels` may be a smaller copy
+    width: int
+    factor: int  # how many times smaller
+    microns: float | None  # from one pixel of the whole image to the next, by the file's tags
+
+
+def open_source(path: str | Path, scale: int = 1) -> Source:
+    """The stored pixels of an image file, of a pyramid those of the level that `scale` needs.
+    ValueError names a file that cannot be read."""
+    path = Path(path)
+    with naming(path):
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as tiff:
+                return _open_tiff(path, tiff, scale)
+        with Image.open(path) as image:
+            if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+                image = image.convert("RGB")
+            array = np.asarray(image)
+        if array.dtype == np.int32 and 0 <= array.min() and array.max() < 65536:
+            array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
+        array = array.reshape(*array.shape[:2], -1)
+        pixels = Decoded(array)
+        if array.nbytes > 2 * HELD:
+            scratch = tempfile.TemporaryFile(prefix="minseg-")
+            scratch.write(array)
+            scratch.flush()
+            pixels = Mapped(scratch, 0, array.dtype, array.shape, False)
+        return Source(pixels, *array.shape[:2], 1, None)
+
+
+def _open_tiff(path: Path, tiff: tifffile.TiffFile, scale: int) -> Source:
+    levels = tiff.series[0].levels
+    height, width = _layout(levels[0])[0][:2]
+    chosen, factor = levels[0], 1
+    for level in levels[1:]:  # from fine to coarse
+        h, w = _layout(level)[0][:2]
+        times = round(width / w)
+        if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
+            chosen, factor = level, times
+    shape, planes, plain = _layout(chosen)
+    page = chosen.keyframe
+    if page.photometric.name not in ("MINISBLACK", "RGB") and not (
+            page.photometric.name == "YCBCR" and page.compression.name == "JPEG"):
+        raise UnsupportedImage(f"its colours are {page.photometric.name}: save it as RGB or grey")
+    if chosen.dataoffset is not None:
+        dtype = page.dtype.newbyteorder(tiff.byteorder)
+        stored = (shape[2], *shape[:2]) if planes else shape
+        if chosen.dataoffset + math.prod(shape) * dtype.itemsize > path.stat().st_size:
+            raise ValueError("it ends too early")
+        pixels = Mapped(path, chosen.dataoffset, dtype, stored, planes)
+    elif not plain:
+        raise UnsupportedImage(f"has the axes {chosen.axes}: save it with the channels last")
+    else:
+        pixels = Segments(path, list(chosen.pages), shape, planes)
+        ends = (offset + count for offset, count in zip(pixels.offsets, pixels.counts))
+        if max(ends) > path.stat().st_size:
+            raise ValueError("it ends too early")
+        try:
+            pixels = pixels.unpacked() if pixels.size > 2 * HELD and not page.is_tiled else pixels
+            pixels.window(0, 0, 1, 1)
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                raise UnsupportedImage(f"{page.compression.name} compression needs the codecs "
+                                       "extra: python -m pip install 'minseg[codecs]'")
+            raise
+    return Source(pixels, height, width, factor, _microns(levels[0].keyframe))
+
+
+def _layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
+    """Its shape as (H, W, C); whether channels are stored as planes; whether a page is H x W."""
+    sizes = list(zip(level.get_shape(squeeze=False), level.get_axes(squeeze=False)))
+    sizes = [(n, axis) for n, axis in sizes if n > 1 or axis in "YX"]
+    shape, axes = [n for n, _ in sizes], "".join(axis for _, axis in sizes)
+    if len(shape) == 2:
+        return (*shape, 1), False, True
+    if len(shape) == 3 and axes.endswith("YX") and shape[0] in (3, 4):
+        return (*shape[1:], shape[0]), True, True
+    if len(shape) == 3 and shape[2] in (2, 3, 4):
+        return tuple(shape), False, axes.startswith("YX")
+    raise UnsupportedImage(f"has the shape {tuple(shape)}: expected grey, RGB or RGBA")
+
+
+def _microns(page: tifffile.TiffPage) -> float | None:
+    """Micrometres from one pixel to the next, by the resolution tags: pixels an inch or a cm."""
+    pixels, units = page.tags.valueof("XResolution", default=(0, 1))
+    unit = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))
+    return unit * units / pixels if unit and pixels and units else None
+
+
+class Slide:
+    """An image of which windows are read. `height` and `width` are in scaled pixels, `full_height`
+    and `full_width` in the file's own; `microns` is the size of one of those, where known."""
+
+    def __init__(self, path: str | Path, scale: int = 1):
+        self.path, self.scale = Path(path), scale
+        self._source = source = open_source(path, scale)
+        channels, dtype = source.pixels.shape[2], source.pixels.dtype
+        if channels > 4:
+            raise ValueError(f"{path}: has {channels} channels: expected grey, RGB or RGBA")
+        if dtype not in (bool, np.uint8, np.uint16):
+            raise ValueError(f"{path}: holds {dtype} values: save it as 8 or 16 bits")
+        self.full_height, self.full_width = source.height, source.width
+        self.height, self.width = -(-source.height // scale), -(-source.width // scale)
+        self.microns = source.microns
+
+    def __reduce__(self):
+        return open_slide, (self.path, self.scale)  # a copy in another process opens the file anew
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
         if not (0 <= y <= y + h <= self.height and 0 <= x <= x + w <= self.width):
             raise ValueError(f"window {y}, {x}, {h}, {w} leaves {self.height} x {self.width}")
-        return self._pixels[y : y + h, x : x + w]
+        height, width = self._source.pixels.shape[:2]
+        scale = self.scale // self._source.factor
+        # A pyramid may round sizes down: then its last pixels are repeated.
+        y, x = min(y, -(-height // scale) - 1), min(x, -(-width // scale) - 1)
+        rows, columns = min(h, -(-height // scale) - y), min(w, -(-width // scale) - x)
+        with naming(self.path):
+            blocks = read_blocks(self._rgb, height, width, scale, y, x, rows, columns)
+        if (rows, columns) != (h, w):
+            blocks = np.pad(blocks, [(0, h - rows), (0, w - columns), (0, 0)], mode="edge")
+        return blocks
+
+    def read_all(self) -> np.ndarray:
+        """The whole image, uint8 (height, width, 3): for coarse scales."""
+        return self.read(0, 0, self.height, self.width)
+
+    def _rgb(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        array = self._source.pixels.window(y, x, h, w)
+        array = array[:, :, : 1 if array.shape[2] <= 2 else 3]  # without alpha
+        if array.dtype == bool:
+            array = array.astype(np.uint8) * 255
+        elif array.dtype != np.uint8:
+            array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. As
         `predict_bands` yields them, (y, band) from top to bottom; what comes out is what the whole
-        map enlarged at once would be. One band is held back for its lower neighbour."""
+        map enlarged at once would be. A few rows are held back for their lower neighbours."""
         if self.scale == 1:
             return (yield from bands)
+        few = max(1, 256 // self.scale)  # rows at a time: they are about to grow
+        pieces = ((y + i * few, piece) for y, band in bands
+                  for i, piece in enumerate(band.split(few, 1)))
         above = held = None
-        for y, band in chain(bands, [(self.height, None)]):
+        for y, band in chain(pieces, [(self.height, None)]):
             if held is not None:
                 top, part = held
                 below = part[:, -1:] if band is None else band[:, :1]
@@ -225,4 +408,4 @@ def open_slide(path: str | Path, scale: int = 1) -> Slide:
     ValueError names a file that cannot be read."""
     if scale != int(scale) or scale < 1:
         raise ValueError(f"scale is a whole number from 1 up, not {scale}")
-    return Slide(read_image(path), int(scale))
+    return Slide(path, int(scale))

@@ -6,67 +6,133 @@ it; where the slide ends, it is mirrored.
 
     |<- margin ->|<----- tile ----->|<- margin ->|
 
+**The cache.** A slide is cut once, from top to bottom, into a file of tiles at the training scale:
+
+    ID-KEY.tiles    uint8 (tiles, size, size, 4), size = tile + 2 margin: red, green, blue, mask
+    ID-KEY.json     where each tile lies and how much of it is positive; written last
+
+KEY is a hash of all that the tiles depend on: the files (place, size, time of change), scale, tile,
+stride, margin. So folds and runs share them, and whatever is cut anew gets another name. A batch is
+read from the files as it is needed; the operating system keeps in memory what fits.
+
 Blank glass teaches nothing after the first few tiles: those without a positive pixel and without
-contrast are marked, and training leaves them out. Scoring never does.
+contrast are not kept. Scoring never comes here, it reads the slides.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..tiling import tile_starts
-from .slides import Item, Slide, read_image, read_mask, shrink
+from ..tiling import read_strips, tile_starts
+from .datasets import Item, Mask
+from .files import atomic
+from .slides import Slide, open_slide, read_blocks
 
 BLANK_CONTRAST = 5.0  # standard deviation of the brightness, of 255, below which nothing is there
 
 
-class LabelledSlide:
-    """A slide in memory: `image` and `mask` in the file's own size, `slide` at the scale asked."""
+def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin: int,
+        progress: Callable[[float], None] = lambda share: None) -> dict:
+    """Cuts one slide into the cache, unless it is there; `progress` is told each share of the work
+    that is done. Returns what the .json holds: file, height, width (of the image), microns,
+    positive (pixels), blank (tiles left out), places (y, x of the others, in scaled pixels) and
+    area (their share of positive pixels, without margin). ValueError names a file that is wrong."""
+    mask = [item.id, item.runs] if item.runs is not None else _identity(item.mask)
+    key = json.dumps([1, _identity(item.image), mask, scale, tile, stride, margin])
+    key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = folder / f"{item.id}-{key}.tiles"
+    facts = path.with_suffix(".json")
+    if facts.exists() and path.exists():
+        progress(1.0)
+        return json.loads(facts.read_text())
+    slide = open_slide(item.image, scale)
+    found = {"file": path.name, "height": slide.full_height, "width": slide.full_width,
+             "microns": slide.microns, "positive": 0, "blank": 0, "places": [], "area": []}
+    tops = tile_starts(slide.height, tile, stride)
+    lefts = tile_starts(slide.width, tile, stride)
+    edges = [(margin, margin + max(0, tile - n)) for n in (slide.height, slide.width)]
+    spans = [(max(0, y - margin), min(y + tile + margin, slide.height)) for y in tops]
+    strips = read_strips(_labelled(slide, item, found), slide.width, spans)
+    done = 0
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        for y, (top, bottom), strip in zip(tops, spans, strips):
+            above, below = margin - (y - top), y + tile + margin - bottom
+            strip = np.pad(strip, [(above, below), edges[1], (0, 0)], mode="symmetric")
+            for x in lefts:
+                kept = strip[:, x : x + tile + 2 * margin]
+                inner = kept[margin : margin + tile, margin : margin + tile]
+                inner = inner[: slide.height - y, : slide.width - x]  # without what is mirrored
+                area = inner[..., 3].mean()
+                contrast = inner[::4, ::4, :3].mean(2).std()
+                if not area and contrast < BLANK_CONTRAST:
+                    found["blank"] += 1
+                    continue
+                file.write(kept.tobytes())
+                found["places"].append([y, x])
+                found["area"].append(float(area))
+            progress((bottom - done) / slide.height)
+            done = bottom
+    with atomic(facts) as temporary:  # last: it says that the tiles are complete
+        temporary.write_text(json.dumps(found))
+    return found
 
-    def __init__(self, item: Item, scale: int = 1):
-        """Reads both files. ValueError names the one that is wrong."""
-        self.image, self.mask = read_image(item.image), read_mask(item.mask)
-        self.item, self.slide = item, Slide(self.image, scale)
-        if self.mask.shape != self.image.shape[:2]:
-            mask, image = (f"{h} x {w}" for h, w in (self.mask.shape, self.image.shape[:2]))
-            raise ValueError(f"{item.mask}: is {mask} pixels, its image {image}: make them equal")
+
+def _identity(path: Path) -> list:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file")
+    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
+def _labelled(slide: Slide, item: Item, found: dict) -> Callable[[int, int, int, int], np.ndarray]:
+    """A reader of windows (h, w, 4), image and mask, at the slide's scale. It adds up the positive
+    pixels that pass."""
+    mask = Mask(item, slide.full_height, slide.full_width)
+
+    def positives(y, x, h, w):
+        whole = mask.read(y, x, h, w)
+        found["positive"] += int(np.count_nonzero(whole))
+        return whole * np.uint8(255)
+
+    def read(y, x, h, w):
+        share = read_blocks(positives, slide.full_height, slide.full_width, slide.scale, y, x, h, w)
+        return np.dstack([slide.read(y, x, h, w), share >= 128])  # half a block or more
+
+    return read
 
 
 class Tiles:
-    """Overlapping tiles of some slides, with their margin. `mask_area` is each tile's share of
-    positive pixels (without margin), `blank` tells glass."""
+    """The tiles of some slides, out of the cache in `folder`, with their margin. `facts` are what
+    `cut` returned for each."""
 
-    def __init__(self, slides: Sequence[LabelledSlide], tile: int, stride: int, margin: int):
+    def __init__(self, folder: Path, facts: Sequence[dict], tile: int, margin: int):
         self.size = tile + 2 * margin
-        self._images, self._masks, places, area, blank = [], [], [], [], []
-        for index, labelled in enumerate(slides):
-            slide = labelled.slide
-            image = slide.read(0, 0, slide.height, slide.width)
-            mask = shrink(labelled.mask * 255, slide.scale) >= 128  # half a block or more
-            edges = [(margin, margin + max(0, tile - n)) for n in mask.shape]
-            self._images.append(np.pad(image, [*edges, (0, 0)], mode="symmetric"))
-            self._masks.append(np.pad(mask, edges, mode="symmetric"))
-            for y in tile_starts(slide.height, tile, stride):
-                for x in tile_starts(slide.width, tile, stride):
-                    places.append((index, y, x))
-                    area.append(mask[y : y + tile, x : x + tile].mean())
-                    contrast = image[y : y + tile : 4, x : x + tile : 4].mean(2).std()
-                    blank.append(not area[-1] and contrast < BLANK_CONTRAST)
-        self.places = places  # (slide, y, x) of each tile
-        self.mask_area = torch.tensor(np.array(area), dtype=torch.float32)
-        self.blank = torch.tensor(np.array(blank))
+        self.places = [(index, *place) for index, found in enumerate(facts)
+                       for place in found["places"]]  # (slide, y, x) of each tile
+        self.mask_area = torch.tensor([area for found in facts for area in found["area"]])
+        self.blank = sum(found["blank"] for found in facts)  # tiles that are not here
+        self._where = [(folder / found["file"], k) for found in facts
+                       for k in range(len(found["places"]))]
+        for found in facts:
+            path, wanted = folder / found["file"], len(found["places"]) * self.size**2 * 4
+            if not path.exists() or path.stat().st_size != wanted:
+                raise ValueError(f"{path}: is damaged: delete it, and it is cut anew")
 
     def __len__(self) -> int:
         return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """uint8 images (N, 3, size, size) and masks (N, 1, size, size), size = tile + 2 margin."""
-        images, masks = [], []
-        for index, y, x in (self.places[i] for i in indices):
-            window = np.s_[y : y + self.size, x : x + self.size]
-            images.append(self._images[index][window])
-            masks.append(self._masks[index][window])
-        images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(np.stack(masks).view(np.uint8))[:, None]
+        shape = (self.size, self.size, 4)
+        count = math.prod(shape)
+        stack = np.stack([np.fromfile(path, np.uint8, count, offset=k * count).reshape(shape)
+                          for path, k in (self._where[i] for i in indices)])
+        tiles = torch.from_numpy(stack).permute(0, 3, 1, 2)
+        return tiles[:, :3].contiguous(), tiles[:, 3:].contiguous()

@@ -2,6 +2,8 @@
 
     python -m minseg.lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
     python -m minseg.lab.bench hypercolumn
+    python -m minseg.lab.bench rle
+    python -m minseg.lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
 
 Machines are noisy and change their speed within a minute, so two things are compared in turn, round
 by round, and what counts is the ratio of their medians.
@@ -12,21 +14,30 @@ import multiprocessing
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import numpy as np
+import tifffile
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.files import atomic
+from ..data.rle import Encoder, rle_encode
 from ..data.slides import shrink
 from ..data.synthetic import synthetic_slide
+from ..dice import dice_score
 from ..hypercolumn import Hypercolumn
 from ..lovasz import lovasz_hinge
-from ..run.checkpoint import atomic, load_model
+from ..run.checkpoint import load_model
+from ..run.predictor import predictor
 from ..run.report import Parser
+from ..tiling import predict_image
 
 RESULTS = Path("docs/results")
 
@@ -58,6 +69,12 @@ def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
             if i:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def peak() -> float:
+    """GiB that this process has held at most (Linux)."""
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's, too
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def save(name: str, device: str, rows: list[dict], out: Path) -> None:
@@ -147,17 +164,15 @@ def hypercolumn_step(kind: type[nn.Module], args) -> Callable[[], None]:
 
 def peak_memory(kind: type[nn.Module], args) -> float:
     """GiB that one step of `kind` needs beyond its maps and weights, in a process of its own."""
-    import resource  # Unix only
-
     torch.set_num_threads(1)  # no scratch space for each thread
     step = hypercolumn_step(kind, args)
     if args.device == "cuda":
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    return peak() - before
 
 
 def bench_hypercolumn(args) -> list[dict]:
@@ -177,23 +192,170 @@ def bench_hypercolumn(args) -> list[dict]:
     return [row]
 
 
-BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn}
+def bench_rle(args) -> list[dict]:
+    """Run-length coding of a mask with 600 blobs: in bands of 256 rows, and as a whole."""
+    rng, size = np.random.default_rng(0), args.size
+    mask = np.zeros((size, size), bool)
+    side = size // 150
+    y, x = np.ogrid[-1:1 : 2j * side, -1:1 : 2j * side]
+    for top, left in rng.integers(0, size - 2 * side, (600, 2)):
+        mask[top : top + 2 * side, left : left + 2 * side] |= y**2 + x**2 < 1
+    before, start = peak(), time.perf_counter()
+    coder = Encoder(size, size)
+    for top in range(0, size, 256):
+        coder.add(mask[top : top + 256])
+    code = coder.encode()
+    seconds = time.perf_counter() - start
+    memory = (peak() - before) * 2**10
+    row = {"bench": "rle", "size": [size, size], "blobs": 600, "runs": len(code.split()) // 2,
+           "seconds": round(seconds, 2), "peak_mib_beyond_the_mask": round(memory, 1),
+           "equals_the_whole_mask_s": code == rle_encode(mask)}
+    print(row)
+    return [row]
+
+
+def write_large(path: Path, height: int, width: int) -> None:
+    """A Deflate TIFF in tiles of 256 pixels: one synthetic slide, again and again."""
+    image, _ = synthetic_slide(0, 1024, 1024)
+    parts = [zlib.compress(image[y : y + 256, x : x + 256].tobytes())
+             for y in range(0, 1024, 256) for x in range(0, 1024, 256)]
+    tiles = (parts[y % 4 * 4 + x % 4] for y in range(-(-height // 256))
+             for x in range(-(-width // 256)))
+    tifffile.imwrite(path, tiles, shape=(height, width, 3), dtype=np.uint8, tile=(256, 256),
+                     compression="zlib", photometric="rgb", metadata=None, bigtiff=True)
+
+
+def stream(height: int, width: int, model: Path | None, args) -> dict:
+    """Runs infer.py's own loop over one large slide, in a process of its own: seconds, megapixels
+    a second, the network's share, and peak memory above that of the idle process. Without a model
+    the predictor is free: it finds a disc in each tile."""
+    import infer  # the program that is measured; it lies beside docs/
+
+    inside = 0.0
+    with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
+        path = Path(folder, "slide.tiff")
+        write_large(path, height, width)
+        options = infer.parse([str(path), "--model", str(model), "--out", folder + "/masks",
+                               "--device", args.device, *["--amp"] * args.amp])
+        options.out.mkdir()
+        options.models, options.scale, options.microns = [str(model)], 1, None
+        options.tile, options.overlap = args.tile, args.overlap
+        x = torch.linspace(-1, 1, args.tile)
+        disc = (1 - x.hypot(x[:, None])).clamp(min=0).expand(options.batch, 1, -1, -1)
+        options.threshold, network = 0.5, lambda tiles: disc[: len(tiles)]
+        if model:
+            network = predictor([load_model(model)[0]], device=args.device, amp=args.amp)
+            network(torch.zeros(8, 3, args.tile, args.tile, dtype=torch.uint8))
+
+        def predict(tiles):
+            nonlocal inside
+            start = time.perf_counter()
+            result = network(tiles)
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            inside += time.perf_counter() - start
+            return result
+
+        before = peak()
+        start = time.perf_counter()
+        infer.segment(path, predict, options)
+        seconds = time.perf_counter() - start
+        memory = peak() - before
+    return {"bench": "tiling", "predictor": "network" if model else "free",
+            "size": [height, width], "tile": args.tile, "overlap": args.overlap,
+            "seconds": round(seconds, 1), "megapixels_a_second": round(
+                height * width / 1e6 / seconds, 2), "network_share": round(inside / seconds, 3),
+            "peak_gib_above_idle": round(memory, 3)}
+
+
+def bench_tiling(args) -> list[dict]:
+    """Slides that stream: with a free predictor, with a network, against another library."""
+    rows, size = [], args.size
+    jobs = [(size, size, None), (2 * size, size, None)]
+    if args.model:  # on a CPU a network needs long: a smaller slide tells as much
+        part = size if args.device == "cuda" else min(size, 4096)
+        jobs.append((part, part, args.model))
+    for job in jobs:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(stream, (*job, args)))
+        print("{predictor} predictor, {size[0]} x {size[1]}: {seconds} s, {megapixels_a_second} "
+              "megapixels a second, the predictor's share {network_share:.0%}, peak memory "
+              "{peak_gib_above_idle} GiB above idle".format(**rows[-1]), flush=True)
+    return rows + against_monai(args) if args.against == "monai" else rows
+
+
+@torch.inference_mode()
+def against_monai(args) -> list[dict]:
+    """The same weights, pixels, tiles, overlap and window: MONAI's sliding window over
+    segmentation_models.pytorch's U-Net, and this project's, in turn."""
+    import segmentation_models_pytorch as smp
+    from monai.inferers import sliding_window_inference
+
+    if not args.model:
+        raise ValueError("--against monai needs --model: its weights go into both networks")
+    net, facts = load_model(args.model)
+    theirs = smp.Unet("efficientnet-b0", encoder_weights=None)
+    names = [name for name in theirs.state_dict() if not name.startswith(
+        ("encoder._conv_head", "encoder._bn1"))]  # which it never uses
+    if len(names) != len(net.state_dict()):
+        raise ValueError(f"{args.model}: is not the plain U-Net with an EfficientNet-B0")
+    theirs.load_state_dict(dict(zip(names, net.state_dict().values())), strict=False)
+    theirs = theirs.eval().to(args.device)
+    mean, std = net.mean.to(args.device), net.std.to(args.device)
+    size, tile, batch = 2048, 256, 8
+    half = facts["scale"] * size // 2
+    image = np.tile(shrink(synthetic_slide(1, half, half)[0], facts["scale"]), (2, 2, 1))
+
+    def monai():
+        x = torch.from_numpy(image).to(args.device).permute(2, 0, 1)[None]
+        return sliding_window_inference(
+            (x / 255 - mean) / std, tile, batch, lambda tiles: theirs(tiles).sigmoid(),
+            overlap=0.25, mode="gaussian")[0].cpu()
+
+    def minseg(amp):
+        predict = predictor([net], device=args.device, amp=amp)
+        return lambda: predict_image(predict, image, tile=tile, stride=192, window="gaussian",
+                                     batch=batch, device=args.device)
+
+    ways = {"monai + smp": monai, "minseg": minseg(False), "minseg, bfloat16": minseg(True)}
+    results = {name: way() for name, way in ways.items()}
+    seconds = in_turn(ways, args.rounds)
+    cut, rows = results["monai + smp"] >= 0.5, []
+    for name, result in results.items():
+        rows.append({"bench": "tiling against monai", "way": name, "size": [size, size],
+                     "tile": tile, "overlap": 0.25, "window": "gaussian",
+                     "seconds": round(seconds[name], 3),
+                     "times_as_fast": round(seconds["monai + smp"] / seconds[name], 2),
+                     "largest_difference": (result - results["monai + smp"]).abs().max().item(),
+                     "dice_of_masks": dice_score(result >= 0.5, cut)})
+        print("{way}: {seconds} s, {times_as_fast} times as fast; probabilities differ by at most "
+              "{largest_difference:.1e}, Dice of the masks {dice_of_masks:.5f}".format(**rows[-1]))
+    return rows
+
+
+BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": bench_rle,
+           "tiling": bench_tiling}
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: `python -m minseg.lab.bench WHAT`."""
     parser = Parser(prog="python -m minseg.lab.bench", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=BENCHES)
-    parser.add_argument("--against", choices=("smp",), help="segmentation_models.pytorch")
+    parser.add_argument("--against", choices=("smp", "monai"),
+                        help="lovasz: segmentation_models.pytorch; tiling: MONAI with it")
     parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="model.pt of a run on synthetic slides: times its logits, too")
+                        help="model.pt of a run on synthetic slides, for its logits or its speed")
     parser.add_argument("--images", type=int, help="default 16; hypercolumn 2")
-    parser.add_argument("--size", type=int, default=640, help="side in pixels, default 640")
+    parser.add_argument("--size", type=int, help="side in pixels, default 640; tiling, rle 30000")
+    parser.add_argument("--tile", type=int, default=512, help="of tiling, default 512")
+    parser.add_argument("--overlap", type=float, default=0.25, help="of tiling, default 0.25")
+    parser.add_argument("--amp", action="store_true", help="of tiling's network")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
     args.images = args.images or (2 if args.what == "hypercolumn" else 16)
+    args.size = args.size or (30_000 if args.what in ("tiling", "rle") else 640)
     try:
         rows = BENCHES[args.what](args)
     except ImportError as error:

@@ -1,44 +1,25 @@
-"""# Files that are complete or not there, and checkpoints
-
-A file is written beside its place under another name and moved onto it at the end: a killed program
-leaves the old file or the new one, never half of one.
+"""# Checkpoints
 
 A checkpoint holds everything that a prediction needs, so nothing can be forgotten or mixed up: the
-network's arguments (mean and standard deviation among them) and weights, the scale it saw, the tile
-it trained on, and the threshold. It holds tensors, numbers and strings only, and is loaded with
+network's arguments (mean and standard deviation among them) and weights, the scale it saw and the
+size of a pixel before scaling (micrometres, or None where the slides did not tell), the tile it
+trained on, and the threshold. It holds tensors, numbers and strings only, and is loaded with
 `weights_only=True`: a file from a stranger cannot run code.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ..data.files import atomic
 from ..unet import UNet
 
 
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """`with atomic(path) as temporary: write(temporary)` puts the file at `path` in one move. The
-    temporary file keeps the suffix. Nothing stays where the block fails."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile: int,
-               threshold: float) -> None:
+               threshold: float, microns: float | None = None) -> None:
     """Writes a checkpoint: `network` are UNet's arguments, `state` its state dict."""
     checkpoint = {"network": network, "state": state, "scale": scale, "tile": tile,
-                  "threshold": threshold}
+                  "threshold": threshold, "microns": microns}
     with atomic(path) as temporary:
         try:
             torch.save(checkpoint, temporary)
@@ -47,8 +28,8 @@ def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
-    """The network of a checkpoint, in eval mode, and its {scale, tile, threshold}. ValueError names
-    a file that is missing or is no checkpoint of this project."""
+    """The network of a checkpoint, in eval mode, and its {scale, tile, threshold, microns}.
+    ValueError names a file that is missing or is no checkpoint of this project."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file: --model takes the model.pt of a run")
@@ -57,6 +38,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
         net = UNet(**checkpoint.pop("network"))
         net.load_state_dict(checkpoint.pop("state"))
         facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
+        facts["microns"] = checkpoint.get("microns")
         if not (facts["scale"] >= 1 <= facts["tile"] and 0 <= facts["threshold"] <= 1):
             raise ValueError(f"it holds {facts}")
         if not all(value.isfinite().all() for value in net.state_dict().values()):

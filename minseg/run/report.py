@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch.nn import functional as F
 
-from .checkpoint import atomic
+from ..data.files import atomic
 
 BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3
 
@@ -59,9 +60,11 @@ class Progress:
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
 
-    def step(self, count: int = 1, text: str = "") -> None:
+    def step(self, count: float = 1, text: str = "") -> None:
         """Counts `count` more of `total` as done; `text` is shown behind the time left."""
         self.done += count
+        if self.done > self.total - 1e-6:  # shares of 1 may add up to a little less
+            self.done = self.total
         now = time.monotonic()
         if now - self.shown < (0.2 if self.live else 30) and self.done < self.total:
             return
@@ -69,7 +72,7 @@ class Progress:
             return  # over before a log would want a word
         self.shown = now
         left = (now - self.start) / self.done * (self.total - self.done)
-        line = f"{self.label}  {self.done}/{self.total}  {duration(left)} left  {text}"
+        line = f"{self.label}  {int(self.done + 1e-6)}/{self.total}  {duration(left)} left  {text}"
         if self.live:
             end = "\r\x1b[K" if self.done == self.total else ""
             print(f"\r{line}\x1b[K{end}", end="", file=sys.stderr, flush=True)
@@ -85,9 +88,11 @@ class Progress:
 
 def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
     """The border of a mask (H, W): its pixels that lie within `width` of a pixel outside, bool."""
-    whole = np.pad(np.asarray(mask, bool), width, mode="edge")  # the image's edge is no border
-    inner = Image.fromarray(whole).convert("L").filter(ImageFilter.MinFilter(2 * width + 1))
-    return (whole & (np.asarray(inner) == 0))[width:-width, width:-width]
+    outside = torch.from_numpy(~np.asarray(mask, bool)).float()[None]
+    near = outside
+    for side in ((2 * width + 1, 1), (1, 2 * width + 1)):  # the image's edge is no border
+        near = F.max_pool2d(near, side, 1, [n // 2 for n in side])
+    return (near > outside)[0].numpy()
 
 
 def draw_outlines(image: np.ndarray, prediction: np.ndarray,

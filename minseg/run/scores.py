@@ -10,15 +10,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import tifffile
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..crossval import count_levels, cross_validate, threshold_of
-from ..data.slides import read_array
-from ..data.tiles import LabelledSlide
-from .checkpoint import atomic
+from ..data.datasets import Item, Mask
+from ..data.files import atomic
+from ..data.slides import open_slide
 from .report import contact_sheet, draw_curves, draw_outlines
+
+PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
 
 
 def save_log(folder: Path, rows: Sequence[dict], title: str) -> None:
@@ -32,14 +34,12 @@ def save_log(folder: Path, rows: Sequence[dict], title: str) -> None:
                 {name: [row[key] for row in rows] for name, key in curves.items()}, title)
 
 
-def score(slides: Sequence[LabelledSlide], results: Sequence[Tensor],
+def score(counts: Sequence[Tensor], items: Sequence[Item],
           folds: Sequence[int] | None = None) -> dict:
-    """`cross_validate` of uint8 probabilities (H, W), with the images' names; also best_threshold,
-    which suits all of these slides best. `folds`: the fold of each slide (default: one fold)."""
-    pairs = zip(results, slides, strict=True)
-    counts = [count_levels(result, torch.from_numpy(slide.mask)) for result, slide in pairs]
-    found = cross_validate(counts, folds or [0] * len(counts), [s.item.group for s in slides])
-    found["images"] = {slide.item.id: dice for slide, dice in zip(slides, found["images"])}
+    """`cross_validate` of what `count_levels` counted in each image, with the images' names; also
+    best_threshold, which suits all of them best. `folds`: of each image (default: one fold)."""
+    found = cross_validate(counts, folds or [0] * len(counts), [item.group for item in items])
+    found["images"] = {item.id: dice for item, dice in zip(items, found["images"])}
     total = sum(counts)  # where nothing is positive, the best would be never to find anything
     return {**found, "best_threshold": threshold_of(total)[0] if total[1].any() else 0.5}
 
@@ -57,38 +57,52 @@ def save_score(path: Path, found: dict) -> None:
           + ", ".join(f"{threshold:.2f}" for threshold in found["thresholds"]))
 
 
-def save_fold(folder: Path, slides: Sequence[LabelledSlide], results: Sequence[Tensor]) -> float:
-    """Writes probabilities/, preview.png and score.json of held-out slides. `results`: uint8 (H, W)
-    in steps of 1/255. Returns the threshold that suits these slides best, for slides to come."""
-    found = score(slides, results)
-    (folder / "probabilities").mkdir()
-    for slide, result in zip(slides, results):
-        with atomic(folder / "probabilities" / f"{slide.item.id}.tiff") as temporary:
-            tifffile.imwrite(temporary, result.numpy(), compression="zlib", tile=(256, 256))
+def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> float:
+    """Writes score.json and preview.png of held-out images, whose probabilities/ lie in `folder`.
+    Returns the threshold that suits these images best, for slides to come."""
+    found = score(counts, items)
     dice, cut = list(found["images"].values()), found["thresholds"][0] * 255
     shown = sorted(range(len(dice)), key=dice.__getitem__)  # the worst first
     shown = shown if len(shown) <= 8 else shown[:4] + shown[-4:]
-    contact_sheet(folder / "preview.png", [
-        (draw_outlines(slides[i].image, results[i].numpy() >= cut, slides[i].mask),
-         f"{slides[i].item.id}: Dice {dice[i]:.3f}") for i in shown])
+    pictures = []
+    for item, value in ((items[i], dice[i]) for i in shown):
+        slide = open_slide(item.image)
+        step = max(1, -(-max(slide.height, slide.width) // PREVIEW))
+        probability = folder / "probabilities" / f"{item.id}.tiff"
+        small, probability = (open_slide(p, step).read_all() for p in (item.image, probability))
+        mask = Mask(item, slide.height, slide.width)
+        pixels = range(0, slide.height, step)
+        mask = np.stack([mask.read(y, 0, 1, slide.width)[0, ::step] for y in pixels])
+        pictures.append((draw_outlines(small, probability[..., 0] >= cut, mask),
+                         f"{item.id}: Dice {value:.3f}"))
+    contact_sheet(folder / "preview.png", pictures)
     save_score(folder / "score.json", found)
     return found["best_threshold"]
 
 
-def summarize(out: Path, slides: Sequence[LabelledSlide], folds: Sequence[int]) -> None:
+def summarize(out: Path, items: Sequence[Item], folds: Sequence[int]) -> None:
     """Writes summary.json of a run's folder once every fold has its model.pt. `folds`: the fold of
-    each slide. ValueError names a prediction that is missing or does not fit."""
+    each image. ValueError names a prediction that is missing or does not fit."""
     names = [f"fold{fold}" for fold in sorted(set(folds))]
     missing = [name for name in names if not (out / name / "model.pt").exists()]
     if missing:
         print(f"{', '.join(missing)} still to come (--folds {len(names)} trains what is not "
               f"there), then {out / 'summary.json'}")
         return
-    results = []
-    for slide, fold in zip(slides, folds):
-        path = out / f"fold{fold}" / "probabilities" / f"{slide.item.id}.tiff"
-        if not path.exists() or (result := read_array(path)).shape != slide.mask.shape:
-            raise ValueError(f"{path}: missing, or not of its mask's size: were the data changed? "
-                             "Give another --out")
-        results.append(torch.from_numpy(result))
-    save_score(out / "summary.json", score(slides, results, folds))
+    counts = []
+    for item, fold in zip(items, folds):
+        path = out / f"fold{fold}" / "probabilities" / f"{item.id}.tiff"
+        again = "were the data changed? Give another --out"
+        if not path.exists():
+            raise ValueError(f"{path}: is missing: {again}")
+        result = open_slide(path)
+        try:
+            mask = Mask(item, result.height, result.width)
+        except ValueError as error:
+            raise ValueError(f"{path}: does not fit its mask ({error}): {again}")
+        counts.append(sum(
+            count_levels(torch.from_numpy(result.read(y, 0, rows, result.width)[..., 0]),
+                         torch.from_numpy(mask.read(y, 0, rows, result.width)))
+            for y in range(0, result.height, 256)
+            for rows in [min(256, result.height - y)]))
+    save_score(out / "summary.json", score(counts, items, folds))
