@@ -45,7 +45,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -150,36 +150,38 @@ def predict_bands(
         return sums[:, :width]
 
     total = None  # of the rows [top, top + tile)
-    strips = read_strips(read, width, [(top, min(top + tile, height)) for top in tops])
-    for top, following, strip in zip(tops, [*tops[1:], height], strips):
-        if strip.shape[:2] != (tile, padded):
-            edges = (0, tile - len(strip)), (0, padded - width), (0, 0)
-            strip = np.pad(strip, edges, mode="edge")
-        strip = torch.from_numpy(strip)  # (tile, padded, 3)
-        if weight.is_cuda:  # from page-locked memory the copy does not hold up this program
-            strip = strip.pin_memory().to(device, non_blocking=True)
-        for i in range(0, len(lefts), batch):
-            some = lefts[i : i + batch]
-            with one_thread():
-                tiles = torch.stack([strip[:, left : left + tile] for left in some])
-            tiles = tiles.permute(0, 3, 1, 2)  # (N, 3, tile, tile), channels last in memory
-            probabilities = predict(tiles).detach()  # (N, C, tile, tile)
-            if probabilities.shape[2:] != tiles.shape[2:]:
-                raise ValueError(f"predict gave {tuple(probabilities.shape)} for tiles of {tile}")
-            probabilities = probabilities.to(device, torch.float32)
-            if total is None:
-                total = torch.zeros(probabilities.shape[1], tile, padded, device=device)
-            with one_thread():
-                for left, probability in zip(some, probabilities):
-                    total[:, :, left : left + tile].addcmul_(probability, weight)
+    spans = [(top, min(top + tile, height)) for top in tops]
+    with closing(read_strips(read, width, spans)) as strips:
+        for top, following, strip in zip(tops, [*tops[1:], height], strips):
+            if strip.shape[:2] != (tile, padded):
+                edges = (0, tile - len(strip)), (0, padded - width), (0, 0)
+                strip = np.pad(strip, edges, mode="edge")
+            strip = torch.from_numpy(strip)  # (tile, padded, 3)
+            if weight.is_cuda:  # from page-locked memory the copy does not hold up this program
+                strip = strip.pin_memory().to(device, non_blocking=True)
+            for i in range(0, len(lefts), batch):
+                some = lefts[i : i + batch]
+                with one_thread():
+                    tiles = torch.stack([strip[:, left : left + tile] for left in some])
+                tiles = tiles.permute(0, 3, 1, 2)  # (N, 3, tile, tile), channels last in memory
+                probabilities = predict(tiles).detach()  # (N, C, tile, tile)
+                if probabilities.shape[2:] != tiles.shape[2:]:
+                    raise ValueError(f"predict gave {tuple(probabilities.shape)} for tiles of "
+                                     f"{tile} pixels")
+                probabilities = probabilities.to(device, torch.float32)
+                if total is None:
+                    total = torch.zeros(probabilities.shape[1], tile, padded, device=device)
+                with one_thread():
+                    for left, probability in zip(some, probabilities):
+                        total[:, :, left : left + tile].addcmul_(probability, weight)
 
-        done = following - top  # no later tile reaches above `following`
-        shifts = tuple(top - other for other in tops if 0 <= top - other < tile)
-        with one_thread():
-            band = (total[:, :done, :width] / norm(shifts, done)).cpu()
-            total[:, : tile - done] = total[:, done:].clone()  # move the rest up
-            total[:, tile - done :] = 0
-        yield top, band
+            done = following - top  # no later tile reaches above `following`
+            shifts = tuple(top - other for other in tops if 0 <= top - other < tile)
+            with one_thread():
+                band = (total[:, :done, :width] / norm(shifts, done)).cpu()
+                total[:, : tile - done] = total[:, done:].clone()  # move the rest up
+                total[:, tile - done :] = 0
+            yield top, band
 
 
 def predict_image(predict: Callable[[Tensor], Tensor], image: np.ndarray, **options) -> Tensor:

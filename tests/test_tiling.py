@@ -340,3 +340,14 @@ def test_the_result_does_not_depend_on_the_batch():
 
     results = [predict_image(predict, image, tile=16, stride=7, batch=n) for n in (1, 4, 99)]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_no_thread_is_left_where_the_network_fails():
+    def predict(tiles):
+        raise RuntimeError("no memory")
+
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(predict_bands(predict, window_reader(np.zeros((64, 30, 3), np.uint8)), 64, 30,
+                           tile=16, stride=16))
+    assert set(threading.enumerate()) == before

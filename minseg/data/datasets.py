@@ -80,7 +80,8 @@ def _find_hubmap(folder: Path) -> list[Item]:
     patients = {}
     if os.path.lexists(folder / PATIENTS):
         patients = read_table(folder / PATIENTS, "image_file", "patient_number")
-        patients = {Path(name).stem: patient for name, patient in patients.items() if patient}
+        patients = {Path(name).stem: patient for name, patient in patients.items()
+                    if name and patient}
     return [Item(id, images[id], table, patients.get(id, id), runs[id]) for id in images]
 
 
@@ -144,9 +145,9 @@ class Mask:
             raise ValueError(f"{self.item.mask}: is a mask in colour: expected one value a pixel")
         array = array[:, :, 0]
         highest = array.max(initial=0)
-        self._highest.update({1, 255} & {int(highest)})
+        self._highest.update(value for value in (1, 255) if value == highest)
         if highest not in (0, 1, 255) or len(self._highest) > 1 or (
-                highest == 255 and ((array != 0) & (array != 255)).any()):
+                (array != 0) & (array != highest)).any():
             values = sorted({*np.unique(array).tolist(), *self._highest})
             shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
             raise ValueError(f"{self.item.mask}: holds the values {shown}: a mask holds 0 and 1, "

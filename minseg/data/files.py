@@ -20,14 +20,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     host = platform.node().replace(".", "-")  # the folder may be shared by several machines
     name = f".{path.stem}.{host}-"
-    for old in path.parent.glob(f"{glob.escape(name)}*{path.suffix}"):
+    for old in path.parent.glob(f"{glob.escape(name)}*{glob.escape(path.suffix)}"):
         process = old.name[len(name) : len(old.name) - len(path.suffix)]
         if process.isdigit() and not _alive(int(process)):
             old.unlink(missing_ok=True)
     temporary = path.with_name(f"{name}{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

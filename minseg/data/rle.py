@@ -85,7 +85,7 @@ class Runs:
         wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
         if wrong.any():
             first = wrong.argmax()
-            raise ValueError(f"run {starts[first] + 1} {lengths[first]} leaves the image of "
+            raise ValueError(f"run {numbers[2 * first]} {lengths[first]} leaves the image of "
                              f"{height} x {width} pixels")
         # Cut at the ends of columns: each piece then is [top, bottom) of one column.
         first, last = starts // height, (starts + lengths - 1) // height

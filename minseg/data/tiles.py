@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     spans = [(max(0, y - margin), min(y + tile + margin, slide.height)) for y in tops]
     strips = read_strips(_labelled(slide, item, found), slide.width, spans)
     done = 0
-    with atomic(path) as temporary, open(temporary, "wb") as file:
+    with closing(strips), atomic(path) as temporary, open(temporary, "wb") as file:
         for y, (top, bottom), strip in zip(tops, spans, strips):
             above, below = margin - (y - top), y + tile + margin - bottom
             strip = np.pad(strip, [(above, below), edges[1], (0, 0)], mode="symmetric")

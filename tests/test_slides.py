@@ -1,0 +1,455 @@
+"""Windows of slides: every layout gives the pixels that tifffile gives, or is refused by name."""
+
+import itertools
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from minseg.data import slides
+from minseg.data.slides import Mapped, Segments, open_slide, shrink
+
+HEIGHT, WIDTH = 211, 173
+
+
+def noise(*shape, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+def smooth(channels, dtype, seed=0):
+    """A picture that JPEG can hold, (HEIGHT, WIDTH, channels)."""
+    small = Image.fromarray(noise(9, 11, 3, seed=seed))
+    array = np.asarray(small.resize((WIDTH, HEIGHT))) // 8 * 7 + noise(HEIGHT, WIDTH, 3) // 16
+    array = np.dstack([array, 255 - array[:, :, :1]])[:, :, :channels]
+    return array.astype(dtype) * 257 + 3 if dtype == np.uint16 else array
+
+
+def block_mean(image, scale):
+    """The definition of a scaled image: rounded means of blocks, cut by the border."""
+    height, width = image.shape[:2]
+    edges = (0, -height % scale), (0, -width % scale), (0, 0)
+    blocks = np.pad(image.astype(float), edges, constant_values=np.nan)
+    blocks = blocks.reshape(-(-height // scale), scale, -(-width // scale), scale, -1)
+    return np.floor(np.nanmean(blocks, (1, 3)) + 0.5).astype(np.uint8)
+
+
+def whole(path):
+    """What tifffile reads, as uint8 (H, W, 3)."""
+    array = np.squeeze(tifffile.imread(path))
+    array = array[:, :, None] if array.ndim == 2 else array
+    array = np.moveaxis(array, 0, 2) if array.shape[0] in (3, 4) else array
+    array = array[:, :, : 1 if array.shape[2] <= 2 else 3]
+    if array.dtype == np.uint16:
+        array = np.round(array / 257).astype(np.uint8)
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def check_windows(path, image, scales=(1, 2, 3, 4), count=4):
+    """Windows, among them the corners and the whole, are those of `image` scaled as a whole."""
+    rng = np.random.default_rng(len(str(path)))
+    for scale in scales:
+        scaled = image if scale == 1 else block_mean(image, scale)
+        slide = open_slide(path, scale)
+        height, width = scaled.shape[:2]
+        assert (slide.height, slide.width) == (height, width)
+        assert (slide.full_height, slide.full_width) == image.shape[:2]
+        windows = [(0, 0, height, width), (height - 1, width - 1, 1, 1), (0, 0, 0, 3)]
+        for _ in range(count):
+            y, x = rng.integers(height), rng.integers(width)
+            windows.append((y, x, rng.integers(1, height - y + 1), rng.integers(1, width - x + 1)))
+        for y, x, h, w in windows:
+            window = slide.read(int(y), int(x), int(h), int(w))
+            assert window.dtype == np.uint8 and window.shape == (h, w, 3)
+            assert np.array_equal(window, scaled[y : y + h, x : x + w])
+
+
+def refused(path, *words, read=open_slide):
+    """The error is one line that names the file and holds the words."""
+    with pytest.raises(ValueError) as error:
+        read(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text
+    assert all(word in text for word in words), text
+
+
+# Layouts
+
+SEGMENTS = {"tiles": {"tile": (64, 48)}, "rows": {"rowsperstrip": 1}, "strips": {"rowsperstrip": 7},
+            "one piece": {"rowsperstrip": HEIGHT}}
+CODECS = [None, "zlib", "lzw", "jpeg"]
+LAYOUTS = ["HWC", "CHW", "11CHW", "pages", "grey", "RGBA"]
+
+
+def write(path, layout, segments, compression, predictor, bigtiff, byteorder, dtype):
+    array = smooth({"grey": 1, "RGBA": 4}.get(layout, 3), dtype)
+    options = dict(SEGMENTS[segments], compression=compression, bigtiff=bigtiff,
+                   byteorder=byteorder, photometric="rgb")
+    if predictor:
+        options["predictor"] = True
+    if layout in ("CHW", "11CHW", "pages"):
+        array, options["planarconfig"] = np.moveaxis(array, 2, 0), "separate"
+    if layout == "11CHW":
+        array = array[None, None]
+    if layout == "pages":
+        array = array[None, None]
+        options.update(planarconfig=None, photometric="minisblack", metadata={"axes": "TZCYX"})
+    if layout == "grey":
+        array, options["photometric"] = array[:, :, 0], "minisblack"
+    if layout == "RGBA":
+        options["extrasamples"] = "unassalpha"
+    tifffile.imwrite(path, array, **options)
+
+
+def possible(layout, segments, compression, predictor, bigtiff, byteorder, dtype):
+    if compression == "jpeg":
+        return not predictor and dtype == np.uint8 and layout in ("HWC", "grey")
+    return compression or not predictor
+
+
+# Every pair of two properties, among them those that only go together, comes up several times.
+ALL = list(itertools.product(LAYOUTS, SEGMENTS, CODECS, [False, True], [False, True], "<>",
+                             [np.uint8, np.uint16]))
+CASES = [case for i, case in enumerate(case for case in ALL if possible(*case)) if i % 7 == 0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(
+    getattr(part, "__name__", str(part)) for part in case))
+def test_windows_of_every_layout(tmp_path, case, monkeypatch):
+    if case[2] in ("lzw", "jpeg") or case[3]:
+        pytest.importorskip("imagecodecs")
+    path = tmp_path / "a.tif"
+    write(path, *case)
+    image = whole(path)
+    check_windows(path, image, scales=(1, 2, 4))
+    monkeypatch.setattr(slides, "HELD", 2**10)  # nothing fits: the ways of large files
+    check_windows(path, image, scales=(1, 3))
+
+
+def test_the_cases_above_hold_every_pair_of_properties():
+    for i, j in itertools.combinations(range(7), 2):
+        wanted = {(case[i], case[j]) for case in ALL if possible(*case)}
+        assert wanted == {(case[i], case[j]) for case in CASES}
+
+
+def test_deflate_with_a_predictor_needs_no_codec_where_tifffile_has_its_own(tmp_path, monkeypatch):
+    """The strip that is too big to hold is inflated and summed here."""
+    monkeypatch.setattr(slides, "HELD", 2**10)
+    for dtype, order in itertools.product([np.uint8, np.uint16], "<>"):
+        write(tmp_path / "a.tif", "HWC", "one piece", "zlib", False, False, order, dtype)
+        assert isinstance(slides.open_source(tmp_path / "a.tif").pixels, Mapped)
+        check_windows(tmp_path / "a.tif", whole(tmp_path / "a.tif"), scales=(1, 2))
+
+
+def test_an_empty_tile_is_black(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        tiles = iter([noise(16, 16, 3), None, None, noise(16, 16, 3)])
+        file.write(tiles, shape=(32, 32, 3), dtype=np.uint8, tile=(16, 16), compression="zlib",
+                   photometric="rgb")
+    image = open_slide(tmp_path / "a.tif").read_all()
+    assert not image[:16, 16:].any() and image[:16, :16].any() and image[16:, 16:].any()
+
+
+# Pyramids
+
+
+def pyramid(path, image, levels, **options):
+    """`image` with smaller copies of the sizes `levels`, of a value each, as SubIFDs."""
+    with tifffile.TiffWriter(path) as file:
+        file.write(image, subifds=len(levels), photometric="rgb", tile=(32, 32), **options)
+        for k, size in enumerate(levels):
+            file.write(np.full((*size, 3), 10 * (k + 1), np.uint8), subfiletype=1,
+                       photometric="rgb", tile=(32, 32), **options)
+
+
+@pytest.mark.parametrize("scale, value", [(2, 10), (4, 20), (6, 10), (8, 20), (12, 20), (16, 20)])
+def test_a_pyramid_is_read_from_the_coarsest_level_that_divides_the_scale(tmp_path, scale, value):
+    pyramid(tmp_path / "a.tif", noise(128, 96, 3), [(64, 48), (32, 24)], compression="zlib")
+    slide = open_slide(tmp_path / "a.tif", scale)
+    assert (slide.full_height, slide.full_width) == (128, 96)
+    assert (slide.height, slide.width) == (-(-128 // scale), 96 // scale)
+    assert (slide.read_all() == value).all()
+
+
+@pytest.mark.parametrize("scale", [1, 3, 5])
+def test_a_pyramid_without_a_fitting_level_is_read_from_its_full_size(tmp_path, scale):
+    image = noise(130, 97, 3)
+    pyramid(tmp_path / "a.tif", image, [(65, 49), (33, 25)])
+    check_windows(tmp_path / "a.tif", image, scales=[scale])
+
+
+@pytest.mark.parametrize("rounding", [np.floor, np.ceil])
+def test_levels_may_be_rounded_either_way(tmp_path, rounding):
+    sizes = [tuple(int(rounding(n / factor)) for n in (131, 99)) for factor in (2, 4)]
+    pyramid(tmp_path / "a.tif", noise(131, 99, 3), sizes)
+    for scale, value in (2, 10), (4, 20), (8, 20):
+        slide = open_slide(tmp_path / "a.tif", scale)
+        assert (slide.height, slide.width) == (-(-131 // scale), -(-99 // scale))
+        assert (slide.read_all() == value).all()  # the last ones are repeated where it is smaller
+        last = slide.read(slide.height - 1, slide.width - 1, 1, 1)
+        assert last.tolist() == [[[value] * 3]]
+
+
+def test_a_smaller_page_that_is_no_level_is_not_used(tmp_path):
+    image = noise(128, 96, 3)
+    pyramid(tmp_path / "a.tif", image, [(60, 48)])  # not the same picture: another shape
+    check_windows(tmp_path / "a.tif", image, scales=[2])
+
+
+# Other formats, kinds of pixels
+
+GREY, RGB = noise(5, 7), noise(5, 7, 3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.tiff", "a.TIF", "a.PNG"])
+@pytest.mark.parametrize("pixels, expected", [
+    (GREY, np.dstack([GREY] * 3)), (RGB, RGB), (np.dstack([RGB, GREY]), RGB),
+    (np.dstack([GREY, 255 - GREY]), np.dstack([GREY] * 3)),
+], ids=["grey", "RGB", "RGBA", "grey and alpha"])
+def test_grey_is_repeated_and_alpha_dropped(tmp_path, name, pixels, expected):
+    Image.fromarray(pixels).save(tmp_path / name)
+    check_windows(tmp_path / name, expected, scales=(1, 2))
+
+
+@pytest.mark.parametrize("held", [2**26, 2**10])
+def test_a_png_is_decoded_once(tmp_path, held, monkeypatch):
+    monkeypatch.setattr(slides, "HELD", held)
+    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png")
+    slide = open_slide(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(b"")
+    assert np.array_equal(slide.read_all(), noise(HEIGHT, WIDTH, 3))
+
+
+def test_a_jpeg_is_what_pillow_makes_of_it(tmp_path):
+    Image.fromarray(smooth(3, np.uint8)).save(tmp_path / "a.jpeg", quality=95)
+    Image.fromarray(smooth(1, np.uint8)[:, :, 0]).save(tmp_path / "b.jpg")
+    for name in ("a.jpeg", "b.jpg"):
+        with Image.open(tmp_path / name) as image:
+            check_windows(tmp_path / name, np.asarray(image.convert("RGB")), scales=(1, 2))
+
+
+def test_a_palette_image_has_the_colours_of_its_palette(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8), "P")
+    colours = [(10, 20, 30), (200, 100, 0), (1, 2, 3)]
+    picture.putpalette([value for colour in colours for value in colour])
+    picture.save(tmp_path / "a.png")
+    check_windows(tmp_path / "a.png", np.array(colours, np.uint8)[[[0, 1, 2], [2, 1, 0]]], [1])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_one_bit_becomes_black_and_white(tmp_path, name):
+    Image.fromarray(noise(5, 11) > 127).save(tmp_path / name)
+    check_windows(tmp_path / name, np.dstack([(noise(5, 11) > 127) * np.uint8(255)] * 3), [1, 2])
+
+
+def test_sixteen_bits_are_rounded_to_the_nearest_of_eight(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    Image.fromarray(values).save(tmp_path / "b.png")
+    for name in ("a.tif", "b.png"):
+        image = open_slide(tmp_path / name).read_all()
+        assert np.array_equal(image, np.dstack([np.round(values / 257)] * 3))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 7, 16, 300])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(48, 48, 3), (47, 51), (1, 5, 1)])
+def test_shrink_is_the_rounded_mean_of_blocks(scale, dtype, shape):
+    for image in (noise(*shape, dtype=dtype), np.full(shape, np.iinfo(dtype).max, dtype)):
+        height, width = shape[:2]
+        naive = [[np.floor(image[y : y + scale, x : x + scale].mean((0, 1)) + 0.5)
+                  for x in range(0, width, scale)] for y in range(0, height, scale)]
+        assert shrink(image, scale).dtype == dtype
+        assert np.array_equal(shrink(image, scale), np.array(naive))
+
+
+@pytest.mark.parametrize("unit, resolution, microns", [
+    ("CENTIMETER", 20_000, 0.5), ("INCH", 25_400, 1.0), ("NONE", 20_000, None), (None, None, None)])
+def test_the_size_of_a_pixel_comes_from_the_resolution_tags(tmp_path, unit, resolution, microns):
+    options = dict(resolution=(resolution,) * 2, resolutionunit=unit) if unit else {}
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", **options)
+    for scale in (1, 2):  # of a whole pixel, at any scale
+        assert open_slide(tmp_path / "a.tif", scale).microns == microns
+
+
+# Many readers
+
+
+@pytest.fixture
+def tiled(tmp_path):
+    image = noise(HEIGHT, WIDTH, 3)
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(32, 32), compression="zlib",
+                     photometric="rgb")
+    return tmp_path / "a.tif", image
+
+
+def test_from_top_to_bottom_each_tile_is_decoded_once(tiled, monkeypatch):
+    path, image = tiled
+    decoded, decode = [], Segments._segment
+    monkeypatch.setattr(Segments, "_segment", lambda self, index: (
+        decoded.append(index), decode(self, index))[1])
+    slide = open_slide(path)
+    rows = [slide.read(y, 0, min(5, HEIGHT - y), WIDTH) for y in range(0, HEIGHT, 5)]
+    assert np.array_equal(np.concatenate(rows), image)
+    assert sorted(decoded) == list(range(7 * 6))
+
+
+def test_threads_may_share_a_slide(tiled):
+    path, image = tiled
+    slide, start = open_slide(path), threading.Barrier(8)
+
+    def read(seed):
+        start.wait()
+        rng = np.random.default_rng(seed)
+        for y, x in rng.integers(0, (HEIGHT - 40, WIDTH - 40), (20, 2)).tolist():
+            assert np.array_equal(slide.read(y, x, 40, 40), image[y : y + 40, x : x + 40])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
+
+
+class Windows(torch.utils.data.Dataset):
+    def __init__(self, slide):
+        self.slide = slide
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return self.slide.read(i, 2 * i, 30, 40)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_may_read_a_slide(tiled, method):
+    path, image = tiled
+    if method not in torch.multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} on this system")
+    loader = torch.utils.data.DataLoader(Windows(open_slide(path)), batch_size=None,
+                                         num_workers=2, multiprocessing_context=method)
+    for i, window in enumerate(loader):
+        assert np.array_equal(window, image[i : i + 30, 2 * i : 2 * i + 40])
+
+
+def test_a_slide_can_be_pickled(tiled):
+    path, image = tiled
+    slide = pickle.loads(pickle.dumps(open_slide(path, 2)))
+    assert slide.scale == 2 and np.array_equal(slide.read_all(), block_mean(image, 2))
+
+
+def test_no_file_is_held_open(tiled):
+    path, image = tiled
+    slide = open_slide(path)
+    path.rename(path.with_name("b.tif"))
+    refused(path, "no such file", read=lambda path: slide.read(99, 99, 9, 9))
+    path.with_name("b.tif").rename(path)
+    assert np.array_equal(slide.read(99, 99, 9, 9), image[99:108, 99:108])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("window", [(-1, 0, 3, 3), (0, -1, 3, 3), (0, 0, 212, 3), (0, 171, 3, 3),
+                                    (5, 5, -1, 3)])
+def test_windows_that_leave_the_slide_are_refused(tiled, window):
+    with pytest.raises(ValueError, match="leaves 211 x 173"):
+        open_slide(tiled[0]).read(*window)
+
+
+@pytest.mark.parametrize("scale", [0, -2, 1.5])
+def test_scales_are_whole_numbers(tiled, scale):
+    with pytest.raises(ValueError, match=f"not {scale}"):
+        open_slide(tiled[0], scale)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg"])
+@pytest.mark.parametrize("content", [b"", b"once upon a time\n" * 9, b"II*\0", bytes(400)],
+                         ids=["nothing", "text", "beginning", "zeros"])
+def test_files_that_are_no_image_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, "replace it or take it out")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    refused(tmp_path / "a.tif", "no such file")
+    (tmp_path / "b.tif").mkdir()
+    refused(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"tile": (32, 32)}, {"compression": "zlib", "rowsperstrip": 8},
+    {"compression": "zlib", "tile": (32, 32)}, {"compression": "zlib", "rowsperstrip": HEIGHT}])
+@pytest.mark.parametrize("held", [2**26, 2**10])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_cut_off_files_are_refused_when_they_are_opened(tmp_path, options, held, share,
+                                                        monkeypatch):
+    monkeypatch.setattr(slides, "HELD", held)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(HEIGHT, WIDTH, 3), photometric="rgb", **options)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refused(path, "replace it or take it out")
+
+
+def test_a_damaged_tile_is_refused_when_it_is_read(tiled):
+    path, image = tiled
+    slide = open_slide(path)
+    offset = slide._source.pixels.offsets[20]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(200))
+    refused(path, "replace it", read=lambda path: slide.read_all())
+    assert np.array_equal(slide.read(0, 0, 32, 32), image[:32, :32])
+
+
+@pytest.mark.parametrize("shape, words", [
+    ((40, 50, 5), ["5"]), ((2, 40, 50, 3), ["(2, 40, 50, 3)", "grey, RGB or RGBA"]),
+    ((6, 40, 50), ["(6, 40, 50)"])])
+def test_other_shapes_are_refused(tmp_path, shape, words):
+    tifffile.imwrite(tmp_path / "a.tif", noise(*shape), photometric="minisblack")
+    refused(tmp_path / "a.tif", *words)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint32])
+def test_other_numbers_than_8_or_16_bits_are_refused(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((20, 30), dtype))
+    refused(tmp_path / "a.tif", np.dtype(dtype).name, "save it as 8 or 16 bits")
+
+
+@pytest.mark.parametrize("photometric", ["miniswhite", "palette", "cielab"])
+def test_other_colours_are_refused(tmp_path, photometric):
+    colours = {"colormap": noise(3, 256, dtype=np.uint16)} if photometric == "palette" else {}
+    array = noise(20, 30, 3) if photometric == "cielab" else noise(20, 30)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric=photometric, **colours)
+    refused(tmp_path / "a.tif", photometric.upper(), "save it as RGB or grey")
+
+
+def test_a_missing_decoder_is_named_with_its_remedy(tmp_path):
+    try:
+        import imagecodecs  # noqa: F401
+        pytest.skip("imagecodecs is installed")
+    except ImportError:
+        pass
+    Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    refused(tmp_path / "a.tif", "LZW", "python -m pip install 'minseg[codecs]'")
+
+
+# Back to the file's own pixels
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 300])
+def test_bands_are_enlarged_as_the_whole_map_would_be(tmp_path, scale):
+    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png")
+    slide = open_slide(tmp_path / "a.png", scale)
+    map = torch.rand(2, slide.height, slide.width)
+    for rows in (1, 3, slide.height):
+        pieces = map.split(rows, 1)
+        bands = list(slide.enlarge((i * rows, piece) for i, piece in enumerate(pieces)))
+        assert [y for y, _ in bands] == list(np.cumsum([0] + [b.shape[1] for _, b in bands])[:-1])
+        expected = map if scale == 1 else F.interpolate(
+            map[None], scale_factor=scale, mode="bilinear")[0][:, :HEIGHT, :WIDTH]
+        torch.testing.assert_close(torch.cat([band for _, band in bands], 1), expected,
+                                   atol=1e-5, rtol=0)
