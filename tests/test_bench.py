@@ -67,3 +67,14 @@ def test_the_readme_quotes_what_the_bench_wrote():
         gib, seconds = row["peak_gib"][name], row["seconds"][name]
         assert f"| {gib:.3f} GiB | {seconds:.3f} s |" in readme
         assert f"{gib:.2f} GiB" in hypercolumn.__doc__ and f"{seconds:.1f} s" in hypercolumn.__doc__
+    for row in json.loads((root / "docs/results/bench-tiling.json").read_text())["rows"]:
+        if row["bench"] == "tiling":
+            size = " × ".join(f"{n:,}" for n in row["size"])
+            wanted = [f"| {size} |", f"| {row['seconds']} s | {row['megapixels_a_second']} Mpx/s | "
+                                     f"{row['peak_gib_above_idle']} GiB |"]
+        else:
+            wanted = [f"| {row['seconds']} s | {row['times_as_fast']} × |",
+                      f"| {row['dice_of_masks']:.5f} |"]
+        assert any(all(part in line for part in wanted) for line in readme.splitlines())
+    row = json.loads((root / "docs/results/bench-rle.json").read_text())["rows"][0]
+    assert f"{row['seconds']} s and {row['peak_mib_beyond_the_mask']} MiB beyond" in readme
