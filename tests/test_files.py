@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and what dead processes left is taken away."""
 
+import errno
 import os
 import platform
 import subprocess
@@ -215,3 +216,11 @@ def test_a_host_with_dots_is_still_one_part_of_the_name(tmp_path, monkeypatch, d
         assert temporary.name == f".a.node7-example-org-{os.getpid()}.txt"
         assert not left.exists() or os.name != "posix"
         temporary.write_bytes(b"new")
+
+
+def test_a_full_disk_is_said_with_the_file_s_name(tmp_path):
+    with pytest.raises(OSError, match="No space left.*mask.tif"):
+        with atomic(tmp_path / "mask.tif") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())

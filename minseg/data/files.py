@@ -5,6 +5,7 @@ leaves the old file or the new one, never half of one. What it left under the ot
 by the next program that writes the same file on that machine.
 """
 
+import errno
 import glob
 import os
 import platform
@@ -30,6 +31,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and not error.filename:  # say where
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
