@@ -116,10 +116,20 @@ def outputs(path, args):
     return [args.out / f"{path.stem}{end}" for end in ends]
 
 
+def sample(path):
+    """A hash of 16 blocks spread over a file: slides are too large to hash whole at every start."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        for i in range(16):
+            file.seek(max(0, size - 2**16) * i // 15)
+            digest.update(file.read(2**16))
+    return digest.hexdigest()[:16]
+
+
 def settings(path, args):
     """All that a slide's files depend on. They carry it, so a second start knows its own."""
     names = ("models", "threshold", "scale", "tile", "overlap", "window", "tta", "skip_flat", "amp")
-    return json.dumps({"slide": path.name, "bytes": path.stat().st_size,
+    return json.dumps({"slide": path.name, "bytes": path.stat().st_size, "sample": sample(path),
                        **{name: getattr(args, name) for name in names}})
 
 

@@ -2,7 +2,9 @@
 
 import itertools
 import pickle
+import struct
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -266,6 +268,72 @@ def test_shrink_is_the_rounded_mean_of_blocks(scale, dtype, shape):
                   for x in range(0, width, scale)] for y in range(0, height, scale)]
         assert shrink(image, scale).dtype == dtype
         assert np.array_equal(shrink(image, scale), np.array(naive))
+
+
+@pytest.mark.parametrize("name", ["a.svs", "a.btf", "a.scn", "a"])
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_tiff_is_known_by_its_first_bytes_whatever_its_name(tmp_path, name, bigtiff, byteorder):
+    image = noise(90, 70, 3, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / name, image, photometric="rgb", bigtiff=bigtiff, tile=(32, 32),
+                     byteorder=byteorder, resolution=(20_000,) * 2, resolutionunit="CENTIMETER")
+    check_windows(tmp_path / name, whole(tmp_path / name))
+    assert isinstance(open_slide(tmp_path / name)._source.pixels, Segments)
+    assert open_slide(tmp_path / name).microns == 0.5
+
+
+def test_a_thumbnail_in_the_first_page_is_not_the_slide(tmp_path):
+    image = noise(HEIGHT, WIDTH, 3)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(noise(20, 16, 3), photometric="rgb", subfiletype=1, metadata=None)
+        tiff.write(image, photometric="rgb", tile=(32, 32), metadata=None)
+    check_windows(tmp_path / "a.tif", image)
+
+
+@pytest.mark.parametrize("kind, value", [(3, 300), (11, 300.0), (12, 300.0)],
+                         ids=["short", "float", "double"])
+def test_a_resolution_of_another_number_type_refuses_no_slide(tmp_path, kind, value):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None,
+                     resolution=(300, 300), resolutionunit="INCH")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        at = tiff.pages[0].tags["XResolution"].offset
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    packed = struct.pack("<H2x" if kind == 3 else "<f" if kind == 11 else "<d", value)
+    place = struct.pack("<I", len(data)) if kind == 12 else packed
+    data[at : at + 12] = struct.pack("<HHI", 282, kind, 1) + place
+    (tmp_path / "a.tif").write_bytes(bytes(data) + packed)
+    assert open_slide(tmp_path / "a.tif").microns == pytest.approx(25400 / 300)
+    check_windows(tmp_path / "a.tif", RGB, scales=[1], count=1)
+
+
+def test_one_bit_in_one_large_compressed_strip(tmp_path, monkeypatch):
+    monkeypatch.setattr(slides, "HELD", 2**10)
+    bits = noise(HEIGHT, WIDTH) > 127
+    Image.fromarray(bits).save(tmp_path / "a.tif", compression="tiff_adobe_deflate",
+                               tiffinfo={278: HEIGHT})
+    check_windows(tmp_path / "a.tif", np.dstack([bits * np.uint8(255)] * 3), [1, 2])
+
+
+def test_channels_in_several_files_are_refused(tmp_path):
+    names = [f"c{i}.ome.tif" for i in range(3)]
+    uid = [str(uuid.uuid4()) for _ in names]
+    data = "".join(f'<TiffData IFD="0" FirstC="{i}" FirstZ="0" FirstT="0"><UUID FileName="{name}">'
+                   f"urn:uuid:{uid[i]}</UUID></TiffData>" for i, name in enumerate(names))
+    for i, name in enumerate(names):
+        xml = ('<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/'
+               f'Schemas/OME/2016-06" UUID="urn:uuid:{uid[i]}"><Image ID="Image:0"><Pixels '
+               'ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="48" SizeY="40" SizeC="3" '
+               f'SizeZ="1" SizeT="1">{data}</Pixels></Image></OME>')
+        tifffile.imwrite(tmp_path / name, noise(40, 48, seed=i), photometric="minisblack",
+                         description=xml, metadata=None)
+    refused(tmp_path / names[0], "several files", "save it as one")
+
+
+@pytest.mark.parametrize("axes", ["ZYX", "TYX"])
+def test_three_pictures_in_a_stack_are_not_three_colours(tmp_path, axes):
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise(3, 40, 50), photometric="minisblack",
+                     metadata={"axes": axes}, ome=True)
+    refused(tmp_path / "a.ome.tif", "(3, 40, 50)")
 
 
 @pytest.mark.parametrize("unit, resolution, microns", [

@@ -80,8 +80,8 @@ def _find_hubmap(folder: Path) -> list[Item]:
     patients = {}
     if os.path.lexists(folder / PATIENTS):
         patients = read_table(folder / PATIENTS, "image_file", "patient_number")
-        patients = {Path(name).stem: patient for name, patient in patients.items()
-                    if name and patient}
+        patients = {name.removesuffix(".tiff").removesuffix(".tif"): patient
+                    for name, patient in patients.items() if name and patient}
     return [Item(id, images[id], table, patients.get(id, id), runs[id]) for id in images]
 
 

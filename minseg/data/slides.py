@@ -42,6 +42,7 @@ from torch.nn import functional as F
 Image.MAX_IMAGE_PIXELS = None  # slides are large, and they are the user's own
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it also raises
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
 HELD = 2**26  # bytes: what is decoded in one piece and kept, and what is read in one go
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
 
@@ -202,7 +203,8 @@ class Segments:
         Memory stays small for Deflate; other compressions have no decoder that streams."""
         scratch = tempfile.TemporaryFile(prefix="minseg-")
         for index in range(len(self)):
-            streams = self.compression in (1, 8, 32946) and self.counts[index]
+            streams = (self.compression in (1, 8, 32946) and self.counts[index]
+                       and self.dtype != bool)  # eight of those share a byte
             for rows in self._rows(index) if streams else [self._segment(index)]:
                 scratch.write(np.ascontiguousarray(rows, self.dtype))
         scratch.flush()
@@ -256,7 +258,9 @@ def open_source(path: str | Path, scale: int = 1) -> Source:
     ValueError names a file that cannot be read."""
     path = Path(path)
     with naming(path):
-        if path.suffix.lower() in (".tif", ".tiff"):
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if start in TIFF_STARTS or path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as tiff:
                 return _open_tiff(path, tiff, scale)
         with Image.open(path) as image:
@@ -276,7 +280,8 @@ def open_source(path: str | Path, scale: int = 1) -> Source:
 
 
 def _open_tiff(path: Path, tiff: tifffile.TiffFile, scale: int) -> Source:
-    levels = tiff.series[0].levels
+    whole = [series for series in tiff.series if not series.keyframe.is_reduced]
+    levels = (whole or tiff.series)[0].levels  # a first page may be a thumbnail
     height, width = _layout(levels[0])[0][:2]
     chosen, factor = levels[0], 1
     for level in levels[1:]:  # from fine to coarse
@@ -289,6 +294,9 @@ def _open_tiff(path: Path, tiff: tifffile.TiffFile, scale: int) -> Source:
     if page.photometric.name not in ("MINISBLACK", "RGB") and not (
             page.photometric.name == "YCBCR" and page.compression.name == "JPEG"):
         raise UnsupportedImage(f"its colours are {page.photometric.name}: save it as RGB or grey")
+    pages = list(chosen.pages)
+    if any(p is None or p.parent is not tiff for p in pages):
+        raise UnsupportedImage("its channels lie in several files: save it as one")
     if chosen.dataoffset is not None:
         dtype = page.dtype.newbyteorder(tiff.byteorder)
         stored = (shape[2], *shape[:2]) if planes else shape
@@ -298,7 +306,7 @@ def _open_tiff(path: Path, tiff: tifffile.TiffFile, scale: int) -> Source:
     elif not plain:
         raise UnsupportedImage(f"has the axes {chosen.axes}: save it with the channels last")
     else:
-        pixels = Segments(path, list(chosen.pages), shape, planes)
+        pixels = Segments(path, pages, shape, planes)
         ends = (offset + count for offset, count in zip(pixels.offsets, pixels.counts))
         if max(ends) > path.stat().st_size:
             raise ValueError("it ends too early")
@@ -320,7 +328,7 @@ def _layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool,
     shape, axes = [n for n, _ in sizes], "".join(axis for _, axis in sizes)
     if len(shape) == 2:
         return (*shape, 1), False, True
-    if len(shape) == 3 and axes.endswith("YX") and shape[0] in (3, 4):
+    if len(shape) == 3 and axes.endswith("YX") and axes[0] not in "ZT" and shape[0] in (3, 4):
         return (*shape[1:], shape[0]), True, True
     if len(shape) == 3 and shape[2] in (2, 3, 4):
         return tuple(shape), False, axes.startswith("YX")
@@ -329,7 +337,8 @@ def _layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool,
 
 def _microns(page: tifffile.TiffPage) -> float | None:
     """Micrometres from one pixel to the next, by the resolution tags: pixels an inch or a cm."""
-    pixels, units = page.tags.valueof("XResolution", default=(0, 1))
+    value = page.tags.valueof("XResolution", default=0)
+    pixels, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
     unit = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))
     return unit * units / pixels if unit and pixels and units else None
 
