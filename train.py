@@ -22,7 +22,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from minseg import UNet, deep_supervision_loss, epoch_indices, group_folds, make_loss, predict_bands
+from minseg import (EfficientNet, UNet, deep_supervision_loss, epoch_indices, group_folds,
+                    load_weights, make_loss, predict_bands)
 from minseg.crossval import count_levels
 from minseg.data.augment import augment
 from minseg.data.datasets import Mask, find_slides
@@ -68,6 +69,8 @@ def options():
     group = parser.add_argument_group("network")
     group.add_argument("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
                        help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
+    group.add_argument("--weights", metavar="FILE",
+                       help="the encoder's: imagenet, or a published checkpoint (default random)")
     group.add_argument("--gates", action=switch, default=False, help="attention gates on the skips")
     group.add_argument("--attention", default="none", choices=("none", "scse", "cbam", "cbam3"),
                        help="in each decoder block (cbam3: 3 x 3, no norm; default none)")
@@ -88,6 +91,8 @@ def options():
     group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles a step (default 8)")
     group.add_argument("--lr", type=float, default=5e-3, metavar="LR",
                        help="highest learning rate (default 5e-3)")
+    group.add_argument("--encoder-lr", type=float, default=0.5, metavar="SHARE",
+                       help="of --lr, for an encoder with --weights (default 0.5)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
     group.add_argument("--out", type=Path, metavar="DIR",
@@ -121,9 +126,9 @@ def parse(argv=None):
     args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.device = parser.device(args.device)
-    for name in ("scale", "tile", "stride", "epochs", "batch", "lr"):
-        if not 0 < getattr(args, name) < (math.inf if name == "lr" else 2**31):
-            parser.error(f"--{name} {getattr(args, name)}: needs a number above 0")
+    for name in ("scale", "tile", "stride", "epochs", "batch", "lr", "encoder_lr"):
+        if not 0 < getattr(args, name) < (math.inf if "lr" in name else 2**31):
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
     if not 0 <= args.seed < 2**63:
@@ -144,6 +149,8 @@ def prepare(args):
     folder = args.out / f"fold{args.fold}"
     if args.fold is not None and folder.exists():
         raise ValueError(f"{folder}: holds a run already: give another --out, or delete it")
+    if args.weights:  # said before slides are cut
+        load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
     if args.data is None:
         args.data = draw(args.out.parent / "synthetic-slides")
     items = find_slides(args.data)
@@ -231,9 +238,13 @@ def build(args, steps):
                # from 50,000 steps on.
                "stochastic_depth": 0.2 * min(1, steps / 50_000)}
     torch.manual_seed(args.seed)
-    net = UNet(**network).to(args.device, memory_format=torch.channels_last)
-    network.update(mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist())
-    return net, network
+    net = UNet(**network)
+    if args.weights:
+        for ours, values in zip((net.mean, net.std), load_weights(net.encoder, args.weights)):
+            ours.copy_(torch.tensor(values).view_as(ours))
+    network.update(mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(),
+                   padding=net.encoder.padding, bn_eps=net.encoder.bn_eps)
+    return net.to(args.device, memory_format=torch.channels_last), network
 
 
 def learning_rate(step, steps, first):
@@ -283,10 +294,13 @@ def train(args, tiles, train_on, held_out, folder):
     steps, first = args.epochs * batches, args.first * batches
     net, network = build(args, steps)
 
-    weights = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim == 1]  # norms and biases are not shrunk
-    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 1e-2},
-                                   {"params": others, "weight_decay": 0}], args.lr, fused=True)
+    # Published weights move slowly; norms and biases are not shrunk.
+    share = args.encoder_lr if args.weights else 1
+    optimizer = torch.optim.AdamW([
+        {"params": [p for name, p in net.named_parameters()
+                    if name.startswith("encoder.") == encoder and (p.ndim > 1) == shrunk],
+         "lr": args.lr * (share if encoder else 1), "weight_decay": 1e-2 * shrunk}
+        for encoder in (True, False) for shrunk in (True, False)], fused=True)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, first))
     # The average reaches back over a twentieth of the run, batch norm's statistics included.
     average = get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20))

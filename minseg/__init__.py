@@ -6,6 +6,7 @@ In reading order:
 |---|---|
 | `unet` | the network: what goes where |
 | `efficientnet` | its encoder |
+| `pretrained` | its published weights: which name goes where, and how they were trained |
 | `attention_gate` | skips that let through what the deeper map asks for |
 | `scse` | a map weighs its channels and its places, at once |
 | `cbam` | the same one after the other, by maximum and mean |
@@ -30,6 +31,7 @@ from .efficientnet import EfficientNet
 from .hypercolumn import Hypercolumn
 from .losses import make_loss
 from .lovasz import lovasz_hinge
+from .pretrained import load_weights
 from .sampling import epoch_indices
 from .scse import SCSE
 from .tiling import blend_window, predict_bands, predict_image, tile_starts
@@ -41,8 +43,8 @@ _DATA = {"open_slide": "slides", "rle_encode": "rle", "rle_decode": "rle"}
 __all__ = [
     "AttentionGate", "CBAM", "EfficientNet", "Hypercolumn", "SCSE", "UNet", "best_threshold",
     "blend_window", "deep_supervision_loss", "dice_loss", "dice_score", "epoch_indices",
-    "flips_and_turns", "group_folds", "lovasz_hinge", "make_loss", "predict_bands",
-    "predict_image", "tile_starts", *_DATA,
+    "flips_and_turns", "group_folds", "load_weights", "lovasz_hinge", "make_loss",
+    "predict_bands", "predict_image", "tile_starts", *_DATA,
 ]
 
 

@@ -152,6 +152,7 @@ class EfficientNet(nn.Module):
             raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(SCALES)}")
         if padding not in ("same", "symmetric"):
             raise ValueError(f'padding is "same" or "symmetric", not {padding!r}')
+        self.name, self.padding, self.bn_eps = name, padding, bn_eps
         width, depth, dropout, _ = SCALES[name]
         lite, same = "lite" in name, padding == "same"
         activation = nn.ReLU6 if lite else nn.SiLU
@@ -159,10 +160,12 @@ class EfficientNet(nn.Module):
         self.stem = nn.Sequential(Conv(in_channels, channels, 3, 2, same=same),
                                   nn.BatchNorm2d(channels, bn_eps), activation())
 
+        ends = (0, len(STAGES) - 1)
+        self.repeats = [repeats if lite and i in ends else math.ceil(repeats * depth)
+                        for i, (*_, repeats) in enumerate(STAGES)]
         plan = []  # one (kernel, stride, expansion, channels) for each block
-        for i, (kernel, stride, expansion, c_out, repeats) in enumerate(STAGES):
-            fixed = lite and i in (0, len(STAGES) - 1)
-            for j in range(repeats if fixed else math.ceil(repeats * depth)):
+        for (kernel, stride, expansion, c_out, _), repeats in zip(STAGES, self.repeats):
+            for j in range(repeats):
                 plan.append((kernel, 1 if j else stride, expansion, round_channels(c_out, width)))
         blocks, c_in = [], channels
         for i, (kernel, stride, expansion, c_out) in enumerate(plan):

@@ -10,9 +10,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train
-from minseg import dice_score, predict_image, rle_encode
+from minseg import EfficientNet, dice_score, predict_image, rle_encode
 from minseg.crossval import count_levels
 from minseg.data.synthetic import synthetic_slide, write_slides
+from minseg.pretrained import names
 from minseg.run.checkpoint import load_model
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
@@ -226,6 +227,58 @@ def test_stochastic_depth_comes_with_the_length_of_the_run(data):
         net, network = train.build(args, steps)
         assert network["stochastic_depth"] == pytest.approx(share)
         assert net.encoder.blocks[-1].drop == pytest.approx(share * 15 / 16)
+
+
+def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_path, capsys,
+                                                                  monkeypatch):
+    torch.manual_seed(3)
+    trained = EfficientNet("efficientnet-lite0", num_classes=0)
+    file = tmp_path / "tf_efficientnet_lite0.pth"
+    torch.save({f"{theirs}.{part}": trained.get_submodule(ours).state_dict()[part]
+                for ours, theirs in names(trained, "timm-tf").items() if "head" not in ours
+                for part in trained.get_submodule(ours).state_dict()}, file)
+    before, groups = [], []
+
+    def adamw(given, **options):
+        optimizer = torch.optim.SGD(given, lr=0)  # only to see what it is given
+        groups.extend(optimizer.param_groups)
+        return optimizer
+
+    def build(args, steps):
+        net, network = build_(args, steps)
+        before.append(net.encoder.state_dict()["stem.0.weight"].clone())
+        return net, network
+
+    build_ = train.build
+    monkeypatch.setattr(train.torch.optim, "AdamW", adamw)
+    monkeypatch.setattr(train, "build", build)
+    out = tmp_path / "o"
+    train.main(["--data", str(data), "--out", str(out), *QUICK, "--weights", str(file),
+                "--encoder-lr", "0.25", "--lr", "1e-3"])
+    assert torch.equal(before[0], trained.stem[0].weight)
+    net, _ = load_model(out / "fold0" / "model.pt")
+    assert (net.encoder.padding, net.encoder.bn_eps) == ("same", 1e-3)
+    assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+    encoder = {name: p for name, p in net.named_parameters() if name.startswith("encoder.")}
+    inside = [g for g in groups if g["initial_lr"] == 0.25e-3]
+    outside = [g for g in groups if g["initial_lr"] == 1e-3]
+    assert len(inside) + len(outside) == len(groups)
+    assert sum(len(g["params"]) for g in inside) == len(encoder)
+    assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
+    for group in groups:
+        shrunk = {p.ndim > 1 for p in group["params"]}
+        assert shrunk == {group["weight_decay"] == 1e-2}
+
+    file.write_bytes(file.read_bytes()[:1000])
+    out = tmp_path / "cut"
+    line = refused(capsys, "--data", data, "--out", out, "--weights", file)
+    assert f"{file}: is cut off or damaged" in line
+    model = tmp_path / "o" / "fold0" / "model.pt"
+    line = refused(capsys, "--data", data, "--out", out, "--weights", model)
+    assert "is a minseg checkpoint" in line
+    assert "--encoder-lr 0" in refused(capsys, "--data", data, "--out", out, "--encoder-lr", "0")
+    assert not out.exists()
 
 
 def test_two_stages_switch_the_loss_at_their_epoch_and_warm_up_again(data, tmp_path, monkeypatch):

@@ -127,9 +127,10 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
         sheet.save(temporary)
 
 
-def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str) -> None:
-    """Draws one or two curves over the epochs, 800 pixels wide, each from 0 to its largest value.
-    `curves` maps a name to one value an epoch."""
+def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str,
+                ceiling: float | None = None) -> None:
+    """Draws one or two curves over the epochs, 800 pixels wide, each from 0 to its largest value,
+    or all to `ceiling`. `curves` maps a name to one value an epoch."""
     left, right, high, low = 20, 610, 50, 360
     image = Image.new("RGB", (800, 400), PAPER)
     draw = ImageDraw.Draw(image)
@@ -141,8 +142,8 @@ def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str
         draw.text((x, low + 6), str(epoch + 1), INK, font(14), anchor="ma")
     draw.text((right + 12, low + 6), "epoch", INK, font(14))
     for (name, values), colour, label in zip(curves.items(), (ORANGE, BLUE), (high, high + 30)):
-        ceiling = max([1e-9, *values])
-        points = [(left + (right - left) * (i + 1) / epochs, low - (low - high) * v / ceiling)
+        top = ceiling or max([1e-9, *values])
+        points = [(left + (right - left) * (i + 1) / epochs, low - (low - high) * v / top)
                   for i, v in enumerate(values)]
         draw.line(points, colour, 3)
         for x, y in points:

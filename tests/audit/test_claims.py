@@ -1,0 +1,61 @@
+"""What this project's docstrings say of other libraries: that they differ, and how."""
+
+import pytest
+import torch
+
+from minseg import SCSE, UNet, dice_loss
+
+INSTALL = "python -m pip install -e '.[audit]'"
+
+
+@pytest.fixture
+def smp():
+    return pytest.importorskip("segmentation_models_pytorch",
+                               reason=f"needs segmentation-models-pytorch: {INSTALL}")
+
+
+def test_the_plain_unet_has_smps_parameters_less_those_never_used(smp):
+    nets = smp.Unet("efficientnet-b0", encoder_weights=None), UNet("efficientnet-b0")
+    counts = [sum(p.numel() for p in net.parameters()) for net in nets]
+    assert counts[0] - counts[1] == 412_160
+
+
+@pytest.mark.parametrize("logit", [0, -7])
+def test_smps_dice_of_an_all_empty_batch_teaches_nothing(smp, logit):
+    logits = torch.full((1, 1, 8, 8), float(logit), requires_grad=True)
+    value = smp.losses.DiceLoss("binary")(logits, torch.zeros(1, 1, 8, 8))
+    value.backward()
+    assert value.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_smps_scse_fails_below_16_channels_where_ours_keeps_one_hidden_channel(smp):
+    with pytest.raises(RuntimeError, match="at least 1"):
+        smp.base.modules.SCSEModule(8)(torch.randn(1, 8, 4, 4))
+    assert SCSE(8)(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
+
+
+@pytest.mark.parametrize("logit, loss, slope", [(0, 1.000, 2.4e-9), (-7, 1.000, 2.7e-6)])
+def test_monais_empty_image_costs_one_and_hardly_teaches(logit, loss, slope):
+    losses = pytest.importorskip("monai.losses", reason=f"needs monai: {INSTALL}")
+    logits = torch.full((1, 1, 8, 8), float(logit), dtype=torch.float64, requires_grad=True)
+    empty = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    value = losses.DiceLoss(sigmoid=True)(logits, empty)
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=6e-4)
+    assert logits.grad[0, 0, 0, 0].item() == pytest.approx(slope, rel=0.03)
+    assert dice_loss(logits, empty) < 1
+
+
+@pytest.mark.parametrize("size, bn_eps, momentum", [("b0", 1e-5, 0.1), ("b5", 1e-3, 0.01)])
+def test_torchvisions_norms_are_as_the_table_says(size, bn_eps, momentum):
+    models = pytest.importorskip("torchvision.models", reason=f"needs torchvision: {INSTALL}")
+    with torch.device("meta"):
+        net = getattr(models, f"efficientnet_{size}")()
+    assert {(m.eps, m.momentum) for m in net.modules()
+            if isinstance(m, torch.nn.BatchNorm2d)} == {(bn_eps, momentum)}
+
+
+def test_timms_cbam_has_no_bias_unless_asked():
+    cbam = pytest.importorskip("timm.layers.cbam", reason=f"needs timm: {INSTALL}")
+    assert cbam.CbamModule(16).channel.fc1.bias is None

@@ -1,0 +1,61 @@
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from minseg.lab.compare import compare, main, passes
+
+
+def make_run(folder, dice, groups, **options):
+    """A run with two folds that end alike."""
+    for fold, shift in (("fold0", 0.1), ("fold1", -0.1)):
+        (folder / fold).mkdir(parents=True)
+        with open(folder / fold / "log.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["epoch", "held_out_dice", "seconds"])
+            writer.writerows([i, value + shift, 30] for i, value in enumerate(dice, 1))
+    (folder / "config.json").write_text(json.dumps({"encoder": "b0", "seed": 0, **options}))
+    (folder / "summary.json").write_text(json.dumps(
+        {"pooled_dice": 0.7, "mean_dice": 0.6, "sd_dice": 0.1, "groups": groups}))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [make_run(tmp_path / "random", [0.2, 0.3, 0.5], {"a": 0.5, "b": 0.9}, weights=None),
+            make_run(tmp_path / "imagenet", [0.4, 0.6, 0.7], {"a": 0.6, "b": 0.8},
+                     weights="imagenet")]
+
+
+def test_it_says_what_was_apart_and_when_each_passed_the_others_end(runs):
+    first, second = compare(runs)
+    assert first["apart"] == {"weights": None} and second["apart"] == {"weights": "imagenet"}
+    assert first["alike"] == {"encoder": "b0", "seed": 0}
+    assert second["held_out_dice"] == [0.4, 0.6, 0.7] and second["minutes"] == 3
+    assert first["passes_the_others_end_in_epoch"] is None
+    assert second["passes_the_others_end_in_epoch"] == 2
+    assert first["groups_above_the_other"] == second["groups_above_the_other"] == 1
+    assert passes([0.5, 0.6], [0.4, 0.5]) == 2  # above, not level with it
+
+
+def test_it_writes_a_table_json_and_a_picture(runs, tmp_path, capsys):
+    main([*map(str, runs), "--out", str(tmp_path / "o"), "--figures", str(tmp_path / "f")])
+    out = capsys.readouterr().out
+    assert "| random | 0.7000 | 0.6000 ± 0.1000 | 1 of 2 groups | never |" in out
+    assert "| imagenet | 0.7000 | 0.6000 ± 0.1000 | 1 of 2 groups | in epoch 2 of 3 |" in out
+    found = json.loads((tmp_path / "o" / "compare-random-imagenet.json").read_text())
+    assert found["rows"][1]["name"] == "imagenet" and found["commit"] and found["command"]
+    assert Image.open(tmp_path / "f" / "compare-random-imagenet.png").size == (800, 400)
+
+
+def test_runs_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
+    def refused(other):
+        with pytest.raises(SystemExit) as error:
+            main([str(runs[0]), str(other), "--out", str(tmp_path), "--figures", str(tmp_path)])
+        assert error.value.code == 2
+        return capsys.readouterr().err
+
+    assert "is no complete run" in refused(tmp_path / "nowhere")
+    assert "other groups" in refused(make_run(tmp_path / "c", [1, 1, 1], {"a": 1, "c": 1}))
+    assert "another number of epochs" in refused(make_run(tmp_path / "d", [1], {"a": 1, "b": 1}))

