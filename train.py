@@ -128,7 +128,8 @@ def parse(argv=None):
     args.device = parser.device(args.device)
     for name in ("scale", "tile", "stride", "epochs", "batch", "lr", "encoder_lr"):
         if not 0 < getattr(args, name) < (math.inf if "lr" in name else 2**31):
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: needs a number above 0")
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
     if not 0 <= args.seed < 2**63:

