@@ -13,7 +13,7 @@ other padding 0.37, with ImageNet's mean and deviation 0.36.
 | `torchvision`, B0-B4 | R. Wightman | BSD 3 (code), Apache 2.0 | symmetric | 1e-5 | ImageNet's |
 | `torchvision`, B5-B7 | Google | BSD 3 (code), Apache 2.0 | symmetric (1) | 1e-3 | ImageNet's |
 | `timm`, `efficientnet_*` | R. Wightman | Apache 2.0 | symmetric | 1e-5 | ImageNet's (2) |
-| `timm-tf`, `tf_efficientnet_*` | Google | Apache 2.0 | SAME | 1e-3 | ImageNet's (3) |
+| `timm-tf`, `tf_efficientnet_*` | Google (4) | Apache 2.0 | SAME | 1e-3 | ImageNet's (3) |
 | `lukemelas` | Google | Apache 2.0 | SAME | 1e-3 | ImageNet's (3) |
 | `lite` | Google | Apache 2.0 | SAME | 1e-3 | 127/255, 128/255 |
 
@@ -23,7 +23,8 @@ every side: of even sizes a stride of 2 keeps other pixels. ImageNet's mean is 0
 its standard deviation 0.229, 0.224, 0.225 (red, green, blue).
 (1) Trained with SAME; torchvision runs and scores them with symmetric padding, so this does.
 (2) Weights named `ra4` want 0.5 and 0.5. (3) Weights trained on adversarial images, `_ap` at timm
-and `adv-` at lukemelas, want 0.5 and 0.5, and so do timm's `tf_efficientnet_lite*`.
+and `adv-` at lukemelas, want 0.5 and 0.5, and so do timm's `tf_efficientnet_lite*`. (4) "imagenet"
+takes those of a noisy student (`ns`), who saw 300 million more images without labels.
 
 **Which family** a state dict is of, its keys tell, but for timm's two: those have the same keys and
 shapes, and only the file's name or `family` tells them apart. (2) and (3), too, are read from the
@@ -49,6 +50,7 @@ blocks.1.0.conv_dw
 _blocks.1._depthwise_conv
 """
 
+import hashlib
 import importlib
 import pickle
 import re
@@ -100,7 +102,7 @@ HEAD = (
 SQUEEZE = re.compile(r"block\.\d\.fc|se\.conv_|_se_")  # what Lite leaves out
 
 # Where the weights lie. The last eight hex digits of a name are the first of the
-# file's SHA-256. ns: trained on more images by a noisy student; ra: RandAugment; 320: its pixels.
+# file's SHA-256. ra: trained with RandAugment; 320: on images of so many pixels.
 TORCHVISION = "https://download.pytorch.org/models/"
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
 LUKEMELAS = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
@@ -171,8 +173,8 @@ def load_weights(encoder: nn.Module, source: Mapping[str, Tensor] | str | Path,
         state, where, family = published(encoder.name, family)
         file = where.rsplit("/", 1)[-1]
     else:
-        state, where, file = read(Path(source)), str(source), Path(source).name
-    family = tell_family(state, where, file, family)
+        state, where, file = read(Path(source)), str(source), own_name(Path(source))
+    family = tell_family(encoder, state, where, file, family)
     _, padding, bn_eps = FAMILIES[family]
     if family == "torchvision" and encoder.name[-2:] in ("b5", "b6", "b7"):
         bn_eps = 1e-3  # ports of TensorFlow's weights
@@ -191,6 +193,13 @@ def load_weights(encoder: nn.Module, source: Mapping[str, Tensor] | str | Path,
     return tuple((sum(values) / 3,) if channels == 1 else
                  tuple(values[i % 3] for i in range(channels))
                  for values in statistics(family, encoder.name, file))
+
+
+def own_name(path: Path) -> str:
+    """What the publisher called a file: its name, or in Hugging Face's cache, where all are called
+    model.safetensors, that of their folder."""
+    folders = [part for part in path.parts if part.startswith("models--timm--")]
+    return folders[-1] if folders and "efficientnet" not in path.name else path.name
 
 
 def statistics(family: str, name: str, file: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -223,10 +232,12 @@ def translate(encoder: nn.Module, state: Mapping[str, Tensor], where: str,
                     wrong.append(f"{key} is missing")
                 continue
             value = state[key]
-            if ours == "stem.0" and value.ndim == 4 and value.shape[1] == 3:
+            if ours == "stem.0" and value.ndim == 4 and value.shape[1] == 3 and usable(value):
                 value = adapt_stem(value, encoder.stem[0].in_channels)
             if value.shape != wanted[target].shape:
                 wrong.append(f"{key} is {tuple(value.shape)}, not {tuple(wanted[target].shape)}")
+            elif not usable(value):
+                wrong.append(f"{key} holds no finite numbers")
             result[target] = value
     wrong += [f"{key} is left over" for key in state if key not in known]
     if wrong:
@@ -235,8 +246,15 @@ def translate(encoder: nn.Module, state: Mapping[str, Tensor], where: str,
     return result
 
 
+def usable(value: Tensor) -> bool:
+    """Whether a tensor holds plain finite numbers: it is not sparse, quantized, without data."""
+    plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return plain and not value.is_complex() and bool(value.isfinite().all())
+
+
 def adapt_stem(weight: Tensor, channels: int) -> Tensor:
     """(C, 3, k, k) -> (C, channels, k, k): the sum for one channel, else repeated and scaled."""
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if channels == 1:
         return weight.sum(1, keepdim=True)
     if channels == 3:
@@ -244,7 +262,8 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
     return weight[:, [i % 3 for i in range(channels)]] * (3 / channels)
 
 
-def tell_family(state: Mapping[str, Tensor], where: str, file: str, family: str | None) -> str:
+def tell_family(encoder: nn.Module, state: Mapping[str, Tensor], where: str, file: str,
+                family: str | None) -> str:
     """The family by the keys, and where they leave two, by the name of the `file`. ValueError where
     neither tells, where they are not the `family`'s, and where this is no EfficientNet at all."""
     expected = "expected the weights of an EfficientNet that classifies images"
@@ -256,9 +275,12 @@ def tell_family(state: Mapping[str, Tensor], where: str, file: str, family: str 
         raise ValueError(f"{where}: is no state dict (it holds {others or 'nothing'}): {expected}")
     if any(key.startswith(("encoder.", "decoder.", "segmentation_head.")) for key in keys):
         raise ValueError(f"{where}: is a segmentation network (it holds {keys[0]}): {expected}")
-    candidates = [other for other, (column, *_) in FAMILIES.items() if STEM[0][column] + ".weight"
-                  in state]
-    if not candidates:
+    candidates = [other for other, (column, *_) in FAMILIES.items()
+                  if STEM[0][column] + ".weight" in state]
+    # Other networks, too, begin with a stem of such a name.
+    known = [name + ".weight" in state for other in candidates[:1]
+             for name in names(encoder, other).values()]
+    if not candidates or tell_size(state) is None and sum(known) < len(known) / 2:
         raise ValueError(f"{where}: is another kind of network (it holds {keys[0]}): {expected}")
     if "lite" in candidates:
         lite = not any(SQUEEZE.search(key) for key in keys)
@@ -335,6 +357,11 @@ def published(name: str, family: str | None) -> tuple[Mapping[str, Tensor], str,
     if url is None:
         raise ValueError(f"{name}: {family} publishes no weights for it that are known here")
     folder = Path(torch.hub.get_dir(), "checkpoints")
+    file = folder / url.rsplit("/", 1)[1]
+    if file.exists():  # torch.hub compares hashes only of what it fetches itself
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if not digest.startswith(file.stem.rsplit("-", 1)[1]):
+            raise ValueError(f"{file}: is not what its name says, or damaged: delete it")
     try:
         return torch.hub.load_state_dict_from_url(
             url, folder, map_location="cpu", check_hash=True, weights_only=True), url, family

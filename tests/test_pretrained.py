@@ -61,6 +61,24 @@ def test_each_module_has_the_name_that_its_family_gave_it(family, first, squeeze
     assert len(set(found.values())) == len(found)
 
 
+def test_each_layer_of_a_block_has_its_name():
+    rows = {"branch.0": ("block.0.0", "conv_pw", "_expand_conv"),
+            "branch.1": ("block.0.1", "bn1", "_bn0"),
+            "branch.3": ("block.1.0", "conv_dw", "_depthwise_conv"),
+            "branch.4": ("block.1.1", "bn2", "_bn1"),
+            "branch.6.reduce": ("block.2.fc1", "se.conv_reduce", "_se_reduce"),
+            "branch.6.expand": ("block.2.fc2", "se.conv_expand", "_se_expand"),
+            "branch.7": ("block.3.0", "conv_pwl", "_project_conv"),
+            "branch.8": ("block.3.1", "bn3", "_bn2")}
+    begins = {"torchvision": "features.3.1.", "timm": "blocks.2.1.", "lukemelas": "_blocks.4."}
+    encoder = EfficientNet(num_classes=0)
+    for column, (family, begin) in enumerate(begins.items()):
+        found = names(encoder, family)
+        for ours, theirs in rows.items():
+            assert found.pop(f"blocks.4.{ours}") == begin + theirs[column]
+        assert not [name for name in found if name.startswith("blocks.4.")]
+
+
 @pytest.mark.parametrize("name, family", [
     *(("efficientnet-b0", family) for family in FAMILIES if family != "lite"),
     *(("efficientnet-lite0", family) for family in ("timm", "timm-tf", "lite")),
@@ -178,6 +196,24 @@ def test_what_is_missing_left_over_or_of_the_wrong_shape_is_named_and_nothing_lo
         EfficientNet(), {**checkpoint(random_encoder(), "torchvision"), "features.9.bias": weight})
 
 
+@pytest.mark.parametrize("spoil", [
+    lambda w: w.to("meta"), lambda w: w.to_sparse(), lambda w: w * torch.nan,
+    lambda w: w.to(torch.complex64)])
+def test_tensors_without_finite_numbers_are_refused_before_any_is_loaded(spoil):
+    for key in ("features.0.0.weight", "features.7.0.block.0.0.weight"):
+        state = checkpoint(random_encoder(num_classes=0), "torchvision")
+        state[key] = spoil(state[key])
+        assert f"{key} holds no finite numbers" in refusal(EfficientNet(num_classes=0), state)
+
+
+def test_half_precision_stems_are_adapted_in_full():
+    state = checkpoint(random_encoder(num_classes=0), "torchvision")
+    encoder = EfficientNet(in_channels=1, num_classes=0)
+    half = state["features.0.0.weight"].half()
+    load_weights(encoder, {**state, "features.0.0.weight": half})
+    torch.testing.assert_close(encoder.stem[0].weight.data, half.float().sum(1, keepdim=True))
+
+
 def test_each_size_is_told_from_the_others():
     for name in SCALES:
         with torch.device("meta"):
@@ -230,6 +266,11 @@ def test_every_wrong_file_is_one_line_that_says_what_it_is_and_what_was_expected
     assert "is no state dict (it holds epoch, state_dict)" in refusal(encoder, path)
     torch.save({"layer1.0.conv1.weight": torch.ones(3)}, path)
     assert "is another kind of network (it holds layer1.0.conv1.weight)" in refusal(encoder, path)
+    torch.save({"features.0.0.weight": torch.ones(3, 3), "features.1.conv.0.0.weight":
+                torch.ones(3)}, path)  # a MobileNet
+    assert "is another kind of network (it holds features.0.0.weight)" in refusal(encoder, path)
+    torch.save({"conv_stem.weight": torch.ones(3, 3)}, path)
+    assert "is another kind of network (it holds conv_stem.weight)" in refusal(encoder, path)
     torch.save(checkpoint(EfficientNet("efficientnet-b1", num_classes=0), "torchvision"), path)
     assert "holds the weights of efficientnet-b1, expected efficientnet-b0's" in refusal(
         encoder, path)
@@ -265,6 +306,10 @@ def test_safetensors_load_and_damaged_ones_are_refused(tmp_path):
     save_file(checkpoint(trained, "timm-tf"), path)
     assert load_weights(encoder, path) == IMAGENET
     assert torch.equal(encoder.stem[0].weight, trained.stem[0].weight)
+    cache = tmp_path / "models--timm--tf_efficientnet_b0.ap_in1k" / "snapshots"
+    cache.mkdir(parents=True)
+    save_file(checkpoint(trained, "timm-tf"), cache / "model.safetensors")
+    assert load_weights(encoder, cache / "model.safetensors") == HALF
     path.write_bytes(path.read_bytes()[:1000])
     assert "is cut off or damaged" in refusal(encoder, path)
 
@@ -303,6 +348,10 @@ def test_imagenet_fetches_compares_the_hash_and_keeps_the_file(server):
     assert [path.name for path in cache.iterdir()] == [file.name]
     file.unlink()  # no network any more
     load_weights(encoder, "imagenet")
+    kept = cache / file.name
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert f"{kept}: is not what its name says, or damaged: delete it" == refusal(
+        encoder, "imagenet")
 
 
 def test_what_arrives_with_another_hash_is_not_kept(server, monkeypatch):

@@ -233,9 +233,9 @@ def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_pa
                                                                   monkeypatch):
     torch.manual_seed(3)
     trained = EfficientNet("efficientnet-lite0", num_classes=0)
-    file = tmp_path / "tf_efficientnet_lite0.pth"
+    file = tmp_path / "efficientnet_lite0_ra.pth"
     torch.save({f"{theirs}.{part}": trained.get_submodule(ours).state_dict()[part]
-                for ours, theirs in names(trained, "timm-tf").items() if "head" not in ours
+                for ours, theirs in names(trained, "timm").items() if "head" not in ours
                 for part in trained.get_submodule(ours).state_dict()}, file)
     before, groups = [], []
 
@@ -257,8 +257,10 @@ def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_pa
                 "--encoder-lr", "0.25", "--lr", "1e-3"])
     assert torch.equal(before[0], trained.stem[0].weight)
     net, _ = load_model(out / "fold0" / "model.pt")
-    assert (net.encoder.padding, net.encoder.bn_eps) == ("same", 1e-3)
-    assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert (net.encoder.padding, net.encoder.bn_eps) == ("symmetric", 1e-5)
+    assert net.encoder.stem[1].eps == 1e-5 and not net.encoder.stem[0].same
+    assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
     encoder = {name: p for name, p in net.named_parameters() if name.startswith("encoder.")}
     inside = [g for g in groups if g["initial_lr"] == 0.25e-3]

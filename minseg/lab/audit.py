@@ -379,7 +379,7 @@ def check(row: Row, case) -> dict:
     same = all(value is None or value <= bar for value, bar in zip(found, bars))
     return {"dtype": str(dtype).removeprefix("torch."), "value": found[0], "gradient": found[1],
             "tolerance": list(bars), "verdict": "same" if same else
-            "differs by design" if row.differs else "DIFFERS"}
+            "differs by design" if row.differs and math.isfinite(found[0]) else "DIFFERS"}
 
 
 def table(rows: list[dict]) -> str:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from minseg import SCSE, UNet, dice_loss
+from minseg.efficientnet import SCALES
+from minseg.pretrained import adapt_stem
 
 INSTALL = "python -m pip install -e '.[audit]'"
 
@@ -54,6 +56,29 @@ def test_torchvisions_norms_are_as_the_table_says(size, bn_eps, momentum):
         net = getattr(models, f"efficientnet_{size}")()
     assert {(m.eps, m.momentum) for m in net.modules()
             if isinstance(m, torch.nn.BatchNorm2d)} == {(bn_eps, momentum)}
+
+
+@pytest.mark.parametrize("size", range(8))
+def test_dropout_and_image_size_are_the_authors(size):
+    models = pytest.importorskip("torchvision.models", reason=f"needs torchvision: {INSTALL}")
+    lukemelas = pytest.importorskip("efficientnet_pytorch",
+                                    reason=f"needs efficientnet-pytorch: {INSTALL}")
+    _, _, dropout, pixels = SCALES[f"efficientnet-b{size}"]
+    with torch.device("meta"):
+        assert getattr(models, f"efficientnet_b{size}")().classifier[0].p == dropout
+    assert lukemelas.EfficientNet.get_image_size(f"efficientnet-b{size}") == pixels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_stems_for_other_channels_are_made_as_by_timm_and_smp(smp, channels):
+    helpers = pytest.importorskip("timm.models", reason=f"needs timm: {INSTALL}")
+    weight = torch.rand(8, 3, 3, 3)
+    ours = adapt_stem(weight, channels)
+    torch.testing.assert_close(ours, helpers.adapt_input_conv(channels, weight))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False))
+    net[0].weight.data = weight
+    smp.encoders._utils.patch_first_conv(net, channels)
+    torch.testing.assert_close(ours, net[0].weight.data)
 
 
 def test_timms_cbam_has_no_bias_unless_asked():
