@@ -27,6 +27,7 @@ def load(run: Path) -> dict:
                 for path in sorted(run.glob("fold*/log.csv"))]
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: is no complete run ({error}): train all of its folds")
+    config["data"] = Path(config.get("data") or "").name  # a path says nothing elsewhere
     curves = [[float(row["held_out_dice"]) for row in rows] for rows in logs]
     seconds = sum(float(row["seconds"]) for rows in logs for row in rows)
     return {"name": run.name, "config": config, "groups": summary["groups"],
