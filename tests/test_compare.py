@@ -1,10 +1,11 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from minseg.lab.compare import compare, main, passes
+from minseg.lab.compare import compare, main, passes, table
 
 
 def make_run(folder, dice, groups, **options):
@@ -15,7 +16,7 @@ def make_run(folder, dice, groups, **options):
             writer = csv.writer(file)
             writer.writerow(["epoch", "held_out_dice", "seconds"])
             writer.writerows([i, value + shift, 30] for i, value in enumerate(dice, 1))
-    (folder / "config.json").write_text(json.dumps({"encoder": "b0", "seed": 0, **options}))
+    (folder / "config.json").write_text(json.dumps({"encoder": "b0", "seed": 0, "data": "some/where", **options}))
     (folder / "summary.json").write_text(json.dumps(
         {"pooled_dice": 0.7, "mean_dice": 0.6, "sd_dice": 0.1, "groups": groups}))
     return folder
@@ -31,7 +32,7 @@ def runs(tmp_path):
 def test_it_says_what_was_apart_and_when_each_passed_the_others_end(runs):
     first, second = compare(runs)
     assert first["apart"] == {"weights": None} and second["apart"] == {"weights": "imagenet"}
-    assert first["alike"] == {"encoder": "b0", "seed": 0}
+    assert first["alike"] == {"encoder": "b0", "seed": 0, "data": "where"}
     assert second["held_out_dice"] == [0.4, 0.6, 0.7] and second["minutes"] == 3
     assert first["passes_the_others_end_in_epoch"] is None
     assert second["passes_the_others_end_in_epoch"] == 2
@@ -59,3 +60,10 @@ def test_runs_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
     assert "is no complete run" in refused(tmp_path / "nowhere")
     assert "other groups" in refused(make_run(tmp_path / "c", [1, 1, 1], {"a": 1, "c": 1}))
     assert "another number of epochs" in refused(make_run(tmp_path / "d", [1], {"a": 1, "b": 1}))
+
+
+def test_the_readme_shows_the_table_as_it_was_written():
+    root = Path(__file__).parent.parent
+    rows = json.loads((root / "docs/results/compare-random-imagenet.json").read_text())["rows"]
+    assert table(rows) in (root / "README.md").read_text()
+    assert rows[1]["apart"] == {"weights": "imagenet"}  # and nothing else

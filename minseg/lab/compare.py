@@ -9,6 +9,7 @@ Prints a table, writes docs/results/compare-A-B.json and draws docs/figures/comp
 
 import csv
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -100,8 +101,12 @@ def main(argv: list[str] | None = None) -> None:
         command = " ".join(["python -m minseg.lab.compare", *map(str, args.runs)])
         temporary.write_text(json.dumps({**environment("cpu"), "command": command, "rows": rows},
                                         indent=2) + "\n")
-    draw_curves(args.figures / f"{name}.png", {row["name"]: row["held_out_dice"] for row in rows},
-                f"held-out Dice, mean of folds, {rows[0]['alike'].get('encoder', '')}", ceiling=1)
+    rows.sort(key=lambda row: -row["held_out_dice"][-1])  # as the curves lie
+    curves = {row["name"]: row["held_out_dice"] for row in rows}
+    tenths = [10 * dice for curve in curves.values() for dice in curve]
+    draw_curves(args.figures / f"{name}.png", curves,
+                f"held-out Dice, mean of folds, {rows[0]['alike'].get('encoder', '')}",
+                (math.floor(min(tenths)) / 10, math.floor(max(tenths) + 1) / 10))
     print(args.out / f"{name}.json", args.figures / f"{name}.png", sep="\n")
 
 

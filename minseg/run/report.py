@@ -55,8 +55,8 @@ class Progress:
     """One line on the terminal that tells how far work has come and how long it will still take. On
     a terminal the line is redrawn; in a log file a new one is written every half minute."""
 
-    def __init__(self, total: int, label: str):
-        self.total, self.label, self.done = total, label, 0
+    def __init__(self, total: int, label: str, done: int = 0):
+        self.total, self.label, self.done, self.before = total, label, done, done
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
 
@@ -71,7 +71,8 @@ class Progress:
         if not self.live and now - self.start < 30:
             return  # over before a log would want a word
         self.shown = now
-        left = (now - self.start) / self.done * (self.total - self.done)
+        pace = (now - self.start) / (self.done - self.before or 1)
+        left = pace * (self.total - self.done)
         line = f"{self.label}  {int(self.done + 1e-6)}/{self.total}  {duration(left)} left  {text}"
         if self.live:
             end = "\r\x1b[K" if self.done == self.total else ""
@@ -128,9 +129,10 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
 
 
 def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str,
-                ceiling: float | None = None) -> None:
+                limits: tuple[float, float] | None = None) -> None:
     """Draws one or two curves over the epochs, 800 pixels wide, each from 0 to its largest value,
-    or all to `ceiling`. `curves` maps a name to one value an epoch."""
+    or both between `limits`, which are written beside. `curves` maps a name to one value an
+    epoch."""
     left, right, high, low = 20, 610, 50, 360
     image = Image.new("RGB", (800, 400), PAPER)
     draw = ImageDraw.Draw(image)
@@ -141,9 +143,12 @@ def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str
         x = left + (right - left) * (epoch + 1) / epochs
         draw.text((x, low + 6), str(epoch + 1), INK, font(14), anchor="ma")
     draw.text((right + 12, low + 6), "epoch", INK, font(14))
+    for limit, y in zip(limits or (), (low, high)):
+        draw.text((left, y), f"{limit:g}", INK, font(14), anchor="ld")
     for (name, values), colour, label in zip(curves.items(), (ORANGE, BLUE), (high, high + 30)):
-        top = ceiling or max([1e-9, *values])
-        points = [(left + (right - left) * (i + 1) / epochs, low - (low - high) * v / top)
+        bottom, top = limits or (0, max([1e-9, *values]))
+        points = [(left + (right - left) * (i + 1) / epochs,
+                   low - (low - high) * (v - bottom) / (top - bottom))
                   for i, v in enumerate(values)]
         draw.line(points, colour, 3)
         for x, y in points:
