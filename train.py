@@ -10,34 +10,27 @@ fold is there, summary.json.
 """
 
 import argparse
-import json
+import copy
 import math
-import statistics
+import shlex
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from minseg import (EfficientNet, UNet, deep_supervision_loss, epoch_indices, group_folds,
-                    load_weights, make_loss, predict_bands)
-from minseg.crossval import count_levels
+from minseg import UNet, deep_supervision_loss, epoch_indices, load_weights, make_loss
 from minseg.data.augment import augment
-from minseg.data.datasets import Mask, find_slides
-from minseg.data.files import atomic
-from minseg.data.slides import open_slide
-from minseg.data.synthetic import write_slides
-from minseg.data.tiles import Tiles, cut
 from minseg.efficientnet import SCALES
 from minseg.losses import first_stage
-from minseg.run.bands import write_tiff
-from minseg.run.checkpoint import save_model
-from minseg.run.predictor import predictor
+from minseg.run.checkpoint import load_progress, save_model, save_progress
+from minseg.run.prepare import outside, prepare, save_settings
 from minseg.run.report import Parser, Progress, duration
-from minseg.run.scores import save_fold, save_log, score, summarize
+from minseg.run.scores import predict, save_fold, save_log, score, summarize
+from minseg.run.step import (Watch, claimed, half, out_of_memory, recompute_activations, seeded, stop_when_asked)
+
+SAVE_EVERY = 300  # seconds
 
 RECIPES = {
     "post": {"encoder": "efficientnet-b0", "tile": 640, "batch": 16, "loss": "dice",
@@ -45,6 +38,10 @@ RECIPES = {
     "winner-like": {"attention": "cbam3", "hypercolumn": True, "deep_supervision": True,
                     "loss": "bce+lovasz", "batch": 16, "negatives": "balanced"},
 }
+
+
+class Stopped(Exception):
+    """Someone asked to stop; what was done is saved."""
 
 
 def options():
@@ -88,13 +85,25 @@ def options():
                        help="sets other options, as it prints; those given beside it win")
     group.add_argument("--epochs", type=int, metavar="N",
                        help="passes over the tiles (default 20; synthetic 14)")
-    group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles a step (default 8)")
+    group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles at once (default 8)")
+    group.add_argument("--accumulate", type=int, default=1, metavar="N",
+                       help="batches a step: their gradients are added up (default 1)")
     group.add_argument("--lr", type=float, default=5e-3, metavar="LR",
                        help="highest learning rate (default 5e-3)")
     group.add_argument("--encoder-lr", type=float, default=0.5, metavar="SHARE",
                        help="of --lr, for an encoder with --weights (default 0.5)")
+    group.add_argument("--amp", choices=("auto", "on", "off"), default="auto",
+                       help="16-bit numbers in the network (default auto: on CUDA)")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile: minutes to start, then faster")
+    group.add_argument("--checkpoint-activations", action="store_true",
+                       help="compute blocks twice instead of keeping their insides: less memory")
+    group.add_argument("--workers", type=int, default=2, metavar="N",
+                       help="threads that read tiles ahead (default 2)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    group.add_argument("--resume", action="store_true",
+                       help="go on with folds that were interrupted")
     group.add_argument("--out", type=Path, metavar="DIR",
                        help="folder of the run (default: runs/ and the name of the data)")
     return parser
@@ -126,7 +135,9 @@ def parse(argv=None):
     args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.device = parser.device(args.device)
-    for name in ("scale", "tile", "stride", "epochs", "batch", "lr", "encoder_lr"):
+    args.amp = args.amp == "on" or args.amp == "auto" and args.device.startswith("cuda")
+    for name in ("scale", "tile", "stride", "epochs", "batch", "accumulate", "workers", "lr",
+                 "encoder_lr"):
         if not 0 < getattr(args, name) < (math.inf if "lr" in name else 2**31):
             option = f"--{name.replace('_', '-')}"
             parser.error(f"{option} {getattr(args, name)}: needs a number above 0")
@@ -140,94 +151,6 @@ def parse(argv=None):
     except ValueError as error:
         parser.error(f"--loss, --then, --switch: {error}")
     return args
-
-
-def prepare(args):
-    """Reads and checks everything, writes synthetic slides and the tile cache only. ValueError says
-    what is wrong. Returns the images, the fold of each, their tiles, and the folds to train."""
-    if args.folds is None and args.fold is None:
-        args.fold = 0
-    folder = args.out / f"fold{args.fold}"
-    if args.fold is not None and folder.exists():
-        raise ValueError(f"{folder}: holds a run already: give another --out, or delete it")
-    if args.weights:  # said before slides are cut
-        load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
-    if args.data is None:
-        args.data = draw(args.out.parent / "synthetic-slides")
-    items = find_slides(args.data)
-    groups = [item.group for item in items]
-    several = len(set(groups))
-    if several < 2:
-        raise ValueError(f"{args.data}: is all one group: one has to be held out, so add another")
-    args.folds = min(5, several) if args.folds is None else args.folds
-    if not 2 <= args.folds <= several:
-        raise ValueError(f"--folds {args.folds}: with {several} groups it is 2 to {several}")
-    if args.fold is not None and not 0 <= args.fold < args.folds:
-        raise ValueError(f"--fold {args.fold}: with {args.folds} folds it is 0 to {args.folds - 1}")
-    written = args.out / "config.json"
-    if any(args.out.glob("fold*")) and written.exists() and written.read_text() != config(args):
-        raise ValueError(f"{args.out}: holds a run with other settings: give another --out")
-
-    facts, tiles = cut_all(items, args)
-    masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
-    if not any(found["positive"] for found in facts):
-        raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
-    if not tiles.mask_area.any():
-        raise ValueError(f"{masks}: nothing positive is left at --scale {args.scale}: use a "
-                         "smaller one")
-    folds = group_folds(groups, [found["positive"] for found in facts], args.folds)
-    chosen = range(args.folds) if args.fold is None else [args.fold]
-    for fold in chosen:
-        if not tiles.mask_area[outside(tiles, folds, fold)].any():
-            raise ValueError(f"{args.data}: outside fold {fold} no mask has a positive pixel: "
-                             "add images of other groups that have some")
-
-    print(f"{args.data}: {len(items)} images in {several} groups, {args.folds} folds of "
-          + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
-    if all(item.group == item.id for item in items):
-        print("no groups: each image counts alone, and one patient may be on both sides")
-    print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
-          f"{int((tiles.mask_area > 0).sum())} of them with something to find; {tiles.blank} "
-          "blank ones are left out of training")
-    return items, folds, tiles, chosen
-
-
-def draw(folder):
-    """Synthetic slides, unless they are there."""
-    if not folder.exists():
-        print(f"drawing 20 synthetic slides in {folder}", flush=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_slides(folder, 20)
-        except (OSError, ValueError):
-            if not folder.exists():  # else another process was faster
-                raise
-    return folder
-
-
-def cut_all(items, args):
-    """The tiles of all images, cut once for all folds and all runs beside this one."""
-    cache, margin = args.out.parent / "tiles", args.tile // 8
-    cache.mkdir(parents=True, exist_ok=True)
-    progress = Progress(len(items), "cutting slides")
-    facts = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride, margin=margin,
-                 progress=progress.step) for item in items]
-    known = [found["microns"] for found in facts if found["microns"]]
-    args.microns = statistics.median(known) if known else None
-    return facts, Tiles(cache, facts, args.tile, margin)
-
-
-def config(args):
-    """What all folds of a run share, as config.json holds it."""
-    apart = ("out", "fold", "device", "losses", "first", "microns")
-    shared = {name: value.resolve() if isinstance(value, Path) else value
-              for name, value in vars(args).items() if name not in apart}
-    return json.dumps(shared, indent=2, default=str) + "\n"
-
-
-def outside(tiles, folds, fold):
-    """The tiles to train on when `fold` is held out: indices."""
-    return torch.tensor([folds[slide] != fold for slide, _, _ in tiles.places]).nonzero()[:, 0]
 
 
 def build(args, steps):
@@ -260,99 +183,146 @@ def learning_rate(step, steps, first):
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def predict(net, items, args, overlap=0.5, folder=None):
-    """What `count_levels` counts of each image's probabilities at its file's own size; `folder`
-    gets those, too, uint8 in steps of 1/255."""
-    probabilities, counts = predictor([net], device=args.device), []
-    for item in items:
-        slide, total = open_slide(item.image, args.scale), 0
-        mask = Mask(item, slide.full_height, slide.full_width)
-        stride = max(1, round(args.tile * (1 - overlap)))
-        bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
-                              stride=stride, batch=args.batch, device=args.device)
-        with nullcontext(lambda band: None) if folder is None else write_tiff(
-                folder / f"{item.id}.tiff", slide.full_height, slide.full_width) as write:
-            for y, band in slide.enlarge(bands):
-                band = (band[0] * 255).round().byte()  # (rows, width)
-                total += count_levels(band, torch.from_numpy(mask.read(y, 0, *band.shape)))
-                write(band.numpy())
-        counts.append(total)
-    return counts
+def training_step(net, loss, parts, optimizer, scaler, dtype=None, accumulate=1):
+    """One step: the gradients of `accumulate` parts (images, targets) are added up, the weights
+    moved. Returns the mean loss, which stays on the device: nobody waits for it here."""
+    total = 0
+    for images, targets in parts:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            logits = net(images)
+        value = deep_supervision_loss(loss, logits, targets) / accumulate
+        scaler.scale(value).backward()
+        total = total + value.detach()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return total
+
+
+def make_optimizer(net, args):
+    """AdamW. Published weights move slowly; norms and biases are not shrunk."""
+    share = args.encoder_lr if args.weights else 1
+    return torch.optim.AdamW([
+        {"params": [p for name, p in net.named_parameters()
+                    if name.startswith("encoder.") == encoder and (p.ndim > 1) == shrunk],
+         "lr": args.lr * (share if encoder else 1), "weight_decay": 1e-2 * shrunk}
+        for encoder in (True, False) for shrunk in (True, False)], fused=True)
 
 
 def train(args, tiles, train_on, held_out, folder):
     """The training loop. Returns the network with averaged weights, and its arguments."""
 
-    def sample(generator):  # the tiles of one epoch
+    def sample(epoch):  # the tiles of one epoch
         ratio = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
         bins = 4 if args.negatives == "balanced" else None
         return train_on[epoch_indices(tiles.mask_area[train_on], negatives=ratio, bins=bins,
-                                      generator=generator)]
+                                      generator=seeded(args.seed, "epoch", epoch))]
 
-    drawn = len(sample(torch.Generator()))  # the same number each epoch
+    drawn = len(sample(0))  # the same number each epoch
     batch = min(args.batch, drawn)
-    batches = drawn // batch
-    steps, first = args.epochs * batches, args.first * batches
+    parts = min(args.accumulate, drawn // batch)  # batches a step
+    length = drawn // (batch * parts)  # steps an epoch
+    steps, first = args.epochs * length, args.first * length
     net, network = build(args, steps)
-
-    # Published weights move slowly; norms and biases are not shrunk.
-    share = args.encoder_lr if args.weights else 1
-    optimizer = torch.optim.AdamW([
-        {"params": [p for name, p in net.named_parameters()
-                    if name.startswith("encoder.") == encoder and (p.ndim > 1) == shrunk],
-         "lr": args.lr * (share if encoder else 1), "weight_decay": 1e-2 * shrunk}
-        for encoder in (True, False) for shrunk in (True, False)], fused=True)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, first))
+    optimizer = make_optimizer(net, args)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    dtype = half(args.device) if args.amp else None
+    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
+    averaged = copy.deepcopy(net).requires_grad_(False)
+    now, mean = ([value for value in model.state_dict().values() if value.is_floating_point()]
+                 for model in (net, averaged))
     # The average reaches back over a twentieth of the run, batch norm's statistics included.
     average = get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20))
-    averaged = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
 
-    generator = torch.Generator().manual_seed(args.seed)
-    progress = Progress(steps, f"training {folder.name}")
-    rows = []
-    for epoch in range(args.epochs):
-        start, total = time.monotonic(), torch.zeros((), device=args.device)
-        loss = args.losses[epoch >= args.first]
-        net.train()
-        for indices in sample(generator)[: batches * batch].view(batches, batch).tolist():
-            images, masks = (t.to(args.device) for t in tiles.batch(indices))
-            images, targets = augment(images, masks, args.tile, generator)
-            logits = net(images.contiguous(memory_format=torch.channels_last))
-            value = deep_supervision_loss(loss, logits, targets)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(net)
-            total += value.detach()
-            progress.step(text=f"epoch {epoch + 1}/{args.epochs}")
+    kept = {"net": net, "averaged": averaged, "optimizer": optimizer, "scaler": scaler}
+    done, rows, total, seconds = 0, [], torch.zeros((), device=args.device), 0.0
+    if args.resume and (before := load_progress(folder / "resume.pt")):
+        for name, part in kept.items():
+            part.load_state_dict(before[name])
+        done, rows, seconds = before["done"], before["rows"], before["seconds"]
+        total += before["total"]
+    watch, bar = Watch(tiles.describe), Progress(steps, f"training {folder.name}", done)
+    started = saved = time.monotonic()
 
-        finite = all(value.isfinite().all() for value in averaged.module.state_dict().values())
-        if not finite or not total.isfinite():
-            raise FloatingPointError(f"loss or weights are no longer finite in epoch {epoch + 1}: "
-                                     f"delete {folder} and lower --lr")
+    def save():
+        watch.check(mean)  # what is not finite is not kept
+        save_progress(folder / "resume.pt", done=done, rows=rows, total=total.item(),
+                      seconds=seconds + time.monotonic() - started,
+                      **{name: part.state_dict() for name, part in kept.items()})
 
-        quick = score(predict(averaged.module, held_out, args, overlap=0), held_out)
-        rows.append({"epoch": epoch + 1, "steps": (epoch + 1) * batches,
-                     "stage": 1 + (epoch >= args.first), "loss": round(total.item() / batches, 5),
-                     "held_out_dice": round(quick["pooled_dice"], 5),
-                     "seconds": round(time.monotonic() - start, 1)})
-        progress.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
-                     "{seconds} s".format(**rows[-1]))
-        title = args.loss + (f", then {args.then}" if args.then else "")
-        save_log(folder, rows, f"{args.encoder}, {title}, {folder}")
-    return averaged.module, network
+    forward, losses = net, args.losses
+    if args.checkpoint_activations:
+        recompute_activations(net)
+    if args.compile:
+        forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
+    with stop_when_asked() as stop:
+        for epoch in range(done // length, args.epochs):
+            order = sample(epoch)[: length * parts * batch].view(length, parts, batch).tolist()
+            order = order[done % length :]  # what is left of it
+            stream = tiles.batches([part for step in order for part in step], args.device,
+                                   args.workers)
+            net.train()
+            for step in order:
+                rate = learning_rate(done, steps, first)
+                for group, top in zip(optimizer.param_groups, highest):
+                    group["lr"] = top * rate
+                generator = seeded(args.seed, "step", done)
+                torch.manual_seed(generator.initial_seed())  # for stochastic depth
+                augmented = (augment(*next(stream), args.tile, generator) for _ in step)
+                value = training_step(forward, losses[epoch >= args.first], augmented, optimizer,
+                                      scaler, dtype, parts)
+                average(mean, now, None)
+                total += value
+                watch.add(done, value, scaler, rate * args.lr, step)
+                done += 1
+                bar.step(text=f"epoch {epoch + 1}/{args.epochs}")
+                if done % length and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY):
+                    save()
+                    saved = time.monotonic()
+                    if stop.is_set():
+                        raise Stopped(f"after step {done} of {steps}")
+
+            quick = score(predict(averaged, held_out, args, overlap=0), held_out)
+            rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (epoch >= args.first),
+                         "loss": round(total.item() / length, 5),
+                         "held_out_dice": round(quick["pooled_dice"], 5),
+                         "seconds": round(seconds + time.monotonic() - started
+                                          - sum(row["seconds"] for row in rows), 1)})
+            total.zero_()
+            save()
+            bar.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
+                    "{seconds} s".format(**rows[-1]))
+            title = args.loss + (f", then {args.then}" if args.then else "")
+            save_log(folder, rows, f"{args.encoder}, {title}, {folder}")
+            if stop.is_set() and done < steps:
+                raise Stopped(f"after epoch {epoch + 1} of {args.epochs}")
+    return averaged.eval(), network
+
+
+def train_and_score(args, items, folds, tiles, fold):
+    """One fold, from its folder to its model.pt."""
+    folder = args.out / f"fold{fold}"
+    held_out = [item for item, other in zip(items, folds) if other == fold]
+    print(f"{folder}: {len(items) - len(held_out)} images to train on, "
+          f"{len(held_out)} to score", flush=True)
+    net, network = train(args, tiles, outside(tiles, folds, fold), held_out, folder)
+    (folder / "probabilities").mkdir(exist_ok=True)
+    counts = predict(net, held_out, args, folder=folder / "probabilities")
+    threshold = save_fold(folder, held_out, counts)
+    state = {name: value.cpu() for name, value in net.state_dict().items()}
+    save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
+               threshold=threshold, microns=args.microns)  # last: the fold is complete
+    print(f"look at {folder / 'preview.png'}")
 
 
 def main(argv=None):
     """Prepare; train and report, fold by fold; summarize."""
     args = parse(argv)
-    start = time.monotonic()
+    start, again = time.monotonic(), shlex.join(sys.argv[1:] if argv is None else argv)
     try:
         items, folds, tiles, chosen = prepare(args)
-        args.out.mkdir(parents=True, exist_ok=True)
-        with atomic(args.out / "config.json") as temporary:
-            temporary.write_text(config(args))
+        save_settings(args)
     except (ValueError, OSError, MemoryError) as error:
         remedy = ": use a smaller --tile or a larger --scale" * isinstance(error, MemoryError)
         print(f"train.py: {error}{remedy}", file=sys.stderr)
@@ -360,26 +330,39 @@ def main(argv=None):
     try:
         for fold in chosen:
             folder = args.out / f"fold{fold}"
-            try:
-                folder.mkdir()  # who makes the folder trains the fold: processes can share a run
-            except FileExistsError:
-                print(f"{folder}: " + ("is there already" if (folder / "model.pt").exists() else
-                      "is unfinished: if no process is at work there, delete it and start again"))
+            if (folder / "model.pt").exists():
+                print(f"{folder}: is there already")
                 continue
-            held_out = [item for item, other in zip(items, folds) if other == fold]
-            print(f"{folder}: {len(items) - len(held_out)} images to train on, "
-                  f"{len(held_out)} to score", flush=True)
-            net, network = train(args, tiles, outside(tiles, folds, fold), held_out, folder)
-            (folder / "probabilities").mkdir()
-            counts = predict(net, held_out, args, folder=folder / "probabilities")
-            threshold = save_fold(folder, held_out, counts)
-            state = {name: value.cpu() for name, value in net.state_dict().items()}
-            save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
-                       threshold=threshold, microns=args.microns)  # last: the fold is complete
-            print(f"{duration(time.monotonic() - start)}; look at {folder / 'preview.png'}")
+            try:
+                folder.mkdir(exist_ok=args.resume)
+            except FileExistsError:
+                print(f"{folder}: is unfinished: if no process is at work there, add --resume")
+                continue
+            with claimed(folder) as mine:  # processes can share a run
+                if mine:
+                    train_and_score(args, items, folds, tiles, fold)
+                else:
+                    print(f"{folder}: another process is at work there")
+        print(duration(time.monotonic() - start))
         summarize(args.out, items, folds)
-    except (FloatingPointError, ValueError, OSError) as error:
+    except Stopped as stopped:
+        print(f"train.py: stopped {stopped}; go on with\n    python train.py "
+              f"{again.removesuffix(' --resume')} --resume", file=sys.stderr)
+        sys.exit(130)
+    except FloatingPointError as error:
+        kept = folder / "resume.pt"
+        print(f"train.py: {error}: " + (f"go on from {kept} with --resume and a lower --lr"
+              if kept.exists() else f"delete {folder} and lower --lr"), file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"train.py: out of memory on {args.device}: lower --batch {args.batch} (and raise "
+              "--accumulate), or add --checkpoint-activations; what was saved goes on with "
+              "--resume", file=sys.stderr)
         sys.exit(1)
 
 

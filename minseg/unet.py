@@ -64,7 +64,7 @@ def conv_norm_relu(c_in: int, c_out: int) -> nn.Sequential:
     """A 3 x 3 convolution (no bias: the norm has one), batch norm and ReLU; sizes stay."""
     conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
 def self_attention(name: str | None, channels: int) -> nn.Module:

@@ -1,6 +1,9 @@
 import csv
 import json
+import os
+import shlex
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,8 +15,11 @@ from torch.nn import functional as F
 import train
 from minseg import EfficientNet, dice_score, predict_image, rle_encode
 from minseg.crossval import count_levels
+from minseg.data.datasets import find_slides
+from minseg.data.slides import open_slide
 from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.pretrained import names
+from minseg.run import prepare
 from minseg.run.checkpoint import load_model
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
@@ -48,7 +54,8 @@ def refused(capsys, *arguments):
 def test_a_run_leaves_the_files_that_the_design_names(run):
     assert {p.name for p in run.iterdir()} == {"config.json", "fold0"}
     assert {p.name for p in (run / "fold0").iterdir()} == {
-        "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "probabilities"}
+        "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "resume.pt",
+        "probabilities"}
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+dice"
     rows = list(csv.DictReader(open(run / "fold0" / "log.csv")))
@@ -61,7 +68,7 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
     assert facts["scale"] == 2 and facts["tile"] == 64 and facts["microns"] is None
     score = json.loads((run / "fold0" / "score.json").read_text())
     args = train.parse(["--data", str(data), *QUICK])
-    items = [item for item in train.find_slides(data) if item.id in score["images"]]
+    items = [item for item in find_slides(data) if item.id in score["images"]]
     (tmp_path / "again").mkdir()
     counts = train.predict(net, items, args, folder=tmp_path / "again")
     for item, count in zip(items, counts):
@@ -78,8 +85,8 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
 def test_probabilities_are_the_networks_blended_ones_at_the_files_own_size(run, data, tmp_path):
     net, _ = load_model(run / "fold0" / "model.pt")
     args = train.parse(["--data", str(data), *QUICK])
-    item = train.find_slides(data)[0]
-    small = train.open_slide(item.image, 2)
+    item = find_slides(data)[0]
+    small = open_slide(item.image, 2)
     with torch.inference_mode():
         probability = predict_image(lambda t: net(t / 255).sigmoid(),
                                     small.read(0, 0, small.height, small.width), tile=64, stride=48)
@@ -237,11 +244,12 @@ def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_pa
     torch.save({f"{theirs}.{part}": trained.get_submodule(ours).state_dict()[part]
                 for ours, theirs in names(trained, "timm").items() if "head" not in ours
                 for part in trained.get_submodule(ours).state_dict()}, file)
-    before, groups = [], []
+    before, groups, tops = [], [], []
 
     def adamw(given, **options):
         optimizer = torch.optim.SGD(given, lr=0)  # only to see what it is given
         groups.extend(optimizer.param_groups)
+        tops.extend(group["lr"] for group in groups)
         return optimizer
 
     def build(args, steps):
@@ -263,8 +271,8 @@ def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_pa
     assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
     encoder = {name: p for name, p in net.named_parameters() if name.startswith("encoder.")}
-    inside = [g for g in groups if g["initial_lr"] == 0.25e-3]
-    outside = [g for g in groups if g["initial_lr"] == 1e-3]
+    inside, outside = ([g for g, top in zip(groups, tops) if top == rate]
+                       for rate in (0.25e-3, 1e-3))
     assert len(inside) + len(outside) == len(groups)
     assert sum(len(g["params"]) for g in inside) == len(encoder)
     assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
@@ -326,7 +334,7 @@ def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, c
     assert capsys.readouterr().out.count("is there already") == 2
     assert {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()} == before
 
-    groups = [{slide.group for slide in train.find_slides(data) if slide.id in score["images"]}
+    groups = [{slide.group for slide in find_slides(data) if slide.id in score["images"]}
               for score in (json.loads((tmp_path / "row" / fold / "score.json").read_text())
                             for fold in ("fold0", "fold1"))]
     assert groups[0] and groups[1] and not groups[0] & groups[1]
@@ -406,7 +414,7 @@ def test_a_fold_that_was_stopped_is_named_and_no_summary_is_made_up(run, data, t
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
     out = capsys.readouterr().out
     assert "fold0: is there already" in out and "fold1: is unfinished" in out
-    assert "delete it and start again" in out and "fold1 still to come" in out
+    assert "add --resume" in out and "fold1 still to come" in out
     assert not (tmp_path / "o" / "summary.json").exists()
 
 
@@ -449,7 +457,7 @@ def test_too_large_a_tile_is_one_line(data, tmp_path, capsys, monkeypatch):
     def no_memory(*arguments, **options):
         raise MemoryError("Unable to allocate 99 GiB")
 
-    monkeypatch.setattr(train, "Tiles", no_memory)
+    monkeypatch.setattr(prepare, "Tiles", no_memory)
     assert "smaller --tile" in refused(capsys, "--data", data, "--out", tmp_path / "o")
 
 
@@ -587,7 +595,175 @@ def test_a_full_disk_while_cutting_is_one_line_and_leaves_no_half_of_a_file(
             raise OSError(28, "No space left on device", str(cache))
         return cut(item, cache, **options)
 
-    cut = train.cut
-    monkeypatch.setattr(train, "cut", full)
+    cut = prepare.cut
+    monkeypatch.setattr(prepare, "cut", full)
     line = refused(capsys, "--data", hubmap, "--out", tmp_path / "o")
     assert "No space left" in line and not (tmp_path / "o").exists()
+
+
+# Going on
+
+
+class Killed(BaseException):
+    """As sudden as kill -9, but for the process."""
+
+
+def final(run):
+    """The weights of a complete run."""
+    return torch.load(run / "fold0" / "model.pt", weights_only=True)["state"]
+
+
+LONGER = [*QUICK, "--epochs", "3", "--loss", "dice", "--then", "bce+lovasz"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train.main(["--data", str(data), "--out", str(out), *LONGER])
+    return out
+
+
+@pytest.mark.parametrize("where, after", [
+    ("training_step", 0), ("training_step", 1), ("training_step", 4), ("training_step", 11), ("score", 0), ("score", 1),
+    ("save_log", 1), ("save_fold", 0), ("save_model", 0)])
+def test_a_run_that_died_anywhere_goes_on_to_the_same_bits(undisturbed, data, tmp_path, monkeypatch,
+                                                           where, after):
+    calls, function = [], getattr(train, where)
+
+    def die(*arguments, **options):
+        calls.append(where)
+        if len(calls) > after:
+            raise Killed
+        return function(*arguments, **options)
+
+    command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)  # after every step
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, where, die)
+        train.main(command)
+    train.main([*command, "--resume"])
+    wanted, found = final(undisturbed), final(tmp_path / "o")
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(
+        open(run / "fold0" / "log.csv"))] for run in (undisturbed, tmp_path / "o")]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+    scores = [(run / "fold0" / "score.json").read_text() for run in (undisturbed, tmp_path / "o")]
+    assert scores[0] == scores[1]
+
+
+def test_it_goes_on_from_where_it_was_and_not_from_the_start(undisturbed, data, tmp_path,
+                                                             monkeypatch):
+    calls, function = [], train.training_step
+
+    def count(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(train, "training_step", count)
+    command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
+    with pytest.raises(Killed):
+        train.main(command)
+    train.main([*command, "--resume"])
+    rows = list(csv.DictReader(open(undisturbed / "fold0" / "log.csv")))
+    assert len(calls) == 4 + int(rows[-1]["steps"]) - 3
+
+
+def test_ctrl_c_stops_after_the_step_saves_and_says_how_to_go_on(undisturbed, data, tmp_path,
+                                                                 monkeypatch, capsys):
+    function = train.training_step
+
+    def ask(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return function(*arguments, **options)
+
+    command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(train, "training_step", ask)
+        train.main(command)
+    assert error.value.code == 130
+    err = capsys.readouterr().err
+    assert "stopped after step 1 of" in err
+    again = shlex.split(err.splitlines()[-1])
+    assert again == ["python", "train.py", *command, "--resume"]
+    train.main(again[2:])
+    wanted, found = final(undisturbed), final(tmp_path / "o")
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch,
+                                                                  capsys):
+    calls, function = [], train.training_step
+
+    def spoil(net, loss, parts, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            with torch.no_grad():
+                net.head.bias.fill_(torch.nan)
+        return function(net, loss, parts, *arguments, **options)
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(train, "training_step", spoil)
+    command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
+    with pytest.raises(SystemExit) as error:
+        train.main(command)
+    assert error.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "step 2: the loss is nan; learning rate" in line and "tiles slide0" in line
+    assert "resume.pt with --resume and a lower --lr" in line
+    kept = torch.load(tmp_path / "o" / "fold0" / "resume.pt", weights_only=True)
+    assert kept["done"] == 2 and all(v.isfinite().all() for v in kept["net"].values())
+
+    built = []
+    optimizer = train.make_optimizer
+    monkeypatch.setattr(train, "make_optimizer", lambda net, args: built.append(args.lr) or
+                        optimizer(net, args))
+    train.main([*command, "--resume", "--lr", "1e-3"])  # calls go on from 3: nothing is spoilt
+    assert built == [1e-3] and (tmp_path / "o" / "fold0" / "model.pt").exists()
+
+
+def test_a_run_goes_on_with_the_same_settings_only(undisturbed, data, capsys):
+    line = refused(capsys, "--data", data, "--out", undisturbed, "--resume", "--epochs", "4",
+                   "--loss", "dice", "--then", "bce+lovasz")
+    assert "holds a run with other settings (--epochs)" in line
+
+
+def test_a_damaged_resume_pt_is_one_line(undisturbed, data, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "o")
+    (tmp_path / "o" / "fold0" / "model.pt").unlink()
+    file = tmp_path / "o" / "fold0" / "resume.pt"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume"])
+    assert error.value.code == 1
+    assert f"{file}: is damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_full_memory_is_one_line_that_says_what_to_lower(data, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(train, "training_step", full)
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK])
+    assert error.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "lower --batch 4" in line and "--checkpoint-activations" in line
+
+
+def test_every_way_to_be_fast_and_small_trains_together(data, tmp_path):
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--scale", "4", "--amp",
+                "on", "--accumulate", "3", "--checkpoint-activations", "--workers", "1"])
+    net, _ = load_model(tmp_path / "o" / "fold0" / "model.pt")
+    rows = list(csv.DictReader(open(tmp_path / "o" / "fold0" / "log.csv")))
+    assert float(rows[0]["loss"]) > 0 and int(rows[0]["steps"]) >= 1
+
+
+def test_recomputed_activations_give_the_same_run(data, tmp_path):
+    states = []
+    for name, options in (("a", []), ("b", ["--checkpoint-activations", "--workers", "3"])):
+        train.main(["--data", str(data), "--out", str(tmp_path / name), *QUICK, *options])
+        states.append(final(tmp_path / name))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

@@ -21,9 +21,11 @@ contrast are not kept. Scoring never comes here, it reads the slides.
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +131,39 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.places)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """uint8 images (N, 3, size, size) and masks (N, 1, size, size), size = tile + 2 margin."""
-        shape = (self.size, self.size, 4)
-        count = math.prod(shape)
-        stack = np.stack([np.fromfile(path, np.uint8, count, offset=k * count).reshape(shape)
-                          for path, k in (self._where[i] for i in indices)])
-        tiles = torch.from_numpy(stack).permute(0, 3, 1, 2)
-        return tiles[:, :3].contiguous(), tiles[:, 3:].contiguous()
+    def describe(self, indices: Sequence[int]) -> str:
+        """Which tiles these are: ID (y, x), in scaled pixels."""
+        return ", ".join("{} ({}, {})".format(self._where[i][0].stem.rpartition("-")[0],
+                                              *self.places[i][1:]) for i in indices)
+
+    def read(self, indices: Sequence[int], pin: bool = False) -> Tensor:
+        """Tiles as they lie in the cache, uint8 (N, size, size, 4): red, green, blue, mask. `pin`:
+        in page-locked memory. ValueError where a file has become shorter."""
+        tiles = torch.empty(len(indices), self.size, self.size, 4, dtype=torch.uint8,
+                            pin_memory=pin)
+        for tile, (path, k) in zip(tiles.numpy(), (self._where[i] for i in indices)):
+            with open(path, "rb", buffering=0) as file:
+                file.seek(k * tile.nbytes)
+                if file.readinto(tile) != tile.nbytes:
+                    raise ValueError(f"{path}: is damaged: delete it, and it is cut anew")
+        return tiles
+
+    def batches(self, batches: Sequence[Sequence[int]], device: str = "cpu",
+                workers: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of `batches`, lists of N indices: uint8 images (N, 3, size, size) and masks
+        (N, 1, size, size) on `device`, size = tile + 2 margin. `workers` threads read ahead, and
+        neither reading nor copying holds up the device."""
+        cuda, rest, jobs = torch.device(device).type == "cuda", iter(batches), deque()
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                while True:
+                    for indices in islice(rest, 2 * workers + 1 - len(jobs)):
+                        jobs.append(pool.submit(self.read, indices, cuda))
+                    if not jobs:
+                        return
+                    tiles = jobs.popleft().result().to(device, non_blocking=True)
+                    tiles = tiles.permute(0, 3, 1, 2)  # (N, 4, size, size)
+                    yield tiles[:, :3], tiles[:, 3:]
+            finally:
+                for job in jobs:
+                    job.cancel()

@@ -4,6 +4,8 @@
     python -m minseg.lab.bench hypercolumn
     python -m minseg.lab.bench rle
     python -m minseg.lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
+    python -m minseg.lab.bench train --against smp
+    python -m minseg.lab.bench loader
 
 Machines are noisy and change their speed within a minute, so two things are compared in turn, round
 by round, and what counts is the ratio of their medians.
@@ -32,12 +34,14 @@ from ..data.rle import Encoder, rle_encode
 from ..data.slides import shrink
 from ..data.synthetic import synthetic_slide
 from ..dice import dice_score
+from ..efficientnet import SCALES
 from ..hypercolumn import Hypercolumn
 from ..lovasz import lovasz_hinge
 from ..run.checkpoint import load_model
 from ..run.predictor import predictor
 from ..run.report import Parser
 from ..tiling import predict_image
+from .steps import TRICKS, bench_loader, bench_train
 
 RESULTS = Path("docs/results")
 
@@ -334,7 +338,7 @@ def against_monai(args) -> list[dict]:
 
 
 BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": bench_rle,
-           "tiling": bench_tiling}
+           "tiling": bench_tiling, "train": bench_train, "loader": bench_loader}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -342,14 +346,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m minseg.lab.bench", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=BENCHES)
     parser.add_argument("--against", choices=("smp", "monai"),
-                        help="lovasz: segmentation_models.pytorch; tiling: MONAI with it")
+                        help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it")
     parser.add_argument("--model", type=Path, metavar="FILE",
                         help="model.pt of a run on synthetic slides, for its logits or its speed")
     parser.add_argument("--images", type=int, help="default 16; hypercolumn 2")
     parser.add_argument("--size", type=int, help="side in pixels, default 640; tiling, rle 30000")
     parser.add_argument("--tile", type=int, default=512, help="of tiling, default 512")
     parser.add_argument("--overlap", type=float, default=0.25, help="of tiling, default 0.25")
-    parser.add_argument("--amp", action="store_true", help="of tiling's network")
+    parser.add_argument("--amp", action="store_true", help="16-bit numbers: tiling, train")
+    parser.add_argument("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES,
+                        metavar="NAME", help="of train, default efficientnet-b0")
+    parser.add_argument("--tricks", nargs="+", default=["plain"], choices=TRICKS, metavar="NAME",
+                        help=f"of train: {', '.join(TRICKS)}; default plain")
+    parser.add_argument("--loss", default="dice+lovasz", help="of train, default dice+lovasz")
+    parser.add_argument("--compile", action="store_true", help="train: also compiled")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")

@@ -7,6 +7,7 @@ trained on, and the threshold. It holds tensors, numbers and strings only, and i
 `weights_only=True`: a file from a stranger cannot run code.
 """
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -18,13 +19,27 @@ from ..unet import UNet
 def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile: int,
                threshold: float, microns: float | None = None) -> None:
     """Writes a checkpoint: `network` are UNet's arguments, `state` its state dict."""
-    checkpoint = {"network": network, "state": state, "scale": scale, "tile": tile,
-                  "threshold": threshold, "microns": microns}
+    save_progress(path, network=network, state=state, scale=scale, tile=tile, threshold=threshold,
+                  microns=microns)
+
+
+def save_progress(path: str | Path, **parts) -> None:
+    """Writes tensors, numbers, strings, and lists and dicts of them."""
     with atomic(path) as temporary:
         try:
-            torch.save(checkpoint, temporary)
+            torch.save(parts, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(f"{path}: cannot be written: {' '.join(str(error).split())[:80]}")
+
+
+def load_progress(path: str | Path) -> dict | None:
+    """What `save_progress` wrote, None where it wrote nothing. ValueError names a damaged file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        raise ValueError(f"{path}: is damaged: delete the folder and start the fold again")
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..tta import flips_and_turns
+from .step import half
 
 
 def fold_batch_norm(net: nn.Module) -> nn.Module:
@@ -42,14 +43,12 @@ def predictor(nets: Sequence[nn.Module], *, device: str, tta: bool = False, amp:
     nets = [fold_batch_norm(net).to(device, memory_format=torch.channels_last) for net in nets]
     if compile:
         nets = [torch.compile(net) for net in nets]
-    kind, dtype = torch.device(device).type, torch.bfloat16
-    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        dtype = torch.float16
+    kind = torch.device(device).type
 
     @torch.inference_mode()
     def predict(tiles: Tensor) -> Tensor:
         images = tiles.to(device, memory_format=torch.channels_last).float() / 255
-        with torch.autocast(kind, dtype, enabled=amp):
+        with torch.autocast(kind, half(device), enabled=amp):
             return sum(net(images).float().sigmoid() for net in nets) / len(nets)
 
     return flips_and_turns(predict) if tta else predict

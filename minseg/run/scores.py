@@ -5,19 +5,24 @@ score them again. score.json and summary.json hold what `crossval.cross_validate
 alone is cut at 0.5, and when every fold is there, each at the threshold that suits the others best.
 """
 
+import argparse
 import csv
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..crossval import count_levels, cross_validate, threshold_of
 from ..data.datasets import Item, Mask
 from ..data.files import atomic
 from ..data.slides import open_slide
+from ..tiling import predict_bands
+from .bands import write_tiff
+from .predictor import predictor
 from .report import contact_sheet, draw_curves, draw_outlines
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
@@ -42,6 +47,28 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
     found["images"] = {item.id: dice for item, dice in zip(items, found["images"])}
     total = sum(counts)  # where nothing is positive, the best would be never to find anything
     return {**found, "best_threshold": threshold_of(total)[0] if total[1].any() else 0.5}
+
+
+def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, overlap: float = 0.5,
+            folder: Path | None = None) -> list[Tensor]:
+    """What `count_levels` counts of each image's probabilities at its file's own size; `folder`
+    gets those, too, uint8 in steps of 1/255."""
+    probabilities = predictor([net], device=args.device, amp=args.amp)
+    counts = []
+    for item in items:
+        slide, total = open_slide(item.image, args.scale), 0
+        mask = Mask(item, slide.full_height, slide.full_width)
+        stride = max(1, round(args.tile * (1 - overlap)))
+        bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
+                              stride=stride, batch=args.batch, device=args.device)
+        with nullcontext(lambda band: None) if folder is None else write_tiff(
+                folder / f"{item.id}.tiff", slide.full_height, slide.full_width) as write:
+            for y, band in slide.enlarge(bands):
+                band = (band[0] * 255).round().byte()  # (rows, width)
+                total += count_levels(band, torch.from_numpy(mask.read(y, 0, *band.shape)))
+                write(band.numpy())
+        counts.append(total)
+    return counts
 
 
 def save_score(path: Path, found: dict) -> None:

@@ -1,0 +1,263 @@
+"""Whole training steps, for `python -m minseg.lab.bench train`: what they cost in time, memory and
+bytes moved, here and with segmentation_models.pytorch.
+
+Every step takes the same images and masks that lie on the device already, and does all that
+`train.py` does with them but augmentation: forward, loss, backward, optimiser, averaged weights.
+"""
+
+import argparse
+import copy
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..data.tiles import Tiles
+from ..losses import make_loss
+from ..run.step import half, recompute_activations
+from ..unet import UNet
+
+TRICKS = {
+    "plain": {}, "gates": {"gates": True}, "scse": {"attention": "scse"},
+    "cbam": {"attention": "cbam"}, "hypercolumn": {"hypercolumn": True},
+    "deep": {"deep_supervision": True},
+    "all": {"gates": True, "attention": "scse", "hypercolumn": True, "deep_supervision": True},
+}
+
+
+def batch(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Images in [0, 1] and masks of discs, on the device."""
+    torch.manual_seed(0)
+    images = torch.rand(args.images, 3, args.size, args.size)
+    x = torch.linspace(-1, 1, args.size)
+    discs = x[:, None].hypot(x) < torch.rand(args.images, 1, 1, 1) * 0.5
+    return images.to(args.device), discs.float().to(args.device)
+
+
+def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False,
+                compiled: bool = False) -> Callable[[], Tensor]:
+    """train.py's own step on one batch."""
+    import train  # the program that is measured; it lies beside docs/
+
+    images, masks = batch(args)
+    net = UNet(name, **TRICKS[tricks]).to(args.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+    dtype = half(args.device) if args.amp else None
+    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
+    averaged = copy.deepcopy(net).requires_grad_(False)
+    now, mean = ([v for v in model.state_dict().values() if v.is_floating_point()]
+                 for model in (net, averaged))
+    average, loss = get_ema_multi_avg_fn(0.99), make_loss(args.loss)
+    if recompute:
+        recompute_activations(net)
+    forward = torch.compile(net, dynamic=False) if compiled else net
+
+    def step() -> Tensor:
+        value = train.training_step(forward, loss, [(images, masks)], optimizer, scaler, dtype)
+        average(mean, now, None)
+        return value
+
+    step.net = net
+    return step
+
+
+def smp_step(args: argparse.Namespace, name: str, added: bool = False,
+             compiled: bool = False) -> Callable[[], Tensor]:
+    """segmentation_models.pytorch's U-Net in the loop that its documentation shows. `added`: with
+    channels-last, a fused optimiser; on CUDA autocast is on either way."""
+    import segmentation_models_pytorch as smp
+
+    images, masks = batch(args)
+    net = smp.Unet(name, encoder_weights=None).to(args.device).train()
+    losses = {"bce": nn.BCEWithLogitsLoss(), "dice": smp.losses.DiceLoss("binary"),
+              "lovasz": smp.losses.LovaszLoss("binary", per_image=True)}
+    parts = [losses[part] for part in args.loss.split("+")]
+    if added:
+        net = net.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=added)
+    mean, std = (torch.tensor(values, device=args.device).view(1, 3, 1, 1)
+                 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    kind, dtype = torch.device(args.device).type, half(args.device)
+    scaler = torch.amp.GradScaler(kind, enabled=args.amp and dtype == torch.float16)
+    forward = torch.compile(net, dynamic=False) if compiled else net
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(kind, dtype, enabled=args.amp):
+            logits = forward((images - mean) / std)
+            loss = sum(part(logits, masks) for part in parts)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    step.net = net
+    return step
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes that operators read and write: each tensor that goes in or comes out, once
+    an operator; views cost nothing. Fused operators move less than this, so it is what eager
+    PyTorch moves at least, where nothing stays in a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if not function.is_view and function.overloadpacket.__name__ not in ("empty", "detach"):
+            tensors, _ = torch.utils._pytree.tree_flatten((args, kwargs, result))
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors
+                              if isinstance(t, Tensor))
+        return result
+
+
+def bandwidth(device: str) -> float:
+    """Bytes a second that the device reads and writes in the copy of a large tensor."""
+    source = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(10):
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.numel() / best
+
+
+def peak_of(make: Callable, arguments: tuple, device: str) -> float:
+    """GiB that the second of two steps holds at most: on CUDA in tensors; on a CPU in the process,
+    which is a new one, beyond what it held before it made the network."""
+    if device.startswith("cuda"):
+        step = make(*arguments)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() / 2**30
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_on_cpu, (make, arguments))
+
+
+def _peak_on_cpu(make: Callable, arguments: tuple) -> float:
+    from .bench import peak
+
+    torch.set_num_threads(1)  # no scratch space for each thread
+    make(*arguments)  # what is imported counts before
+    before = peak()
+    step = make(*arguments)
+    step()
+    step()
+    return peak() - before
+
+
+def saved_bytes(name: str, tricks: dict, size: int, images: int) -> int:
+    """Bytes that the backward pass of a `UNet` keeps, weights left out: each storage once."""
+    net = UNet(name, **tricks).train()
+    own, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    x = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        net.to(memory_format=torch.channels_last)(x)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def facts(args: argparse.Namespace, name: str, tricks: str) -> dict:
+    """What does not depend on the clock: parameters, multiply-adds of the forward pass of an image,
+    bytes that a step moves and the backward pass keeps, each an image."""
+    net = UNet(name, **TRICKS[tricks]).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        net(torch.zeros(1, 3, args.size, args.size))
+    return {"parameters": sum(p.numel() for p in net.parameters()),
+            "multiply_adds": flops.get_total_flops() // 2,
+            "kept_bytes": saved_bytes(name, TRICKS[tricks], args.size, 2) // 2}
+
+
+def ways(args: argparse.Namespace, name: str, tricks: str) -> dict[str, tuple[Callable, tuple]]:
+    """What is timed in turn: a name, and what makes the step."""
+    ours = (args, name, tricks)
+    found = {"minseg": (minseg_step, ours), "minseg, recomputed": (minseg_step, (*ours, True))}
+    if args.compile:
+        found["minseg, compiled"] = minseg_step, (*ours, False, True)
+    if args.against == "smp" and tricks == "plain":
+        found["smp"] = smp_step, (args, name)
+        found["smp, everything added"] = smp_step, (args, name, True, args.compile)
+    return found
+
+
+def bench_train(args: argparse.Namespace) -> list[dict]:
+    """A row for each encoder, tricks and way: images a second, peak memory, share of bandwidth."""
+    from .bench import in_turn
+
+    speed, rows = bandwidth(args.device), []
+    for name in args.encoders:
+        for tricks in args.tricks:
+            known, makers = facts(args, name, tricks), ways(args, name, tricks)
+            memory = {way: peak_of(*maker, args.device) for way, maker in makers.items()}
+            steps = {way: make(*arguments) for way, (make, arguments) in makers.items()}
+            traffic = {}
+            for way, step in steps.items():
+                if "compiled" in way or args.compile and "added" in way:
+                    continue  # what a compiled step moves is not seen from here
+                with Traffic() as moved:
+                    step()
+                traffic[way] = moved.bytes
+            seconds = in_turn(steps, args.rounds)
+            for way in makers:
+                rate = args.images / seconds[way]
+                row = {"bench": "train", "encoder": name, "tricks": tricks, "way": way,
+                       "images": args.images, "size": args.size, "loss": args.loss,
+                       "amp": str(half(args.device))[6:] if args.amp else "float32", **known,
+                       "seconds_a_step": round(seconds[way], 4),
+                       "images_a_second": round(rate, 3), "peak_gib": round(memory[way], 3)}
+                if way in traffic:
+                    row["gib_moved_an_image"] = round(traffic[way] / args.images / 2**30, 3)
+                    row["share_of_bandwidth"] = round(traffic[way] / seconds[way] / speed, 3)
+                rows.append(row)
+                print("{encoder}, {tricks}, {way}: {images_a_second} images a second, "
+                      "{peak_gib} GiB".format(**row), flush=True)
+    return rows
+
+
+def bench_loader(args: argparse.Namespace) -> list[dict]:
+    """Images a second that a warm tile cache feeds, `args.size` pixels a side, without margin."""
+    tiles = 64 * 1024**2 * 16 // args.size**2 // 4 * 4
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
+        path = Path(folder, "slide-0.tiles")
+        with open(path, "wb") as file:
+            for _ in range(tiles):
+                file.write(torch.randint(0, 256, (args.size**2 * 4,), dtype=torch.uint8).numpy())
+        cache = Tiles(Path(folder), [{"file": path.name, "places": [(0, 0)] * tiles,
+                                      "area": [0.5] * tiles, "blank": 0}], args.size, 0)
+        for workers in (1, 2, 4):
+            order = torch.randint(tiles, (40, args.images)).tolist()
+            for _ in cache.batches(order[:10], args.device, workers):
+                pass
+            start = time.perf_counter()
+            count = sum(len(images) for images, _ in cache.batches(order, args.device, workers))
+            if args.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            rows.append({"bench": "loader", "workers": workers, "size": args.size,
+                         "images": args.images, "images_a_second": round(count / seconds, 1),
+                         "gib_a_second": round(count * args.size**2 * 4 / seconds / 2**30, 2)})
+            print("{workers} workers: {images_a_second} images of {size} x {size} a second, "
+                  "{gib_a_second} GiB a second".format(**rows[-1]), flush=True)
+    return rows

@@ -1,0 +1,138 @@
+"""# Before the first step: everything is checked, slides are cut, folds are made
+
+What is wrong is said before a minute is spent on it, and before anything is written but synthetic
+slides and the tile cache.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..crossval import group_folds
+from ..data.datasets import Item, find_slides
+from ..data.files import atomic
+from ..data.synthetic import write_slides
+from ..data.tiles import Tiles, cut
+from ..efficientnet import EfficientNet
+from ..pretrained import load_weights
+from .report import Progress
+
+# Options that say where and how fast, not what: a run goes on with others as well.
+HOW = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations")
+
+
+def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Sequence[int]]:
+    """Returns the images, the fold of each, their tiles, and the folds to train. ValueError says
+    what is wrong with the options, the data, or what lies in the run's folder."""
+    if args.folds is None and args.fold is None:
+        args.fold = 0
+    folder = args.out / f"fold{args.fold}"
+    if args.fold is not None and folder.exists() and not args.resume:
+        raise ValueError(f"{folder}: holds a run already: go on with --resume, give another --out, "
+                         "or delete it")
+    if args.weights:
+        load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
+    if args.data is None:
+        args.data = draw(args.out.parent / "synthetic-slides")
+    items = find_slides(args.data)
+    groups = [item.group for item in items]
+    several = len(set(groups))
+    if several < 2:
+        raise ValueError(f"{args.data}: is all one group: one has to be held out, so add another")
+    args.folds = min(5, several) if args.folds is None else args.folds
+    if not 2 <= args.folds <= several:
+        raise ValueError(f"--folds {args.folds}: with {several} groups it is 2 to {several}")
+    if args.fold is not None and not 0 <= args.fold < args.folds:
+        raise ValueError(f"--fold {args.fold}: with {args.folds} folds it is 0 to {args.folds - 1}")
+    check_settings(args)
+
+    facts, tiles = cut_all(items, args)
+    masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
+    if not any(found["positive"] for found in facts):
+        raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
+    if not tiles.mask_area.any():
+        raise ValueError(f"{masks}: nothing positive is left at --scale {args.scale}: use a "
+                         "smaller one")
+    folds = group_folds(groups, [found["positive"] for found in facts], args.folds)
+    chosen = range(args.folds) if args.fold is None else [args.fold]
+    for fold in chosen:
+        if not tiles.mask_area[outside(tiles, folds, fold)].any():
+            raise ValueError(f"{args.data}: outside fold {fold} no mask has a positive pixel: "
+                             "add images of other groups that have some")
+
+    print(f"{args.data}: {len(items)} images in {several} groups, {args.folds} folds of "
+          + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
+    if all(item.group == item.id for item in items):
+        print("no groups: each image counts alone, and one patient may be on both sides")
+    print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
+          f"{int((tiles.mask_area > 0).sum())} of them with something to find; {tiles.blank} "
+          "blank ones are left out of training")
+    return items, folds, tiles, chosen
+
+
+def draw(folder: Path) -> Path:
+    """Synthetic slides, unless they are there."""
+    if not folder.exists():
+        print(f"drawing 20 synthetic slides in {folder}", flush=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_slides(folder, 20)
+        except (OSError, ValueError):
+            if not folder.exists():  # else another process was faster
+                raise
+    return folder
+
+
+def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict], Tiles]:
+    """The tiles of all images, cut once for all folds and all runs beside this one."""
+    cache, margin = args.out.parent / "tiles", args.tile // 8
+    cache.mkdir(parents=True, exist_ok=True)
+    progress = Progress(len(items), "cutting slides")
+    facts = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride, margin=margin,
+                 progress=progress.step) for item in items]
+    known = [found["microns"] for found in facts if found["microns"]]
+    args.microns = statistics.median(known) if known else None
+    return facts, Tiles(cache, facts, args.tile, margin)
+
+
+def outside(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
+    """The tiles to train on when `fold` is held out: indices."""
+    return torch.tensor([folds[slide] != fold for slide, _, _ in tiles.places]).nonzero()[:, 0]
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """What all folds of a run share, as config.json holds it."""
+    apart = (*HOW, "losses", "first", "microns")
+    return {name: str(value.resolve()) if isinstance(value, Path) else value
+            for name, value in vars(args).items() if name not in apart}
+
+
+def check_settings(args: argparse.Namespace) -> None:
+    """ValueError where the run's folder holds folds that were trained otherwise; going on, the
+    learning rate and the precision may be others."""
+    written = args.out / "config.json"
+    if not any(args.out.glob("fold*")) or not written.exists():
+        return
+    try:
+        there = json.loads(written.read_text())
+    except ValueError:
+        there = {}
+    here = json.loads(json.dumps(settings(args)))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)
+             and not (args.resume and name in ("lr", "encoder_lr", "amp"))]
+    if names:
+        raise ValueError(f"{args.out}: holds a run with other settings (--"
+                         + ", --".join(name.replace("_", "-") for name in sorted(names))
+                         + "): give another --out")
+
+
+def save_settings(args: argparse.Namespace) -> None:
+    """Writes config.json."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic(args.out / "config.json") as temporary:
+        temporary.write_text(json.dumps(settings(args), indent=2) + "\n")

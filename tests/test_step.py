@@ -1,0 +1,285 @@
+import copy
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from minseg import UNet, make_loss
+from minseg.run.step import (EVERY, SKIPPED, Watch, claimed, half, out_of_memory,
+                             recompute_activations, seeded, stop_when_asked)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRICKS = [dict(gates=gates, attention=attention, hypercolumn=column, deep_supervision=deep)
+          for gates, attention, column, deep in itertools.product(
+              (False, True), (None, "scse", "cbam", "cbam3"), (False, True), (False, True))]
+
+
+def batch(n=2, size=32, device=DEVICE, dtype=torch.float32):
+    torch.manual_seed(1)
+    images = torch.rand(n, 3, size, size, dtype=dtype)
+    return images.to(device), (images[:, :1] > 0.6).to(dtype).to(device)
+
+
+def one_step(net, loss, *, dtype=None, accumulate=1, parts=None, scaler=None):
+    """A training step as train.py takes it; returns the loss."""
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
+    scaler = scaler or torch.amp.GradScaler(DEVICE, enabled=dtype == torch.float16)
+    return train.training_step(net, loss, parts or [batch()], optimizer, scaler, dtype, accumulate)
+
+
+@pytest.mark.parametrize("tricks", TRICKS, ids=str)
+def test_every_combination_of_switches_takes_a_step_in_half_precision(tricks):
+    net = UNet("efficientnet-lite0", **tricks).to(DEVICE, memory_format=torch.channels_last)
+    before = net.head.weight.clone()
+    loss = one_step(net, make_loss("dice+lovasz"), dtype=torch.bfloat16)
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert not torch.equal(net.head.weight, before)
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("recipe", train.RECIPES)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_every_recipe_takes_a_step_in_every_precision(recipe, dtype, capsys):
+    args = train.parse(["--recipe", recipe, "--encoder", "efficientnet-lite0"])
+    args.device = DEVICE
+    for loss in args.losses:
+        net, _ = train.build(args, 100)
+        assert one_step(net.train(), loss, dtype=dtype).isfinite()
+
+
+@pytest.mark.parametrize("tricks", TRICKS[::5] + TRICKS[-1:], ids=str)
+def test_the_network_is_one_graph_for_the_compiler(tricks):
+    net = UNet("efficientnet-lite0", stochastic_depth=0.2, **tricks).to(DEVICE)
+    compiled = torch.compile(net, fullgraph=True, dynamic=False, backend="eager")
+    assert one_step(compiled, make_loss("bce+dice"), dtype=torch.bfloat16).isfinite()
+
+
+def test_dice_and_cross_entropy_are_one_graph_and_the_same_compiled():
+    logits, target = (t.to(DEVICE) for t in (torch.randn(2, 1, 8, 8), torch.ones(2, 1, 8, 8)))
+    for spec in ("bce", "dice", "0.5*bce+dice"):
+        loss = make_loss(spec)
+        compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
+        torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_for_this_machine_it_learns_the_same(recompute):
+    results, (images, masks) = [], batch(size=64)
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = UNet("efficientnet-lite0", stochastic_depth=0).to(DEVICE).train()
+        if recompute:
+            recompute_activations(net)
+        forward = torch.compile(net, dynamic=False) if compiled else net
+        value = make_loss("dice")(forward(images), masks)
+        value.backward()
+        results.append([value.detach(), net.head.weight.grad, net.encoder.stem[1].running_var])
+    for plain, other in zip(*results):
+        torch.testing.assert_close(plain, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("tricks", [{}, TRICKS[-1]], ids=["plain", "all"])
+def test_recomputing_changes_memory_and_nothing_else(tricks):
+    torch.manual_seed(0)
+    nets = [UNet("efficientnet-lite0", stochastic_depth=0.5, **tricks).double().train()]
+    nets.append(copy.deepcopy(nets[0]))
+    recompute_activations(nets[1])
+    images, masks = batch(dtype=torch.float64, device="cpu")
+    kept = []
+    for net in nets:
+        count = [0]
+
+        def keep(tensor):
+            count[0] += tensor.nbytes
+            return tensor
+
+        torch.manual_seed(7)  # the same branches are dropped, the second time too
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = net(images)
+        logits = logits if isinstance(logits, list) else [logits]
+        sum((z * z).mean() for z in logits).backward()
+        kept.append(count[0])
+    states = [net.state_dict() for net in nets]
+    for key, value in states[0].items():  # statistics and counts of batches, too
+        assert torch.equal(value, states[1][key]), key
+    for (name, a), b in zip(nets[0].named_parameters(), nets[1].parameters()):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.equal(a.grad, b.grad), name
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_a_copy_of_a_recomputing_network_is_one_of_its_own():
+    net = UNet("efficientnet-lite0").train()
+    recompute_activations(net)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    assert not other(batch(device="cpu")[0]).any() and net(batch(device="cpu")[0]).any()
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_whole():
+    def gradient(accumulate, parts):
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 1, 3, padding=1).to(DEVICE)  # without batch norm
+        caught = []
+
+        class Optimizer(torch.optim.SGD):
+            def step(self, closure=None):
+                caught.extend(p.grad.clone() for p in net.parameters())
+
+        scaler = torch.amp.GradScaler(DEVICE, enabled=False)
+        value = train.training_step(net, make_loss("dice"), parts, Optimizer(net.parameters(), 1),
+                                    scaler, None, accumulate)
+        assert all(p.grad is None for p in net.parameters())  # none is left for the next step
+        return value, *caught
+
+    images, masks = batch(4)
+    whole = gradient(1, [(images, masks)])
+    halves = gradient(2, [(images[:2], masks[:2]), (images[2:], masks[2:])])
+    for a, b in zip(whole, halves, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_half_is_bfloat16_but_where_a_gpu_only_emulates_it(monkeypatch):
+    assert half("cpu") == torch.bfloat16
+    for real, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, real=real: real)
+        assert half("cuda:1") == dtype
+
+
+def test_numbers_depend_on_all_that_they_are_seeded_with_and_on_nothing_else():
+    def draw(*what):
+        return torch.rand(4, generator=seeded(*what)).tolist()
+
+    assert draw(0, "step", 1) == draw(0, "step", 1)
+    assert len({str(draw(*what)) for what in ((0, "step", 1), (0, "step", 2), (1, "step", 1),
+                                              (0, "epoch", 1))}) == 4
+
+
+class Scaler:
+    """A loss scaler as far as `Watch` sees it."""
+
+    def __init__(self, scale=1.0):
+        self.scale_ = scale
+
+    def scale(self, value):
+        return value * self.scale_
+
+
+def test_a_loss_that_is_not_finite_is_named_with_step_rate_and_tiles():
+    for bad in (torch.nan, torch.inf):
+        watch = Watch(lambda tiles: f"slide{tiles[0]}")
+        for step in range(3):
+            watch.add(step, torch.tensor(bad if step == 1 else 0.5), Scaler(), 0.02, [[step]])
+        with pytest.raises(FloatingPointError, match=f"step 1: the loss is {bad}; learning rate "
+                                                     "0.02, tiles slide1"):
+            watch.check()
+
+
+def test_losses_are_looked_at_once_in_a_while_without_being_asked():
+    watch = Watch(str)
+    watch.add(0, torch.tensor(torch.nan), Scaler(), 0.1, [[0]])
+    for step in range(1, EVERY - 1):
+        watch.add(step, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+    with pytest.raises(FloatingPointError, match="step 0"):
+        watch.add(EVERY - 1, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+
+
+def test_too_many_skipped_steps_in_a_row_stop_and_fewer_do_not():
+    def skip(times, watch, step=0, scale=2.0**60):
+        for k in range(times):
+            scale /= 2
+            watch.add(step + k, torch.tensor(0.5), Scaler(scale), 0.1, [[0]])
+        return scale
+
+    watch = Watch(str)
+    watch.add(0, torch.tensor(0.5), Scaler(2.0**60), 0.1, [[0]])
+    scale = skip(SKIPPED - 1, watch)
+    watch.add(50, torch.tensor(0.5), Scaler(scale), 0.1, [[0]])  # one that was not skipped
+    skip(SKIPPED - 1, watch, 51, scale)
+    watch.check()
+    skip(1, watch, 90, scale / 2**(SKIPPED - 1))
+    with pytest.raises(FloatingPointError, match=f"step 90: {SKIPPED} steps in a row"):
+        watch.check()
+
+
+def test_a_real_scaler_that_skips_is_seen():
+    net, watch = nn.Conv2d(3, 1, 1).to(DEVICE), Watch(str)
+    optimizer, scaler = torch.optim.AdamW(net.parameters(), 1e-3), torch.amp.GradScaler(DEVICE)
+
+    for step in range(SKIPPED + 2):
+        loss = train.training_step(net, lambda z, t: z.sum() * torch.inf, [batch()], optimizer, scaler,
+                                   None)
+        watch.add(step, torch.ones_like(loss), scaler, 0.1, [[0]])
+    with pytest.raises(FloatingPointError, match="steps in a row"):
+        watch.check()
+
+
+def test_weights_that_are_not_finite_are_seen():
+    watch = Watch(str)
+    watch.add(0, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+    with pytest.raises(FloatingPointError, match="weights are no longer finite"):
+        watch.check([torch.ones(2), torch.tensor([1, torch.nan])])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops_at_once(number, capsys):
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt), stop_when_asked() as stop:
+            assert not stop.is_set()
+            os.kill(os.getpid(), number)
+            assert stop.wait(5) and "stopping after this step" in capsys.readouterr().err
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    seen = []
+
+    def work():
+        with stop_when_asked() as stop:
+            seen.append(stop.is_set())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file locks")
+def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
+    code = ("import sys, time\nfrom pathlib import Path\nfrom minseg.run.step import claimed\n"
+            "with claimed(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n"
+            "    time.sleep(60)")
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    with claimed(tmp_path) as mine:
+        assert not mine
+    process.kill()
+    process.communicate()
+    with claimed(tmp_path) as mine:
+        assert mine
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_full_memory_are_told_from_others():
+    assert out_of_memory(MemoryError()) and out_of_memory(torch.OutOfMemoryError("CUDA"))
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert not out_of_memory(RuntimeError("shapes differ"))
