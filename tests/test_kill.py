@@ -15,7 +15,7 @@ import tifffile
 import torch
 
 from minseg import UNet, rle_encode
-from minseg.data.synthetic import synthetic_slide
+from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.run.checkpoint import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs kill -9")]
@@ -118,3 +118,41 @@ def test_inference_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path)
                                   place, "--rle", place / "submission.csv"], tmp_path)
     for i in range(3):
         assert 0 < tifffile.imread(tmp_path / "undisturbed" / f"slide{i}.tiff").mean() < 255
+
+
+TRAIN = "import sys, train\ntrain.SAVE_EVERY = 0\ntrain.main(sys.argv[1:])"
+
+
+def test_training_that_is_killed_twenty_times_ends_with_the_same_weights(tmp_path):
+    data = tmp_path / "slides"
+    write_slides(data, 4, seed=1, height=300, width=256)
+
+    def arguments(place):
+        return ["-c", TRAIN, "--data", data, "--out", place, "--device", "cpu", "--resume",
+                *"--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 2 --batch 4 "
+                 "--negatives 1".split()]
+
+    seconds = finish(arguments(tmp_path / "undisturbed"))
+    wanted = torch.load(tmp_path / "undisturbed" / "fold0" / "model.pt", weights_only=True)
+    times, killed, halves = random.Random(0), 0, 0
+    place = tmp_path / "killed"
+    for kill in range(20):
+        process = begin(arguments(place))
+        try:
+            process.wait(seconds * times.uniform(0.3, 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        halves += any(place.glob("fold0/.resume*"))
+        done = (place / "fold0" / "model.pt").exists()
+        if done or kill == 19:
+            finish(arguments(place))
+            found = torch.load(place / "fold0" / "model.pt", weights_only=True)
+            assert found["threshold"] == wanted["threshold"]
+            assert all(torch.equal(found["state"][key], value)
+                       for key, value in wanted["state"].items())
+            assert not list(place.rglob(".*"))
+            shutil.rmtree(place)
+    # at work, and at times while a checkpoint was being written
+    assert killed >= 15 and halves >= 3, (killed, halves)

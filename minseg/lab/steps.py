@@ -179,13 +179,12 @@ def saved_bytes(name: str, tricks: dict, size: int, images: int) -> int:
 
 
 def facts(args: argparse.Namespace, name: str, tricks: str) -> dict:
-    """What does not depend on the clock: parameters, multiply-adds of the forward pass of an image,
-    bytes that a step moves and the backward pass keeps, each an image."""
+    """What does not depend on the clock: multiply-adds of the forward pass of an image, and bytes
+    of it that the backward pass keeps (in float32)."""
     net = UNet(name, **TRICKS[tricks]).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         net(torch.zeros(1, 3, args.size, args.size))
-    return {"parameters": sum(p.numel() for p in net.parameters()),
-            "multiply_adds": flops.get_total_flops() // 2,
+    return {"multiply_adds": flops.get_total_flops() // 2,
             "kept_bytes": saved_bytes(name, TRICKS[tricks], args.size, 2) // 2}
 
 
@@ -223,7 +222,9 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
                 rate = args.images / seconds[way]
                 row = {"bench": "train", "encoder": name, "tricks": tricks, "way": way,
                        "images": args.images, "size": args.size, "loss": args.loss,
-                       "amp": str(half(args.device))[6:] if args.amp else "float32", **known,
+                       "amp": str(half(args.device))[6:] if args.amp else "float32",
+                       **(known if way == "minseg" else {}),
+                       "parameters": sum(p.numel() for p in steps[way].net.parameters()),
                        "seconds_a_step": round(seconds[way], 4),
                        "images_a_second": round(rate, 3), "peak_gib": round(memory[way], 3)}
                 if way in traffic:
@@ -236,16 +237,17 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
 
 
 def bench_loader(args: argparse.Namespace) -> list[dict]:
-    """Images a second that a warm tile cache feeds, `args.size` pixels a side, without margin."""
-    tiles = 64 * 1024**2 * 16 // args.size**2 // 4 * 4
-    rows = []
+    """Tiles a second that a warm cache of 1 GiB feeds, `args.size` pixels a side and their margin."""
+    margin, rows = args.size // 8, []
+    stored = (args.size + 2 * margin) ** 2 * 4  # bytes
+    tiles = max(1, 2**30 // stored)
     with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
         path = Path(folder, "slide-0.tiles")
         with open(path, "wb") as file:
             for _ in range(tiles):
-                file.write(torch.randint(0, 256, (args.size**2 * 4,), dtype=torch.uint8).numpy())
+                file.write(torch.randint(0, 256, (stored,), dtype=torch.uint8).numpy())
         cache = Tiles(Path(folder), [{"file": path.name, "places": [(0, 0)] * tiles,
-                                      "area": [0.5] * tiles, "blank": 0}], args.size, 0)
+                                      "area": [0.5] * tiles, "blank": 0}], args.size, margin)
         for workers in (1, 2, 4):
             order = torch.randint(tiles, (40, args.images)).tolist()
             for _ in cache.batches(order[:10], args.device, workers):
@@ -255,9 +257,9 @@ def bench_loader(args: argparse.Namespace) -> list[dict]:
             if args.device.startswith("cuda"):
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
-            rows.append({"bench": "loader", "workers": workers, "size": args.size,
+            rows.append({"bench": "loader", "workers": workers, "size": args.size, "margin": margin,
                          "images": args.images, "images_a_second": round(count / seconds, 1),
-                         "gib_a_second": round(count * args.size**2 * 4 / seconds / 2**30, 2)})
+                         "gib_a_second": round(count * stored / seconds / 2**30, 2)})
             print("{workers} workers: {images_a_second} images of {size} x {size} a second, "
                   "{gib_a_second} GiB a second".format(**rows[-1]), flush=True)
     return rows
