@@ -10,7 +10,6 @@ fold is there, summary.json.
 """
 
 import argparse
-import copy
 import math
 import shlex
 import sys
@@ -18,7 +17,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from minseg import UNet, deep_supervision_loss, epoch_indices, load_weights, make_loss
 from minseg.data.augment import augment
@@ -28,7 +26,7 @@ from minseg.run.checkpoint import load_progress, save_model, save_progress
 from minseg.run.prepare import outside, prepare, save_settings
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import predict, save_fold, save_log, score, summarize
-from minseg.run.step import (Watch, claimed, half, out_of_memory, recompute_activations, seeded, stop_when_asked)
+from minseg.run.step import (Average, Watch, claimed, half, out_of_memory, recompute_activations, seeded, stop_when_asked)
 
 SAVE_EVERY = 300  # seconds
 
@@ -210,58 +208,61 @@ def make_optimizer(net, args):
         for encoder in (True, False) for shrunk in (True, False)], fused=True)
 
 
-def train(args, tiles, train_on, held_out, folder):
-    """The training loop. Returns the network with averaged weights, and its arguments."""
+def make_sampler(args, tiles, train_on):
+    """`sample(epoch)` gives the epoch's steps: a list of batches each, lists of tiles. There are as
+    many in each epoch; what is too few for a step is left for another one."""
 
-    def sample(epoch):  # the tiles of one epoch
+    def draw(epoch):
         ratio = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
         bins = 4 if args.negatives == "balanced" else None
         return train_on[epoch_indices(tiles.mask_area[train_on], negatives=ratio, bins=bins,
                                       generator=seeded(args.seed, "epoch", epoch))]
 
-    drawn = len(sample(0))  # the same number each epoch
+    drawn = len(draw(0))
     batch = min(args.batch, drawn)
     parts = min(args.accumulate, drawn // batch)  # batches a step
-    length = drawn // (batch * parts)  # steps an epoch
+    steps = drawn // (batch * parts)
+    return lambda epoch: draw(epoch)[: steps * parts * batch].view(steps, parts, batch).tolist()
+
+
+def train(args, tiles, train_on, held_out, folder):
+    """The training loop. Returns the network with averaged weights, and its arguments."""
+    sample = make_sampler(args, tiles, train_on)
+    length = len(sample(0))  # steps an epoch
     steps, first = args.epochs * length, args.first * length
     net, network = build(args, steps)
     optimizer = make_optimizer(net, args)
     highest = [group["lr"] for group in optimizer.param_groups]
     dtype = half(args.device) if args.amp else None
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-    averaged = copy.deepcopy(net).requires_grad_(False)
-    now, mean = ([value for value in model.state_dict().values() if value.is_floating_point()]
-                 for model in (net, averaged))
     # The average reaches back over a twentieth of the run, batch norm's statistics included.
-    average = get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20))
+    average = Average(net, 1 - 1 / max(10, steps / 20))
 
-    kept = {"net": net, "averaged": averaged, "optimizer": optimizer, "scaler": scaler}
-    done, rows, total, seconds = 0, [], torch.zeros((), device=args.device), 0.0
+    kept = {"net": net, "average": average.net, "optimizer": optimizer, "scaler": scaler}
+    done, rows, total, spent = 0, [], torch.zeros((), device=args.device), 0.0
     if args.resume and (before := load_progress(folder / "resume.pt")):
         for name, part in kept.items():
             part.load_state_dict(before[name])
-        done, rows, seconds = before["done"], before["rows"], before["seconds"]
+        done, rows, spent = before["done"], before["rows"], before["spent"]
         total += before["total"]
+    start = saved = time.monotonic()
     watch, bar = Watch(tiles.describe), Progress(steps, f"training {folder.name}", done)
-    started = saved = time.monotonic()
 
     def save():
-        watch.check(mean)  # what is not finite is not kept
+        watch.check(average.floats)  # what is not finite is not kept
         save_progress(folder / "resume.pt", done=done, rows=rows, total=total.item(),
-                      seconds=seconds + time.monotonic() - started,
+                      spent=spent + time.monotonic() - start,
                       **{name: part.state_dict() for name, part in kept.items()})
 
-    forward, losses = net, args.losses
+    forward, *losses = net, *args.losses
     if args.checkpoint_activations:
         recompute_activations(net)
     if args.compile:
         forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
     with stop_when_asked() as stop:
         for epoch in range(done // length, args.epochs):
-            order = sample(epoch)[: length * parts * batch].view(length, parts, batch).tolist()
-            order = order[done % length :]  # what is left of it
-            stream = tiles.batches([part for step in order for part in step], args.device,
-                                   args.workers)
+            order = sample(epoch)[done % length :]  # what is left of it
+            batches = tiles.batches(sum(order, []), args.device, args.workers)
             net.train()
             for step in order:
                 rate = learning_rate(done, steps, first)
@@ -269,12 +270,12 @@ def train(args, tiles, train_on, held_out, folder):
                     group["lr"] = top * rate
                 generator = seeded(args.seed, "step", done)
                 torch.manual_seed(generator.initial_seed())  # for stochastic depth
-                augmented = (augment(*next(stream), args.tile, generator) for _ in step)
-                value = training_step(forward, losses[epoch >= args.first], augmented, optimizer,
-                                      scaler, dtype, parts)
-                average(mean, now, None)
-                total += value
-                watch.add(done, value, scaler, rate * args.lr, step)
+                parts = (augment(*next(batches), args.tile, generator) for _ in step)
+                loss = training_step(forward, losses[epoch >= args.first], parts, optimizer, scaler,
+                                     dtype, len(step))
+                average.update()
+                total += loss
+                watch.add(done, loss, scaler, rate * args.lr, step)
                 done += 1
                 bar.step(text=f"epoch {epoch + 1}/{args.epochs}")
                 if done % length and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY):
@@ -283,12 +284,12 @@ def train(args, tiles, train_on, held_out, folder):
                     if stop.is_set():
                         raise Stopped(f"after step {done} of {steps}")
 
-            quick = score(predict(averaged, held_out, args, overlap=0), held_out)
+            quick = score(predict(average.net, held_out, args, overlap=0), held_out)
+            seconds = spent + time.monotonic() - start - sum(row["seconds"] for row in rows)
             rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (epoch >= args.first),
                          "loss": round(total.item() / length, 5),
                          "held_out_dice": round(quick["pooled_dice"], 5),
-                         "seconds": round(seconds + time.monotonic() - started
-                                          - sum(row["seconds"] for row in rows), 1)})
+                         "seconds": round(seconds, 1)})
             total.zero_()
             save()
             bar.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
@@ -297,7 +298,7 @@ def train(args, tiles, train_on, held_out, folder):
             save_log(folder, rows, f"{args.encoder}, {title}, {folder}")
             if stop.is_set() and done < steps:
                 raise Stopped(f"after epoch {epoch + 1} of {args.epochs}")
-    return averaged.eval(), network
+    return average.net.eval(), network
 
 
 def train_and_score(args, items, folds, tiles, fold):

@@ -5,6 +5,7 @@
     python -m minseg.lab.bench rle
     python -m minseg.lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
     python -m minseg.lab.bench train --against smp
+    python -m minseg.lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
     python -m minseg.lab.bench loader
 
 Machines are noisy and change their speed within a minute, so two things are compared in turn, round
@@ -41,7 +42,7 @@ from ..run.checkpoint import load_model
 from ..run.predictor import predictor
 from ..run.report import Parser
 from ..tiling import predict_image
-from .steps import TRICKS, bench_loader, bench_train
+from .steps import TRICKS, bench_loader, bench_memory, bench_train
 
 RESULTS = Path("docs/results")
 
@@ -338,7 +339,8 @@ def against_monai(args) -> list[dict]:
 
 
 BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": bench_rle,
-           "tiling": bench_tiling, "train": bench_train, "loader": bench_loader}
+           "tiling": bench_tiling, "train": bench_train, "memory": bench_memory,
+           "loader": bench_loader}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -353,11 +355,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="side in pixels, default 640; tiling, rle 30000")
     parser.add_argument("--tile", type=int, default=512, help="of tiling, default 512")
     parser.add_argument("--overlap", type=float, default=0.25, help="of tiling, default 0.25")
-    parser.add_argument("--amp", action="store_true", help="16-bit numbers: tiling, train")
+    parser.add_argument("--amp", action="store_true", help="16-bit numbers: tiling, train, memory")
     parser.add_argument("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES,
-                        metavar="NAME", help="of train, default efficientnet-b0")
+                        metavar="NAME", help="of train, memory; default efficientnet-b0")
     parser.add_argument("--tricks", nargs="+", default=["plain"], choices=TRICKS, metavar="NAME",
-                        help=f"of train: {', '.join(TRICKS)}; default plain")
+                        help=f"of train, memory: {', '.join(TRICKS)}; default plain")
     parser.add_argument("--loss", default="dice+lovasz", help="of train, default dice+lovasz")
     parser.add_argument("--compile", action="store_true", help="train: also compiled")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")

@@ -6,7 +6,6 @@ Every step takes the same images and masks that lie on the device already, and d
 """
 
 import argparse
-import copy
 import multiprocessing
 import tempfile
 import time
@@ -15,13 +14,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.tiles import Tiles
 from ..losses import make_loss
-from ..run.step import half, recompute_activations
+from ..run.step import Average, blocks, half, recompute_activations
 from ..unet import UNet
 
 TRICKS = {
@@ -51,17 +51,14 @@ def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: boo
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
     dtype = half(args.device) if args.amp else None
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-    averaged = copy.deepcopy(net).requires_grad_(False)
-    now, mean = ([v for v in model.state_dict().values() if v.is_floating_point()]
-                 for model in (net, averaged))
-    average, loss = get_ema_multi_avg_fn(0.99), make_loss(args.loss)
+    average, loss = Average(net, 0.99), make_loss(args.loss)
     if recompute:
         recompute_activations(net)
     forward = torch.compile(net, dynamic=False) if compiled else net
 
     def step() -> Tensor:
         value = train.training_step(forward, loss, [(images, masks)], optimizer, scaler, dtype)
-        average(mean, now, None)
+        average.update()
         return value
 
     step.net = net
@@ -115,7 +112,7 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})
         if not function.is_view and function.overloadpacket.__name__ not in ("empty", "detach"):
-            tensors, _ = torch.utils._pytree.tree_flatten((args, kwargs, result))
+            tensors, _ = tree_flatten((args, kwargs, result))
             self.bytes += sum(t.numel() * t.element_size() for t in tensors
                               if isinstance(t, Tensor))
         return result
@@ -161,31 +158,86 @@ def _peak_on_cpu(make: Callable, arguments: tuple) -> float:
     return peak() - before
 
 
-def saved_bytes(name: str, tricks: dict, size: int, images: int) -> int:
-    """Bytes that the backward pass of a `UNet` keeps, weights left out: each storage once."""
-    net = UNet(name, **tricks).train()
-    own, kept = {p.untyped_storage().data_ptr() for p in net.parameters()}, {}
+class Alive(TorchDispatchMode):
+    """Remembers what operators bring into the world, and tells how much of it is still there."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
 
-    x = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        net.to(memory_format=torch.channels_last)(x)
-    return sum(storage.nbytes() for storage in kept.values())
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def bytes(self) -> int:
+        """Of the storages that have not been freed."""
+        return sum(size for storage, size in self.storages.values() if not storage.expired())
 
 
-def facts(args: argparse.Namespace, name: str, tricks: str) -> dict:
-    """What does not depend on the clock: multiply-adds of the forward pass of an image, and bytes
-    of it that the backward pass keeps (in float32)."""
+def kept_bytes(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False) -> int:
+    """Bytes an image that a training step holds when its forward pass has ended, since the backward
+    pass needs them; recomputed, with the insides of the one block that then needs most. From one
+    and two images of half the side: maps grow with the area, norms' statistics and the 16-bit
+    copies of weights do not, and are taken off."""
+    side = max(64, args.size // 64 * 32)  # a multiple of 32, else the network pads it
+    torch.manual_seed(0)
+    net = UNet(name, **TRICKS[tricks]).train().to(memory_format=torch.channels_last)
+    inner = [0]
+    if recompute:
+        recompute_activations(net)
+        for block in blocks(net):
+            block.register_forward_hook(lambda block, inputs, output: inner.append(alive_after(
+                lambda: type(block).forward(block, *inputs))))
+    found = []
+    for images in (1, 2):
+        x = torch.rand(images, 3, side, side)
+        x = x.contiguous(memory_format=torch.channels_last)
+        inner.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
+            kept = alive_after(lambda: net(x))
+        found.append(kept + max(inner, default=0))
+    return round((args.size / side) ** 2 * (found[1] - found[0]))
+
+
+def alive_after(function: Callable[[], object]) -> int:
+    """Bytes that are there, and were not before, while the result of `function` is."""
+    with Alive() as alive:
+        result = function()
+    size = alive.bytes()
+    del result
+    return size
+
+
+def multiply_adds(args: argparse.Namespace, name: str, tricks: str) -> int:
+    """Of the forward pass of an image."""
     net = UNet(name, **TRICKS[tricks]).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         net(torch.zeros(1, 3, args.size, args.size))
-    return {"multiply_adds": flops.get_total_flops() // 2,
-            "kept_bytes": saved_bytes(name, TRICKS[tricks], args.size, 2) // 2}
+    return flops.get_total_flops() // 2
+
+
+def bench_memory(args: argparse.Namespace) -> list[dict]:
+    """What a batch needs at least: maps kept for the backward pass, and for each parameter 20 bytes:
+    weight, gradient, two moments and average. Counted, not timed: it holds on every device, but
+    leaves out what single operators need while they run."""
+    rows = []
+    for name in args.encoders:
+        for tricks in args.tricks:
+            parameters = sum(p.numel() for p in UNet(name, **TRICKS[tricks]).parameters())
+            for recompute in (False, True):
+                kept = kept_bytes(args, name, tricks, recompute)
+                rows.append({"bench": "memory", "encoder": name, "tricks": tricks,
+                             "recomputed": recompute, "images": args.images, "size": args.size,
+                             "numbers": "bfloat16" if args.amp else "float32",
+                             "parameters": parameters, "kept_mib_an_image": round(kept / 2**20, 1),
+                             "gib": round((args.images * kept + 20 * parameters) / 2**30, 2)})
+                print("{encoder}, {tricks}, recomputed {recomputed}: {kept_mib_an_image} MiB an "
+                      "image, {gib} GiB a batch".format(**rows[-1]), flush=True)
+    return rows
 
 
 def ways(args: argparse.Namespace, name: str, tricks: str) -> dict[str, tuple[Callable, tuple]]:
@@ -207,7 +259,7 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
     speed, rows = bandwidth(args.device), []
     for name in args.encoders:
         for tricks in args.tricks:
-            known, makers = facts(args, name, tricks), ways(args, name, tricks)
+            operations, makers = multiply_adds(args, name, tricks), ways(args, name, tricks)
             memory = {way: peak_of(*maker, args.device) for way, maker in makers.items()}
             steps = {way: make(*arguments) for way, (make, arguments) in makers.items()}
             traffic = {}
@@ -223,7 +275,7 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
                 row = {"bench": "train", "encoder": name, "tricks": tricks, "way": way,
                        "images": args.images, "size": args.size, "loss": args.loss,
                        "amp": str(half(args.device))[6:] if args.amp else "float32",
-                       **(known if way == "minseg" else {}),
+                       "multiply_adds": operations,
                        "parameters": sum(p.numel() for p in steps[way].net.parameters()),
                        "seconds_a_step": round(seconds[way], 4),
                        "images_a_second": round(rate, 3), "peak_gib": round(memory[way], 3)}

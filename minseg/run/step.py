@@ -14,6 +14,7 @@
 al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174.
 """
 
+import copy
 import hashlib
 import os
 import signal
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 EVERY = 50  # steps
@@ -46,9 +48,14 @@ def half(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """Those of a `UNet`'s encoder and of its decoder."""
+    return [*net.encoder.blocks, net.block4, net.block3, net.block2, net.block1, net.block0]
+
+
 def recompute_activations(net: nn.Module) -> None:
-    """From now on the encoder's and the decoder's blocks of a `UNet` keep their inputs only."""
-    for block in (*net.encoder.blocks, *(b for name, b in net.named_children() if "block" in name)):
+    """From now on the blocks of a `UNet` keep their inputs only."""
+    for block in blocks(net):
         block.forward = partial(_recomputed, type(block).forward, block)
 
 
@@ -73,6 +80,21 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, count in norms:
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+class Average:
+    """`net`, a copy of a network whose every number is a running mean of the network's: of all that
+    it has been, the last 1 / (1 - decay) steps count most. Batch norm's statistics included."""
+
+    def __init__(self, net: nn.Module, decay: float):
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.floats, self._now = ([v for v in model.state_dict().values() if v.is_floating_point()]
+                                  for model in (self.net, net))
+        self._update = get_ema_multi_avg_fn(decay)
+
+    def update(self) -> None:
+        """To be called after each step."""
+        self._update(self.floats, self._now, None)
 
 
 class Watch:

@@ -1,0 +1,82 @@
+import argparse
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from minseg.lab.bench import main
+from minseg.lab.steps import Alive, Traffic, alive_after, kept_bytes, minseg_step, multiply_adds
+
+SMALL = argparse.Namespace(images=2, size=64, device="cpu", amp=False, loss="dice+lovasz")
+
+
+def test_traffic_counts_what_goes_in_and_out_and_views_for_nothing():
+    x = torch.ones(100)
+    with Traffic() as moved:
+        x.view(10, 10)[2:]
+        assert moved.bytes == 0
+        x + 1
+    assert moved.bytes == 800  # 100 floats read, 100 written
+
+
+def test_alive_counts_what_is_kept_once_and_forgets_what_is_freed():
+    x = torch.ones(100, requires_grad=True)
+    assert alive_after(lambda: x.exp()) == 400  # exp keeps its result, which is here anyway
+    assert alive_after(lambda: x * 2 + 1) == 400  # the product is needed by nobody
+    weight = torch.ones(100, requires_grad=True)
+    assert alive_after(lambda: x.exp() * weight) == 800  # its factors are, and one is new
+    with Alive() as alive:
+        y = x.exp()
+    assert alive.bytes() == 400
+    del y
+    assert alive.bytes() == 0
+
+
+def test_kept_bytes_are_those_of_the_larger_image_and_fewer_recomputed():
+    small, large = ({**vars(SMALL), "size": size} for size in (128, 256))
+    small, large = (kept_bytes(argparse.Namespace(**args), "efficientnet-lite0", "all")
+                    for args in (small, large))
+    assert large == pytest.approx(4 * small, rel=0.1)
+    args = argparse.Namespace(**{**vars(SMALL), "size": 256})
+    assert kept_bytes(args, "efficientnet-lite0", "all", recompute=True) < 0.6 * large
+    args.amp = True
+    assert kept_bytes(args, "efficientnet-lite0", "all") < 0.8 * large
+
+
+def test_multiply_adds_are_those_of_one_image():
+    class One(nn.Module):
+        def __init__(self, *arguments, **options):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    import minseg.lab.steps as steps
+    unet, steps.UNet = steps.UNet, One
+    try:
+        assert multiply_adds(SMALL, "any", "plain") == 3 * 5 * 64 * 64
+    finally:
+        steps.UNet = unet
+
+
+def test_the_step_that_is_measured_learns():
+    args = argparse.Namespace(**{**vars(SMALL), "loss": "bce+dice"})
+    torch.manual_seed(0)
+    step = minseg_step(args, "efficientnet-lite0", "plain")
+    losses = [step().item() for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("what", ["train", "memory", "loader"])
+def test_the_benches_write_rows_with_what_they_measured(what, tmp_path, monkeypatch):
+    main([what, "--images", "2", "--size", "32", "--rounds", "1", "--encoders",
+          "efficientnet-lite0", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / f"bench-{what}.json").read_text())["rows"]
+    figure = {"train": "images_a_second", "memory": "kept_mib_an_image",
+              "loader": "images_a_second"}[what]
+    assert len(rows) >= 2 and all(row[figure] > 0 and row["size"] == 32 for row in rows)
+    if what == "train":
+        assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
+        assert all(0 < row["share_of_bandwidth"] and row["peak_gib"] > 0 for row in rows)
