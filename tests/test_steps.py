@@ -1,5 +1,6 @@
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +81,30 @@ def test_the_benches_write_rows_with_what_they_measured(what, tmp_path, monkeypa
     if what == "train":
         assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
         assert all(0 < row["share_of_bandwidth"] and row["peak_gib"] > 0 for row in rows)
+
+
+def test_the_readme_quotes_what_the_benches_wrote():
+    root = Path(__file__).parent.parent
+    readme = (root / "README.md").read_text()
+
+    def read(name):
+        return json.loads((root / f"docs/results/bench-{name}.json").read_text())["rows"]
+
+    rows = [row for row in read("train") if row["tricks"] == "plain"]
+    theirs = next(row["images_a_second"] for row in rows if row["way"] == "smp")
+    for row in rows:
+        rate = row["images_a_second"]
+        assert f"| {rate:.2f} | {rate / theirs:.2f} × | {row['peak_gib']:.2f} GiB |" in readme
+    for recomputed in (False, True):
+        batches = [row["gib"] for row in read("memory")
+                   if row["tricks"] == "all" and row["recomputed"] == recomputed]
+        assert "| " + " | ".join(f"{gib:.1f}" for gib in batches) + " |" in readme
+    kept = {row["tricks"]: row["kept_mib_an_image"] for row in read("memory")
+            if row["encoder"] == "efficientnet-b0" and not row["recomputed"]}
+    more = {tricks: mib - kept["plain"] for tricks, mib in kept.items()}
+    text = " ".join(readme.split())
+    assert ("Beyond the {:.0f} MiB that the plain B0 keeps an image: gates {gates:.0f}, SCSE "
+            "{scse:.0f}, CBAM {cbam:.0f}, hypercolumn {hypercolumn:.0f}, deep supervision "
+            "{deep:.1f} MiB".format(kept["plain"], **{k: v for k, v in more.items()})) in text
+    two = next(row for row in read("loader") if row["workers"] == 2)
+    assert f"feeds {two['images_a_second']:,.0f} images of 640 × 640" in text
