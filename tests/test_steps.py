@@ -79,8 +79,17 @@ def test_the_benches_write_rows_with_what_they_measured(what, tmp_path, monkeypa
               "loader": "images_a_second"}[what]
     assert len(rows) >= 2 and all(row[figure] > 0 and row["size"] == 32 for row in rows)
     if what == "train":
+        times = rows[0]["milliseconds"]
+        assert len(times) == 12 and 0 < times["operators"] and 0 < times["step"]
         assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
         assert all(0 < row["share_of_bandwidth"] and row["peak_gib"] > 0 for row in rows)
+
+
+def test_three_runs_of_one_seed_are_the_same_on_a_cpu(tmp_path):
+    main(["spread", "--images", "2", "--size", "32", "--encoders", "efficientnet-lite0", "--out",
+          str(tmp_path)])
+    row = json.loads((tmp_path / "bench-spread.json").read_text())["rows"][0]
+    assert row["spread"] == 0 and len(set(row["losses"])) == 1
 
 
 def test_the_readme_quotes_what_the_benches_wrote():

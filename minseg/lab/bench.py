@@ -7,6 +7,7 @@
     python -m minseg.lab.bench train --against smp
     python -m minseg.lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
     python -m minseg.lab.bench loader
+    python -m minseg.lab.bench spread
 
 Machines are noisy and change their speed within a minute, so two things are compared in turn, round
 by round, and what counts is the ratio of their medians.
@@ -42,7 +43,7 @@ from ..run.checkpoint import load_model
 from ..run.predictor import predictor
 from ..run.report import Parser
 from ..tiling import predict_image
-from .steps import TRICKS, bench_loader, bench_memory, bench_train
+from .steps import TRICKS, bench_loader, bench_memory, bench_spread, bench_train
 
 RESULTS = Path("docs/results")
 
@@ -340,7 +341,7 @@ def against_monai(args) -> list[dict]:
 
 BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": bench_rle,
            "tiling": bench_tiling, "train": bench_train, "memory": bench_memory,
-           "loader": bench_loader}
+           "loader": bench_loader, "spread": bench_spread}
 
 
 def main(argv: list[str] | None = None) -> None:

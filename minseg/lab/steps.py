@@ -240,6 +240,38 @@ def bench_memory(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def busiest(step: Callable[[], Tensor], device: str) -> dict[str, float]:
+    """Milliseconds of a step: all of it, and the ten operators that take most, on CUDA the device's
+    own time. What all operators leave of the whole, the device has waited."""
+    cuda, kinds = device.startswith("cuda"), torch.profiler.ProfilerActivity
+    own = "self_device_time_total" if cuda else "self_cpu_time_total"
+    step()
+    with torch.profiler.profile(activities=[kinds.CPU, *[kinds.CUDA] * cuda]) as found:
+        start = time.perf_counter()
+        step().item()
+        seconds = time.perf_counter() - start
+    times = {event.key: getattr(event, own) / 1e3 for event in found.key_averages()}
+    largest = sorted(times, key=times.get, reverse=True)[:10]
+    shown = {"step": 1e3 * seconds, "operators": sum(times.values()),
+             **{name: times[name] for name in largest}}
+    return {name: round(milliseconds, 2) for name, milliseconds in shown.items()}
+
+
+def bench_spread(args: argparse.Namespace) -> list[dict]:
+    """The loss after 20 steps of each of three runs of one seed: on a CPU they are the same; CUDA
+    adds in another order each time."""
+    rows = []
+    for name in args.encoders:
+        losses = []
+        for _ in range(3):
+            step = minseg_step(args, name, args.tricks[0])
+            losses.append([step().item() for _ in range(20)][-1])
+        rows.append({"bench": "spread", "encoder": name, "tricks": args.tricks[0],
+                     "losses": losses, "spread": max(losses) - min(losses)})
+        print("{encoder}: losses {losses}, spread {spread:.2e}".format(**rows[-1]), flush=True)
+    return rows
+
+
 def ways(args: argparse.Namespace, name: str, tricks: str) -> dict[str, tuple[Callable, tuple]]:
     """What is timed in turn: a name, and what makes the step."""
     ours = (args, name, tricks)
@@ -279,6 +311,8 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
                        "parameters": sum(p.numel() for p in steps[way].net.parameters()),
                        "seconds_a_step": round(seconds[way], 4),
                        "images_a_second": round(rate, 3), "peak_gib": round(memory[way], 3)}
+                if way == "minseg":
+                    row["milliseconds"] = busiest(steps[way], args.device)
                 if way in traffic:
                     row["gib_moved_an_image"] = round(traffic[way] / args.images / 2**30, 3)
                     row["share_of_bandwidth"] = round(traffic[way] / seconds[way] / speed, 3)
