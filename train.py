@@ -26,7 +26,8 @@ from minseg.run.checkpoint import load_progress, save_model, save_progress
 from minseg.run.prepare import outside, prepare, save_settings
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import predict, save_fold, save_log, score, summarize
-from minseg.run.step import (Average, Watch, claimed, half, out_of_memory, recompute_activations, seeded, stop_when_asked)
+from minseg.run.step import (Average, Watch, claimed, half, out_of_memory, recompute_activations,
+                             seeded, stop_when_asked)
 
 SAVE_EVERY = 300  # seconds
 
@@ -83,7 +84,8 @@ def options():
                        help="sets other options, as it prints; those given beside it win")
     group.add_argument("--epochs", type=int, metavar="N",
                        help="passes over the tiles (default 20; synthetic 14)")
-    group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles at once (default 8)")
+    group.add_argument("--batch", type=int, default=8, metavar="N",
+                       help="tiles at once (default 8)")
     group.add_argument("--accumulate", type=int, default=1, metavar="N",
                        help="batches a step: their gradients are added up (default 1)")
     group.add_argument("--lr", type=float, default=5e-3, metavar="LR",
@@ -241,17 +243,22 @@ def train(args, tiles, train_on, held_out, folder):
     kept = {"net": net, "average": average.net, "optimizer": optimizer, "scaler": scaler}
     done, rows, total, spent = 0, [], torch.zeros((), device=args.device), 0.0
     if args.resume and (before := load_progress(folder / "resume.pt")):
+        if not torch.equal(before["areas"], tiles.mask_area) or before["length"] != length:
+            raise ValueError(f"{folder / 'resume.pt'}: was trained on other tiles: the data have "
+                             "changed since: give another --out")
         for name, part in kept.items():
-            part.load_state_dict(before[name])
+            if before[name]:  # a scaler that was off has nothing to say
+                part.load_state_dict(before[name])
         done, rows, spent = before["done"], before["rows"], before["spent"]
         total += before["total"]
+        del before
     start = saved = time.monotonic()
     watch, bar = Watch(tiles.describe), Progress(steps, f"training {folder.name}", done)
 
     def save():
         watch.check(average.floats)  # what is not finite is not kept
-        save_progress(folder / "resume.pt", done=done, rows=rows, total=total.item(),
-                      spent=spent + time.monotonic() - start,
+        save_progress(folder / "resume.pt", done=done, rows=rows, total=total.item(), length=length,
+                      areas=tiles.mask_area, spent=spent + time.monotonic() - start,
                       **{name: part.state_dict() for name, part in kept.items()})
 
     forward, *losses = net, *args.losses
@@ -277,13 +284,14 @@ def train(args, tiles, train_on, held_out, folder):
                 total += loss
                 watch.add(done, loss, scaler, rate * args.lr, step)
                 done += 1
-                bar.step(text=f"epoch {epoch + 1}/{args.epochs}")
                 if done % length and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY):
                     save()
                     saved = time.monotonic()
                     if stop.is_set():
                         raise Stopped(f"after step {done} of {steps}")
+                bar.step(text=f"epoch {epoch + 1}/{args.epochs}")
 
+            watch.check(average.floats)
             quick = score(predict(average.net, held_out, args, overlap=0), held_out)
             seconds = spent + time.monotonic() - start - sum(row["seconds"] for row in rows)
             rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (epoch >= args.first),
@@ -291,12 +299,12 @@ def train(args, tiles, train_on, held_out, folder):
                          "held_out_dice": round(quick["pooled_dice"], 5),
                          "seconds": round(seconds, 1)})
             total.zero_()
-            save()
             bar.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
                     "{seconds} s".format(**rows[-1]))
             title = args.loss + (f", then {args.then}" if args.then else "")
             save_log(folder, rows, f"{args.encoder}, {title}, {folder}")
-            if stop.is_set() and done < steps:
+            save()
+            if stop.is_set():
                 raise Stopped(f"after epoch {epoch + 1} of {args.epochs}")
     return average.net.eval(), network
 
@@ -351,9 +359,8 @@ def main(argv=None):
               f"{again.removesuffix(' --resume')} --resume", file=sys.stderr)
         sys.exit(130)
     except FloatingPointError as error:
-        kept = folder / "resume.pt"
-        print(f"train.py: {error}: " + (f"go on from {kept} with --resume and a lower --lr"
-              if kept.exists() else f"delete {folder} and lower --lr"), file=sys.stderr)
+        print(f"train.py: {error}: the last good checkpoint, if there is one, goes on with "
+              "--resume and a lower --lr", file=sys.stderr)
         sys.exit(1)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -361,9 +368,9 @@ def main(argv=None):
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        print(f"train.py: out of memory on {args.device}: lower --batch {args.batch} (and raise "
-              "--accumulate), or add --checkpoint-activations; what was saved goes on with "
-              "--resume", file=sys.stderr)
+        print(f"train.py: out of memory on {args.device}: add --checkpoint-activations and go on "
+              f"with --resume, or, in another --out, lower --batch {args.batch} (and raise "
+              "--accumulate) or --tile", file=sys.stderr)
         sys.exit(1)
 
 

@@ -16,7 +16,8 @@ def make_run(folder, dice, groups, **options):
             writer = csv.writer(file)
             writer.writerow(["epoch", "held_out_dice", "seconds"])
             writer.writerows([i, value + shift, 30] for i, value in enumerate(dice, 1))
-    (folder / "config.json").write_text(json.dumps({"encoder": "b0", "seed": 0, "data": "some/where", **options}))
+    (folder / "config.json").write_text(json.dumps(
+        {"encoder": "b0", "seed": 0, "data": "some/where", **options}))
     (folder / "summary.json").write_text(json.dumps(
         {"pooled_dice": 0.7, "mean_dice": 0.6, "sd_dice": 0.1, "groups": groups}))
     return folder

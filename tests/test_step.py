@@ -218,8 +218,8 @@ def test_a_real_scaler_that_skips_is_seen():
     optimizer, scaler = torch.optim.AdamW(net.parameters(), 1e-3), torch.amp.GradScaler(DEVICE)
 
     for step in range(SKIPPED + 2):
-        loss = train.training_step(net, lambda z, t: z.sum() * torch.inf, [batch()], optimizer, scaler,
-                                   None)
+        loss = train.training_step(net, lambda z, t: z.sum() * torch.inf, [batch()], optimizer,
+                                   scaler)
         watch.add(step, torch.ones_like(loss), scaler, 0.1, [[0]])
     with pytest.raises(FloatingPointError, match="steps in a row"):
         watch.check()
@@ -228,8 +228,10 @@ def test_a_real_scaler_that_skips_is_seen():
 def test_weights_that_are_not_finite_are_seen():
     watch = Watch(str)
     watch.add(0, torch.tensor(0.5), Scaler(), 0.1, [[0]])
-    with pytest.raises(FloatingPointError, match="weights are no longer finite"):
+    with pytest.raises(FloatingPointError, match="step 0: the weights are no longer finite"):
         watch.check([torch.ones(2), torch.tensor([1, torch.nan])])
+    with pytest.raises(FloatingPointError):  # with nothing to look at before, too
+        watch.check([torch.tensor(torch.nan)])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -276,10 +278,11 @@ def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
     process.communicate()
     with claimed(tmp_path) as mine:
         assert mine
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_errors_of_full_memory_are_told_from_others():
     assert out_of_memory(MemoryError()) and out_of_memory(torch.OutOfMemoryError("CUDA"))
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not out_of_memory(RuntimeError("shapes differ"))

@@ -55,7 +55,7 @@ def test_a_run_leaves_the_files_that_the_design_names(run):
     assert {p.name for p in run.iterdir()} == {"config.json", "fold0"}
     assert {p.name for p in (run / "fold0").iterdir()} == {
         "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "resume.pt",
-        "probabilities"}
+        "probabilities", ".lock"}
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+dice"
     rows = list(csv.DictReader(open(run / "fold0" / "log.csv")))
@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_one_line(data, tmp_pa
     with pytest.raises(SystemExit) as error:
         train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--lr", "1e30"])
     assert error.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("and lower --lr")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("a lower --lr")
     assert not (tmp_path / "o" / "fold0" / "model.pt").exists()
 
 
@@ -712,7 +712,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data, tmp_path
     assert error.value.code == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "step 2: the loss is nan; learning rate" in line and "tiles slide0" in line
-    assert "resume.pt with --resume and a lower --lr" in line
+    assert "goes on with --resume and a lower --lr" in line
     kept = torch.load(tmp_path / "o" / "fold0" / "resume.pt", weights_only=True)
     assert kept["done"] == 2 and all(v.isfinite().all() for v in kept["net"].values())
 
@@ -767,3 +767,26 @@ def test_recomputed_activations_give_the_same_run(data, tmp_path):
         train.main(["--data", str(data), "--out", str(tmp_path / name), *QUICK, *options])
         states.append(final(tmp_path / name))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_checkpoint_does_not_go_on_with_other_data(undisturbed, data, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "o")
+    shutil.copytree(data, tmp_path / "slides")
+    (tmp_path / "o" / "fold0" / "model.pt").unlink()
+    mask = tmp_path / "slides" / "masks" / "slide01.png"
+    Image.fromarray(np.roll(np.asarray(Image.open(mask)), 9, 0)).save(mask)
+    (tmp_path / "o" / "config.json").write_text((undisturbed / "config.json").read_text().replace(
+        str(data), str(tmp_path / "slides")))
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(tmp_path / "slides"), "--out", str(tmp_path / "o"), *LONGER,
+                    "--resume"])
+    assert error.value.code == 1
+    assert "the data have changed since" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_full_precision_goes_on_in_half(undisturbed, data, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "o")
+    (tmp_path / "o" / "fold0" / "model.pt").unlink()
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume", "--amp",
+                "on"])
+    assert (tmp_path / "o" / "fold0" / "model.pt").exists()

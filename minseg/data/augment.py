@@ -48,6 +48,12 @@ def augment(images: Tensor, masks: Tensor, tile: int,
     return recolour(images, generator), masks
 
 
+def copy_to(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that is not waited for: from page-locked memory, which CUDA reads by itself."""
+    values = values.pin_memory() if device.type == "cuda" else values
+    return values.to(device, non_blocking=True)
+
+
 def move(images: Tensor, masks: Tensor, tile: int,
          generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Flips, quarter turns, small rotation, scale and offset: image and mask alike. uint8 (N, 3, S,
@@ -62,8 +68,7 @@ def move(images: Tensor, masks: Tensor, tile: int,
     sin, cos = angle.sin() * stretch, angle.cos() * stretch
     x_row = torch.stack([cos * flip, -sin, right * reach], 1)
     y_row = torch.stack([sin * flip, cos, down * reach], 1)
-    # Small copies that are not waited for: the device has work enough to do before them.
-    affine = torch.stack([x_row, y_row], 1).to(images.device, non_blocking=True)  # (N, 2, 3)
+    affine = copy_to(torch.stack([x_row, y_row], 1), images.device)  # (N, 2, 3)
     grid = F.affine_grid(affine, [n, 1, tile, tile], align_corners=False)
     options = dict(padding_mode="reflection", align_corners=False)
     images = F.grid_sample(images.float() / 255, grid, "bilinear", **options)
@@ -79,9 +84,9 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
     stains = torch.tensor(STAINS)
     change = stains.inverse() @ torch.diag_embed(1 + stain) @ stains  # (N, 3, 3), of row vectors
     density = -((images * 255 + 1) / 256).log()
-    density = torch.einsum("nchw,ncd->ndhw", density, change.to(images.device, non_blocking=True))
+    density = torch.einsum("nchw,ncd->ndhw", density, copy_to(change, images.device))
     images = (-density).exp() * (256 / 255) - 1 / 255
     mean = images.mean((1, 2, 3), keepdim=True)
-    contrast, brightness = (v.view(n, 1, 1, 1).to(images.device, non_blocking=True)
+    contrast, brightness = (copy_to(v.view(n, 1, 1, 1), images.device)
                             for v in (contrast, brightness))
     return ((images - mean) * (1 + contrast) + mean * (1 + brightness)).clamp(0, 1)

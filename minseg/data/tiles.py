@@ -152,7 +152,7 @@ class Tiles:
                 workers: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of `batches`, lists of N indices: uint8 images (N, 3, size, size) and masks
         (N, 1, size, size) on `device`, size = tile + 2 margin. `workers` threads read ahead, and
-        neither reading nor copying holds up the device."""
+        nobody waits for the copies."""
         cuda, rest, jobs = torch.device(device).type == "cuda", iter(batches), deque()
         with ThreadPoolExecutor(workers) as pool:
             try:

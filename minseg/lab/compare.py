@@ -69,8 +69,8 @@ def compare(runs: list[Path]) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| run | pooled Dice | mean of groups ± deviation | above in | passes the other's end |",
-             "|---|---|---|---|---|"]
+    lines = ["| run | pooled Dice | mean of groups ± deviation | above in | "
+             "passes the other's end |", "|---|---|---|---|---|"]
     for row in rows:
         epoch = row["passes_the_others_end_in_epoch"]
         lines.append(f"| {row['name']} | {row['pooled_dice']:.4f} | {row['mean_dice']:.4f} ± "

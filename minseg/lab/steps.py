@@ -6,6 +6,7 @@ Every step takes the same images and masks that lie on the device already, and d
 """
 
 import argparse
+import gc
 import multiprocessing
 import tempfile
 import time
@@ -137,11 +138,13 @@ def peak_of(make: Callable, arguments: tuple, device: str) -> float:
     """GiB that the second of two steps holds at most: on CUDA in tensors; on a CPU in the process,
     which is a new one, beyond what it held before it made the network."""
     if device.startswith("cuda"):
+        gc.collect()
+        before = torch.cuda.memory_allocated()
         step = make(*arguments)
         step()
         torch.cuda.reset_peak_memory_stats()
         step()
-        return torch.cuda.max_memory_allocated() / 2**30
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_on_cpu, (make, arguments))
 
@@ -221,7 +224,7 @@ def multiply_adds(args: argparse.Namespace, name: str, tricks: str) -> int:
 
 
 def bench_memory(args: argparse.Namespace) -> list[dict]:
-    """What a batch needs at least: maps kept for the backward pass, and for each parameter 20 bytes:
+    """What a batch needs at least: maps kept for the backward pass, and 20 bytes a parameter: its
     weight, gradient, two moments and average. Counted, not timed: it holds on every device, but
     leaves out what single operators need while they run."""
     rows = []
@@ -292,6 +295,8 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
     for name in args.encoders:
         for tricks in args.tricks:
             operations, makers = multiply_adds(args, name, tricks), ways(args, name, tricks)
+            steps = {}  # frees those of before, whose memory would count here
+            gc.collect()
             memory = {way: peak_of(*maker, args.device) for way, maker in makers.items()}
             steps = {way: make(*arguments) for way, (make, arguments) in makers.items()}
             traffic = {}
@@ -323,7 +328,7 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
 
 
 def bench_loader(args: argparse.Namespace) -> list[dict]:
-    """Tiles a second that a warm cache of 1 GiB feeds, `args.size` pixels a side and their margin."""
+    """Tiles a second that a warm cache of 1 GiB feeds, `args.size` pixels a side with a margin."""
     margin, rows = args.size // 8, []
     stored = (args.size + 2 * margin) ** 2 * 4  # bytes
     tiles = max(1, 2**30 // stored)

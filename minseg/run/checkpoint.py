@@ -38,7 +38,9 @@ def load_progress(path: str | Path) -> dict | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if getattr(error, "filename", None):  # it cannot be opened; torch's own errors have no name
+            raise
         raise ValueError(f"{path}: is damaged: delete the folder and start the fold again")
 
 

@@ -32,6 +32,8 @@ class Parser(argparse.ArgumentParser):
         name = name or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.zeros(1, device=name).item()
+            if torch.device(name).type == "cuda":
+                torch.cuda.set_device(name)  # for what asks after the current one
         except (RuntimeError, AssertionError, ImportError):
             self.error(f"--device {name}: there is none here: use --device cpu")
         return name

@@ -1,9 +1,9 @@
 """# A training step that is fast and small, and still the same mathematics
 
-- **Mixed precision.** Convolutions in 16 bits, losses, norms' statistics and weights in 32. bfloat16
-  has float32's range. float16 has not: small gradients would vanish, so the loss is multiplied by a
-  large number before the backward pass and the gradients divided by it after; where one is then
-  infinite, the step is skipped and the number halved (`torch.amp.GradScaler`).
+- **Mixed precision.** Convolutions in 16 bits, losses, norms' statistics and weights in 32.
+  bfloat16 has float32's range. float16 has not: small gradients would vanish, so the loss is
+  multiplied by a large number before the backward pass and the gradients divided by it after; where
+  one is then infinite, the step is skipped and the number halved (`torch.amp.GradScaler`).
 - **Recomputed activations.** The backward pass wants every map of the forward pass. Keep only each
   block's input, and compute the block once more when its turn comes: a third more work for a
   fraction of the memory. Batch norm must not count the same batch twice.
@@ -16,12 +16,11 @@ al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174.
 
 import copy
 import hashlib
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -103,11 +102,12 @@ class Watch:
 
     def __init__(self, describe: Callable[[Sequence[int]], str]):
         self.describe, self.seen = describe, []
-        self.skipped, self.scale = 0, 0.0
+        self.last, self.skipped, self.scale = 0, 0, 0.0
 
     def add(self, step: int, loss: Tensor, scaler: torch.amp.GradScaler, rate: float,
             tiles: Sequence[Sequence[int]]) -> None:
         """Remembers a step; looks when `EVERY` have come together."""
+        self.last = step
         scale = scaler.scale(torch.ones_like(loss))  # itself, without asking the device
         self.seen.append((step, torch.stack([loss, scale]), rate, tiles))
         if len(self.seen) >= EVERY:
@@ -117,9 +117,7 @@ class Watch:
         """FloatingPointError where a loss or one of `weights` is not finite, or too many steps in a
         row were skipped. To be called before anything is saved."""
         seen, self.seen = self.seen, []
-        if not seen:
-            return
-        values = torch.stack([pair for _, pair, _, _ in seen]).tolist()
+        values = torch.stack([pair for _, pair, _, _ in seen]).tolist() if seen else []
         for (step, _, rate, tiles), (loss, scale) in zip(seen, values):
             self.skipped = self.skipped + 1 if scale < self.scale else 0
             self.scale = scale
@@ -130,13 +128,14 @@ class Watch:
             raise FloatingPointError(f"step {step}: {what}; learning rate {rate:.3g}, tiles "
                                      + self.describe([i for part in tiles for i in part]))
         if not all(weight.isfinite().all() for weight in weights):
-            raise FloatingPointError(f"step {seen[-1][0]}: the weights are no longer finite")
+            raise FloatingPointError(f"step {self.last}: the weights are no longer finite")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is what torch or Python raises when there is no memory left."""
+    words = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
     kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or any(word in str(error) for word in words)
 
 
 @contextmanager
@@ -147,9 +146,10 @@ def stop_when_asked() -> Iterator[threading.Event]:
 
     def ask(number, frame):
         asked.set()
-        print("\nstopping after this step (once more: at once)", file=sys.stderr, flush=True)
         for number, handler in before.items():
             signal.signal(number, handler)
+        with suppress(OSError, RuntimeError):  # who reads it may have been stopped as well
+            print("\nstopping after this step (once more: at once)", file=sys.stderr, flush=True)
 
     if threading.current_thread() is threading.main_thread():
         before.update({n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)})
@@ -162,18 +162,16 @@ def stop_when_asked() -> Iterator[threading.Event]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process has the folder for itself: a lock that the system opens when the process
-    ends, however it ends. Without such locks (Windows) always."""
-    try:
-        import fcntl
-    except ImportError:
-        yield True
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(handle)
+    """Whether this process has the folder for itself: by a lock on the file .lock in it, which the
+    system opens when the process ends, however it ends. Where there are no such locks, always."""
+    with open(folder / ".lock", "a+b") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        except (ImportError, OSError):  # Windows; a file system without locks
+            mine = True
+        yield mine
