@@ -136,23 +136,22 @@ def test_training_that_is_killed_twenty_times_ends_with_the_same_weights(tmp_pat
     wanted = torch.load(tmp_path / "undisturbed" / "fold0" / "model.pt", weights_only=True)
     times, killed, halves = random.Random(0), 0, 0
     place = tmp_path / "killed"
-    for kill in range(20):
+    while killed < 20:
         process = begin(arguments(place))
         try:
-            process.wait(seconds * times.uniform(0.3, 1))
+            process.wait(seconds * times.uniform(0.3, 0.9))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
         halves += any(place.glob("fold0/.resume*"))
         done = (place / "fold0" / "model.pt").exists()
-        if done or kill == 19:
+        if done or killed == 20:
             finish(arguments(place))
             found = torch.load(place / "fold0" / "model.pt", weights_only=True)
             assert found["threshold"] == wanted["threshold"]
             assert all(torch.equal(found["state"][key], value)
                        for key, value in wanted["state"].items())
-            assert not list(place.rglob(".*"))
+            assert {path.name for path in place.rglob(".*")} == {".lock"}
             shutil.rmtree(place)
-    # at work, and at times while a checkpoint was being written
-    assert killed >= 15 and halves >= 3, (killed, halves)
+    assert halves >= 3  # at times while a checkpoint was being written
