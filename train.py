@@ -62,11 +62,13 @@ def options():
     group.add_argument("--negatives", type=number_all_or_balanced, default="all", metavar="R",
                        help="tiles without a positive pixel, drawn anew each epoch: R per tile "
                        "with one; all (default); balanced: 1, and bins of mask area")
+    group.add_argument("--exclude", type=Path, metavar="FILE",
+                       help="leave images out: their IDs, one a line (a table: its first column)")
     group = parser.add_argument_group("network")
     group.add_argument("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
                        help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
     group.add_argument("--weights", metavar="FILE",
-                       help="the encoder's: imagenet, or a published checkpoint (default random)")
+                       help="the encoder's: imagenet, or a published checkpoint (default none)")
     group.add_argument("--gates", action=switch, default=False, help="attention gates on the skips")
     group.add_argument("--attention", default="none", choices=("none", "scse", "cbam", "cbam3"),
                        help="in each decoder block (cbam3: 3 x 3, no norm; default none)")
@@ -78,12 +80,12 @@ def options():
                        help="bce, dice and lovasz, joined by +, as 0.5*bce+dice (default bce+dice)")
     group.add_argument("--then", metavar="SUM", help="the loss of a second stage (default none)")
     group.add_argument("--switch", type=float, default=0.6, metavar="SHARE",
-                       help="of the epochs, after which the second stage begins (default 0.6)")
+                       help="of the steps, after which the second stage begins (default 0.6)")
     group = parser.add_argument_group("run")
     group.add_argument("--recipe", choices=RECIPES,
                        help="sets other options, as it prints; those given beside it win")
-    group.add_argument("--epochs", type=int, metavar="N",
-                       help="passes over the tiles (default 20; synthetic 14)")
+    group.add_argument("--epochs", type=float, metavar="N",
+                       help="passes over the tiles, 2.5 as well (default 20; synthetic 14)")
     group.add_argument("--batch", type=int, default=8, metavar="N",
                        help="tiles at once (default 8)")
     group.add_argument("--accumulate", type=int, default=1, metavar="N",
@@ -127,7 +129,8 @@ def parse(argv=None):
         words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
                  for name, value in recipe.items() if getattr(args, name) == value]
         print(f"--recipe {args.recipe}: {' '.join(words)}")
-    args.then = None if args.then == "none" else args.then
+    for name in ("then", "weights"):
+        setattr(args, name, None if getattr(args, name) == "none" else getattr(args, name))
     synthetic = args.data is None
     for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 14, 20)):
         if getattr(args, name) is None:
@@ -147,7 +150,7 @@ def parse(argv=None):
         parser.error(f"--seed {args.seed}: needs a whole number from 0 to 2^63 - 1")
     try:
         args.losses = [make_loss(spec) for spec in (args.loss, args.then) if spec is not None]
-        args.first = first_stage(args.epochs, args.switch) if args.then else args.epochs
+        first_stage(2, args.switch)  # a share that cannot be is told now
     except ValueError as error:
         parser.error(f"--loss, --then, --switch: {error}")
     return args
@@ -231,7 +234,9 @@ def train(args, tiles, train_on, held_out, folder):
     """The training loop. Returns the network with averaged weights, and its arguments."""
     sample = make_sampler(args, tiles, train_on)
     length = len(sample(0))  # steps an epoch
-    steps, first = args.epochs * length, args.first * length
+    steps = max(1, round(args.epochs * length))
+    epochs = math.ceil(steps / length)
+    first = first_stage(steps, args.switch) if args.then else steps  # of two stages
     net, network = build(args, steps)
     optimizer = make_optimizer(net, args)
     highest = [group["lr"] for group in optimizer.param_groups]
@@ -267,8 +272,8 @@ def train(args, tiles, train_on, held_out, folder):
     if args.compile:
         forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
     with stop_when_asked() as stop:
-        for epoch in range(done // length, args.epochs):
-            order = sample(epoch)[done % length :]  # what is left of it
+        for epoch in range(done // length, epochs):
+            order = sample(epoch)[done % length :][: steps - done]  # what is left of it
             batches = tiles.batches(sum(order, []), args.device, args.workers)
             net.train()
             for step in order:
@@ -278,7 +283,7 @@ def train(args, tiles, train_on, held_out, folder):
                 generator = seeded(args.seed, "step", done)
                 torch.manual_seed(generator.initial_seed())  # for stochastic depth
                 parts = (augment(*next(batches), args.tile, generator) for _ in step)
-                loss = training_step(forward, losses[epoch >= args.first], parts, optimizer, scaler,
+                loss = training_step(forward, losses[done >= first], parts, optimizer, scaler,
                                      dtype, len(step))
                 average.update()
                 total += loss
@@ -289,13 +294,13 @@ def train(args, tiles, train_on, held_out, folder):
                     saved = time.monotonic()
                     if stop.is_set():
                         raise Stopped(f"after step {done} of {steps}")
-                bar.step(text=f"epoch {epoch + 1}/{args.epochs}")
+                bar.step(text=f"epoch {epoch + 1}/{epochs}")
 
             watch.check(average.floats)
             quick = score(predict(average.net, held_out, args, overlap=0), held_out)
             seconds = spent + time.monotonic() - start - sum(row["seconds"] for row in rows)
-            rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (epoch >= args.first),
-                         "loss": round(total.item() / length, 5),
+            rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (done > first),
+                         "loss": round(total.item() / (done - epoch * length), 5),
                          "held_out_dice": round(quick["pooled_dice"], 5),
                          "seconds": round(seconds, 1)})
             total.zero_()
@@ -305,7 +310,7 @@ def train(args, tiles, train_on, held_out, folder):
             save_log(folder, rows, f"{args.encoder}, {title}, {folder}")
             save()
             if stop.is_set():
-                raise Stopped(f"after epoch {epoch + 1} of {args.epochs}")
+                raise Stopped(f"after epoch {epoch + 1} of {epochs}")
     return average.net.eval(), network
 
 

@@ -10,7 +10,7 @@ Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
 then switch to the one that is wanted. Each stage has its own warm-up and its own fall to 0: what
 the optimiser remembers of the other loss fades meanwhile.
 
-    loss in epoch e of E  =  first  if e < round(switch E),  else then       (e counts from 0)
+    loss in step t of T  =  first  if t < round(switch T),  else then       (t counts from 0)
 
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 
@@ -22,7 +22,7 @@ cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, secti
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])
 >>> round(loss(logits, target).item(), 4)  # 0.5 * log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1)
 0.8466
->>> first_stage(10, 0.6), first_stage(2, 0.9)  # epochs 0 to 5, epoch 0
+>>> first_stage(10, 0.6), first_stage(2, 0.9)  # steps 0 to 5, step 0
 (6, 1)
 """
 
@@ -69,11 +69,11 @@ def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def first_stage(epochs: int, switch: float) -> int:
-    """How many of `epochs` belong to the first stage: the share `switch`, to the nearest epoch.
-    Each stage has one epoch at least. ValueError where there is only one epoch, and for shares
-    outside (0, 1)."""
-    if epochs < 2 or not 0 < switch < 1:
-        raise ValueError(f"two stages of {epochs} epochs, switched at {switch}: "
-                         "need 2 epochs or more, and a share between 0 and 1")
-    return min(max(round(switch * epochs), 1), epochs - 1)
+def first_stage(steps: int, switch: float) -> int:
+    """How many of `steps` belong to the first stage: the share `switch`, to the nearest step. Each
+    stage has one step at least. ValueError where there is only one step, and for shares outside
+    (0, 1)."""
+    if steps < 2 or not 0 < switch < 1:
+        raise ValueError(f"two stages of {steps} steps, switched at {switch}: "
+                         "need 2 steps or more, and a share between 0 and 1")
+    return min(max(round(switch * steps), 1), steps - 1)

@@ -73,7 +73,7 @@ def test_what_spells_no_loss_is_refused_with_its_text(spec):
 @pytest.mark.parametrize("epochs, switch, wanted", [
     (10, 0.6, 6), (10, 0.64, 6), (10, 0.66, 7), (20, 0.25, 5), (3, 0.5, 2),
     (2, 0.01, 1), (2, 0.99, 1), (10, 0.001, 1), (10, 0.999, 9)])
-def test_the_first_stage_is_its_share_of_the_epochs_but_each_stage_has_one(epochs, switch, wanted):
+def test_the_first_stage_is_its_share_of_the_steps_but_each_stage_has_one(epochs, switch, wanted):
     assert first_stage(epochs, switch) == wanted
     assert isinstance(first_stage(epochs, switch), int)
 
@@ -88,5 +88,5 @@ def test_both_stages_have_an_epoch_and_a_larger_share_never_fewer():
 @pytest.mark.parametrize("epochs, switch", [
     (1, 0.5), (0, 0.5), (10, 0), (10, 1), (10, -0.1), (10, 1.5), (10, float("nan"))])
 def test_stages_that_cannot_be_are_refused_with_their_numbers(epochs, switch):
-    with pytest.raises(ValueError, match=f"{epochs} epochs, switched at {switch}"):
+    with pytest.raises(ValueError, match=f"{epochs} steps, switched at {switch}"):
         first_stage(epochs, switch)

@@ -232,11 +232,11 @@ def draw_nuclei(rng, canvas):
     return padded[5:-5, 5:-5]
 
 
-def draw_tissue(rng, height, width):
+def draw_tissue(rng, height, width, glomeruli):
     """Amounts of haematoxylin and PAS, (height, width, 2), and the mask."""
     canvas = Canvas(rng, height, width)
     area = height * width / 1024**2
-    wanted = max(round(rng.uniform(8, 16) * area), int(min(height, width) >= 256))
+    wanted = max(round(rng.uniform(*glomeruli) * area), int(min(height, width) >= 256))
     for blob in scatter(rng, canvas, (32, 58), 60 * wanted, wanted):
         draw_glomerulus(rng, canvas, blob)
     for blob in scatter(rng, canvas, (22, 45), int(400 * area), round(20 * area)):
@@ -277,9 +277,11 @@ def photograph(rng, dyes, absorbance, lamp):
 
 
 def synthetic_slide(seed: int, height: int = 1024, width: int = 1024, *,
-                    patient: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+                    patient: int | None = None, glomeruli: tuple[float, float] = (8, 16),
+                    ) -> tuple[np.ndarray, np.ndarray]:
     """Draw an image, uint8 (height, width, 3), and its mask, uint8 (height, width) of 0 and 1.
-    `patient` is the seed of the stain; without it, the stain is taken from `seed`."""
+    `patient` is the seed of the stain; without it, the stain is taken from `seed`. `glomeruli` are
+    the fewest and the most in 1024 x 1024 pixels."""
     patient = seed if patient is None else patient
     if min(seed, patient) < 0 or min(height, width) < SMALLEST:
         raise ValueError(f"seed {seed}, patient {patient}, {height} x {width} pixels: "
@@ -287,12 +289,12 @@ def synthetic_slide(seed: int, height: int = 1024, width: int = 1024, *,
     # The second number keeps the two streams apart when `seed` and `patient` are the same.
     rng = np.random.default_rng([seed, 0])
     absorbance, lamp = stain(np.random.default_rng([patient, 1]), rng)
-    dyes, mask = draw_tissue(rng, height, width)
+    dyes, mask = draw_tissue(rng, height, width, glomeruli)
     return photograph(rng, dyes, absorbance, lamp), mask.astype(np.uint8)
 
 
 def write_slides(folder: str | Path, count: int = 10, *, seed: int = 0, height: int = 1024,
-                 width: int = 1024) -> None:
+                 width: int = 1024, glomeruli: tuple[float, float] = (8, 16)) -> None:
     """Write `images/ID.png`, `masks/ID.png` (0 or 255) and `groups.csv` (`id,group`). A group is a
     patient, of whom there are two slides. The folder appears complete or not at all. ValueError
     where there is one already, and for numbers out of range."""
@@ -308,7 +310,8 @@ def write_slides(folder: str | Path, count: int = 10, *, seed: int = 0, height: 
         (draft / "images").mkdir(parents=True)
         (draft / "masks").mkdir()
         for i in range(count):
-            image, mask = synthetic_slide(seeds[i], height, width, patient=seeds[i - i % 2])
+            image, mask = synthetic_slide(seeds[i], height, width, patient=seeds[i - i % 2],
+                                          glomeruli=glomeruli)
             name = f"slide{i:02d}"
             Image.fromarray(image).save(draft / "images" / f"{name}.png")
             Image.fromarray(255 * mask).save(draft / "masks" / f"{name}.png")

@@ -39,7 +39,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
         load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
     if args.data is None:
         args.data = draw(args.out.parent / "synthetic-slides")
-    items = find_slides(args.data)
+    items = leave_out(find_slides(args.data), args.exclude)
     groups = [item.group for item in items]
     several = len(set(groups))
     if several < 2:
@@ -75,13 +75,32 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
     return items, folds, tiles, chosen
 
 
-def draw(folder: Path) -> Path:
-    """Synthetic slides, unless they are there."""
+def leave_out(items: Sequence[Item], path: Path | None) -> list[Item]:
+    """The images that the file does not name. It holds an ID a line, or is a table with the IDs in
+    its first column and `id` above them. ValueError for an ID that no image has."""
+    if path is None:
+        return list(items)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file: --exclude takes a list of IDs")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is no text: --exclude takes a list of IDs, one a line")
+    named = {line.split(",")[0].strip() for line in lines} - {"", "id"}
+    if unknown := sorted(named - {item.id for item in items}):
+        raise ValueError(f"{path}: names {', '.join(unknown[:3])}: no image has that ID: mend it, "
+                         "or take it out")
+    print(f"{path}: {len(named)} of {len(items)} images are left out")
+    return [item for item in items if item.id not in named]
+
+
+def draw(folder: Path, count: int = 20, **options) -> Path:
+    """Synthetic slides, as `write_slides` draws them, unless they are there."""
     if not folder.exists():
-        print(f"drawing 20 synthetic slides in {folder}", flush=True)
+        print(f"drawing {count} synthetic slides in {folder}", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_slides(folder, 20)
+            write_slides(folder, count, **options)
         except (OSError, ValueError):
             if not folder.exists():  # else another process was faster
                 raise
@@ -107,7 +126,7 @@ def outside(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
 
 def settings(args: argparse.Namespace) -> dict:
     """What all folds of a run share, as config.json holds it."""
-    apart = (*HOW, "losses", "first", "microns")
+    apart = (*HOW, "losses", "microns")
     return {name: str(value.resolve()) if isinstance(value, Path) else value
             for name, value in vars(args).items() if name not in apart}
 

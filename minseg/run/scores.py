@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..crossval import count_levels, cross_validate, threshold_of
 from ..data.datasets import Item, Mask
 from ..data.files import atomic
-from ..data.slides import open_slide
+from ..data.slides import Slide, open_slide
 from ..tiling import predict_bands
 from .bands import write_tiff
 from .predictor import predictor
@@ -49,18 +49,18 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
     return {**found, "best_threshold": threshold_of(total)[0] if total[1].any() else 0.5}
 
 
-def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, overlap: float = 0.5,
+def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
+            overlap: float = 0.5, window: str = "linear", tta: bool = False,
             folder: Path | None = None) -> list[Tensor]:
     """What `count_levels` counts of each image's probabilities at its file's own size; `folder`
     gets those, too, uint8 in steps of 1/255."""
-    probabilities = predictor([net], device=args.device, amp=args.amp)
-    counts = []
+    probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
+    stride, counts = max(1, round(args.tile * (1 - overlap))), []
     for item in items:
         slide, total = open_slide(item.image, args.scale), 0
         mask = Mask(item, slide.full_height, slide.full_width)
-        stride = max(1, round(args.tile * (1 - overlap)))
         bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
-                              stride=stride, batch=args.batch, device=args.device)
+                              stride=stride, window=window, batch=args.batch, device=args.device)
         with nullcontext(lambda band: None) if folder is None else write_tiff(
                 folder / f"{item.id}.tiff", slide.full_height, slide.full_width) as write:
             for y, band in slide.enlarge(bands):
@@ -116,20 +116,28 @@ def summarize(out: Path, items: Sequence[Item], folds: Sequence[int]) -> None:
         print(f"{', '.join(missing)} still to come (--folds {len(names)} trains what is not "
               f"there), then {out / 'summary.json'}")
         return
-    counts = []
-    for item, fold in zip(items, folds):
-        path = out / f"fold{fold}" / "probabilities" / f"{item.id}.tiff"
-        again = "were the data changed? Give another --out"
-        if not path.exists():
-            raise ValueError(f"{path}: is missing: {again}")
-        result = open_slide(path)
-        try:
-            mask = Mask(item, result.height, result.width)
-        except ValueError as error:
-            raise ValueError(f"{path}: does not fit its mask ({error}): {again}")
-        counts.append(sum(
-            count_levels(torch.from_numpy(result.read(y, 0, rows, result.width)[..., 0]),
-                         torch.from_numpy(mask.read(y, 0, rows, result.width)))
-            for y in range(0, result.height, 256)
-            for rows in [min(256, result.height - y)]))
+    counts = [count_saved(out / f"fold{fold}", item) for item, fold in zip(items, folds)]
     save_score(out / "summary.json", score(counts, items, folds))
+
+
+def open_saved(folder: Path, item: Item) -> tuple[Slide, Mask]:
+    """An image's probabilities as `predict` left them in a fold's folder, and its mask. ValueError
+    names what is missing or does not fit."""
+    path = folder / "probabilities" / f"{item.id}.tiff"
+    again = "were the data changed? Give another --out"
+    if not path.exists():
+        raise ValueError(f"{path}: is missing: {again}")
+    result = open_slide(path)
+    try:
+        return result, Mask(item, result.height, result.width)
+    except ValueError as error:
+        raise ValueError(f"{path}: does not fit its mask ({error}): {again}")
+
+
+def count_saved(folder: Path, item: Item) -> Tensor:
+    """What `predict` returned for an image, from the probabilities in a fold's folder."""
+    result, mask = open_saved(folder, item)
+    return sum(count_levels(torch.from_numpy(result.read(y, 0, rows, result.width)[..., 0]),
+                            torch.from_numpy(mask.read(y, 0, rows, result.width)))
+               for y in range(0, result.height, 256)
+               for rows in [min(256, result.height - y)])

@@ -1,0 +1,290 @@
+"""Does a trick help? Each one alone against the same baseline, over folds and seeds, with error bars.
+
+    python -m minseg.lab.study --data DIR --folds 3 --seeds 2 --tile 128 --epochs 3
+    python -m minseg.lab.study --quick
+
+An arm is the baseline's command line for `train.py` with a few options changed (`TRAINING`), or the
+baseline's networks with another way to predict (`INFERENCE`). Options that this program does not
+know are `train.py`'s, and change the baseline. Every arm has the same folds, tiles, number of steps
+and seeds, so that what differs is the trick:
+
+    d(group) = mean over seeds of (Dice of the arm - Dice of the baseline)       `effects.py` says
+                                                                                 how sure it is
+
+Each run that ends is one line in OUT/HOST.jsonl. So a study stops (Ctrl-C) and goes on, and fills
+from several processes and from several machines that share OUT (or bring their .jsonl together).
+Whoever finds nothing left to do writes docs/results/study-NAME.jsonl and .json and draws
+docs/figures/study-NAME-*.png.
+
+A line holds, for each group, twice the overlap and the size of prediction and label (the two halves
+of Dice) at `THRESHOLDS`: a fold is cut where the other folds would have it.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import train
+
+from ..crossval import overlap
+from ..data.datasets import Item
+from ..deep_supervision import deep_supervision_loss
+from ..run.checkpoint import load_model
+from ..run.prepare import draw, outside, prepare
+from ..run.report import Parser, Progress, duration
+from ..run.scores import count_saved, predict
+from ..run.step import Average, claimed, half
+from .bench import RESULTS, environment, in_turn
+from .seams import seams
+from .steps import alive_after, batch
+
+THRESHOLDS = [i / 20 for i in range(1, 20)]
+BASELINE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet", "--loss", "bce+dice",
+            "--negatives", "all")
+TRAINING = {
+    "baseline": (),
+    "random weights": ("--weights", "none"),
+    "gates": ("--gates",),
+    "SCSE": ("--attention", "scse"),
+    "CBAM": ("--attention", "cbam"),
+    "hypercolumn": ("--hypercolumn",),
+    "deep supervision": ("--deep-supervision",),
+    "all together": ("--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision"),
+    "BCE": ("--loss", "bce"),
+    "Dice": ("--loss", "dice"),
+    "Lovász": ("--loss", "lovasz"),
+    "Dice + Lovász": ("--loss", "dice+lovasz"),
+    "BCE + Lovász": ("--loss", "bce+lovasz"),
+    "Dice, then Lovász": ("--loss", "dice", "--then", "lovasz"),
+    "negatives 1:1": ("--negatives", "1"),
+    "balanced bins": ("--negatives", "balanced"),
+}
+INFERENCE = {
+    **{f"overlap {share:g}, {window}": {"overlap": share, "window": window}
+       for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian", "hann")
+       if (share, window) != (0.5, "linear")},  # that is how the baseline was scored
+    "tile × 0.5": {"tile": 0.5}, "tile × 2": {"tile": 2}, "flips and turns": {"tta": True},
+}
+SEAMS = "seams"
+QUICK = ("overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns",
+         SEAMS)
+COSTS = "costs"
+GONE = 130  # the exit status of a program that was asked to stop
+
+
+def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int,
+               run: str | None = None) -> list[str]:
+    """What `train.py` is given for a run; without `run`, its folder's name is made of arm and
+    seed."""
+    run = run or f"{arm}, seed {seed}"
+    return ["--data", str(args.data), *BASELINE, *args.options, *TRAINING[arm], "--folds",
+            str(args.folds), "--fold", str(fold), "--seed", str(seed), "--resume", "--out",
+            str(args.out / "runs" / run)]
+
+
+def epoch_of(args: argparse.Namespace, arm: str, fold: int) -> tuple[argparse.Namespace, int]:
+    """An arm's options as `train.py` understands them, and how many steps its epoch has."""
+    given = train.parse(options_of(args, arm, 0, fold, "none"))
+    _, folds, tiles, _ = prepare(given)
+    return given, len(train.make_sampler(given, tiles, outside(tiles, folds, fold))(0))
+
+
+def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
+    """The two halves of each group's Dice at each of `THRESHOLDS`."""
+    groups = {item.group: 0 for item in items}
+    for item, count in zip(items, counts):
+        groups[item.group] = groups[item.group] + torch.stack(
+            [overlap(count, threshold) for threshold in THRESHOLDS])
+    return {group: halves.tolist() for group, halves in groups.items()}
+
+
+def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
+    """Trains and scores one network: as many steps as the baseline takes."""
+    given, length = epoch_of(args, "baseline", fold)
+    steps = max(1, round(given.epochs * length))
+    epochs = steps / epoch_of(args, arm, fold)[1]
+    train.main([*options_of(args, arm, seed, fold), "--epochs", f"{epochs:.12g}"])
+    folder = args.out / "runs" / f"{arm}, seed {seed}" / f"fold{fold}"
+    log = (folder / "log.csv").read_text().splitlines()
+    rows = list(csv.DictReader(log))
+    (folder / "resume.pt").unlink(missing_ok=True)  # nothing is left to resume, and it is large
+    items = held_out(args, fold)
+    return {"options": TRAINING[arm], "steps": int(rows[-1]["steps"]),
+            "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
+            "levels": levels(items, [count_saved(folder, item) for item in items])}
+
+
+def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
+    """Scores a network of the baseline in another way, or measures its seams."""
+    given = train.parse(options_of(args, "baseline", seed, fold))
+    folder = args.out / "runs" / f"baseline, seed {seed}" / f"fold{fold}"
+    net, _ = load_model(folder / "model.pt", given.device)
+    items, start = held_out(args, fold), time.monotonic()
+    if arm == SEAMS:
+        return {"tile": given.tile, "ways": seams(net, items, given)}
+    way = dict(INFERENCE[arm])
+    given.tile = max(1, round(given.tile * way.pop("tile", 1)))
+    counts = predict(net, items, given, **way)
+    return {"options": INFERENCE[arm], "levels": levels(items, counts),
+            "seconds": round(time.monotonic() - start, 1)}
+
+
+def held_out(args: argparse.Namespace, fold: int) -> list[Item]:
+    """The images of a fold."""
+    items, folds, _, _ = prepare(train.parse(options_of(args, "baseline", 0, fold, "none")))
+    return [item for item, other in zip(items, folds) if other == fold]
+
+
+def measure_costs(args: argparse.Namespace) -> dict:
+    """Seconds a step (the median, all arms in turn), what its forward pass keeps for the backward
+    pass, and parameters. Of two losses the second counts."""
+    functions, rows = {}, {}
+    for arm in args.arms:
+        given = train.parse(options_of(args, arm, 0, 0, "none"))
+        net, _ = train.build(given, 1)
+        optimizer, average = train.make_optimizer(net.train(), given), Average(net, 0.99)
+        dtype = half(given.device) if given.amp else None
+        scaler = torch.amp.GradScaler(torch.device(given.device).type,
+                                      enabled=dtype == torch.float16)
+        images, masks = batch(argparse.Namespace(images=given.batch, size=given.tile,
+                                                 device=given.device))
+        loss = given.losses[-1]
+
+        def forward(net=net, loss=loss, images=images, masks=masks):
+            return deep_supervision_loss(loss, net(images), masks)
+
+        def step(net=net, loss=loss, parts=[(images, masks)], optimizer=optimizer, scaler=scaler,
+                 dtype=dtype, average=average):
+            train.training_step(net, loss, parts, optimizer, scaler, dtype)
+            average.update()
+
+        functions[arm] = step
+        rows[arm] = {"kept_bytes": alive_after(forward),
+                     "parameters": sum(p.numel() for p in net.parameters())}
+    for arm, seconds in in_turn(functions, 7).items():
+        rows[arm]["seconds_a_step"] = round(seconds, 5)
+    return {"rows": rows, "batch": given.batch, "tile": given.tile}
+
+
+def jobs(args: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """What is to be done, (arm, seed, fold), in the order of doing: differences early."""
+    ways = [arm for arm in (*INFERENCE, SEAMS) if not args.quick or arm in QUICK]
+    return [(arm, seed, fold) for arms in (args.arms, ways) for seed in range(args.seeds)
+            for fold in range(args.folds) for arm in arms] + [(COSTS, 0, 0)]
+
+
+def read_lines(folder: Path) -> dict[tuple[str, int, int], dict]:
+    """The runs that have ended. A line that a dying machine left unfinished does not count."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                found.setdefault((row["arm"], row["seed"], row["fold"]), row)
+    return found
+
+
+def run(args: argparse.Namespace, job: tuple[str, int, int], facts: dict) -> bool:
+    """Does one job and adds its line. False where it failed; Ctrl-C ends the program."""
+    (arm, seed, fold), log = job, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            found = (measure_costs(args) if arm == COSTS else
+                     (run_training if arm in TRAINING else run_inference)(args, arm, seed, fold))
+    except (SystemExit, ValueError, OSError) as error:
+        if getattr(error, "code", None) == GONE:
+            raise KeyboardInterrupt
+        last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
+        print(f"{arm}, seed {seed}, fold {fold}: {last}", file=sys.stderr, flush=True)
+        return False
+    line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **found, **facts},
+                      ensure_ascii=False)
+    with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
+    return True
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; what is left over is for `train.py`."""
+    parser = Parser(prog="python -m minseg.lab.study", allow_abbrev=False,
+                    description=__doc__.split("\n")[0],
+                    epilog="Other options are train.py's, and change the baseline.")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="default: 20 synthetic slides with few glomeruli")
+    parser.add_argument("--name", help="of the results (default: that of the data)")
+    parser.add_argument("--folds", type=int, default=3, metavar="K", help="default 3")
+    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="default 2: 0 and 1")
+    parser.add_argument("--arms", nargs="+", choices=TRAINING, default=list(TRAINING),
+                        metavar="ARM", help="default all: " + ", ".join(TRAINING))
+    parser.add_argument("--quick", action="store_true",
+                        help="a minute on small slides, to see what it does")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="folder of the runs (default: runs/study- and the name)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
+                        help="default docs/results")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), metavar="DIR",
+                        help="default docs/figures")
+    args, args.options = parser.parse_known_args(argv)
+    args.name = args.name or ("quick" if args.quick else args.data.resolve().name if args.data
+                              else "synthetic")
+    args.out = args.out or Path("runs") / f"study-{args.name}"
+    if args.quick:
+        args.folds, args.seeds, args.arms = 2, 1, ["baseline", "SCSE", "Dice"]
+        args.options = ["--weights", "none", "--epochs", "2", "--tile", "64", "--scale", "4",
+                        *args.options]
+    args.arms = ["baseline", *(arm for arm in args.arms if arm != "baseline")]
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Does what is left to do; then, when all is there, says what came out."""
+    args = parse(argv)
+    if args.data is None:
+        small = {"count": 4, "height": 512, "width": 512} if args.quick else {"glomeruli": (2, 5)}
+        args.data = draw(args.out / "slides", **small)
+    given = train.parse(options_of(args, "baseline", 0, 0, "none"))
+    facts = environment(given.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    todo, failed = jobs(args), 0
+    left = [job for job in todo if job not in read_lines(args.out)]
+    bar = Progress(len(todo), args.name, len(todo) - len(left))
+    for job in left:
+        arm, seed, fold = job
+        claim = args.out / "claims" / f"{arm}, seed {seed}, fold {fold}"
+        claim.mkdir(parents=True, exist_ok=True)
+        with claimed(claim) as mine:
+            if mine and job not in read_lines(args.out):
+                start = time.monotonic()
+                if not run(args, job, facts):
+                    failed += 1
+                    continue
+                bar.say(f"{arm}, seed {seed}, fold {fold}: {duration(time.monotonic() - start)}")
+            bar.step()
+    lines = read_lines(args.out)
+    missing = [job for job in todo if job not in lines]
+    if missing:
+        print(f"{len(missing)} of {len(todo)} runs are missing: another process may be at work on "
+              "them; the same command goes on, and writes the results when all are there")
+        sys.exit(1 if failed else 0)
+    report(args, [lines[job] for job in todo])
+
+
+def report(args, lines):
+    print(len(lines))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstudy: stopped; the same command goes on")
