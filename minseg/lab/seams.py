@@ -8,7 +8,9 @@ more there. Measured, that is the reason for overlap and for windows that fall t
 
 A pixel is wrong where its probability is on the other side of 1/2 than its label. d is the distance,
 in pixels of the training scale, to the nearest border of a tile inside the image: a border that is
-the image's own is no seam. With the last tile moved in, a few seams lie closer together.
+the image's own is no seam. Tiles lie a stride apart, so between two seams d goes up to half a stride.
+Pixels farther out than that lie at the image's border, where a slide is bare glass and nothing can
+be wrong; they are left out, lest they praise large distances.
 """
 
 import argparse
@@ -29,25 +31,29 @@ WAYS = {"no overlap": (0, "uniform"),
 
 def distance_to_seam(length: int, full: int, scale: int, tile: int, stride: int) -> Tensor:
     """For each of `full` pixels of an axis, `length` of the training scale, the distance to the
-    nearest border of a tile within the axis, in pixels of that scale; infinite where there is none.
+    nearest border of a tile within the axis, in pixels of that scale; -1 beyond half a stride, and
+    infinite on an axis without a seam.
 
-    >>> distance_to_seam(6, 6, 1, tile=4, stride=4)  # tiles [0, 4) and [2, 6): seams at 2 and 4
-    tensor([1.5000, 0.5000, 0.5000, 0.5000, 0.5000, 1.5000])
+    >>> distance_to_seam(7, 7, 1, tile=4, stride=4)  # tiles [0, 4) and [3, 7): seams at 3 and 4
+    tensor([-1.0000,  1.5000,  0.5000,  0.5000,  0.5000,  1.5000, -1.0000])
     """
     starts = tile_starts(length, tile, stride)
     lines = [line for start in starts for line in (start, start + tile) if 0 < line < length]
+    if not lines:
+        return torch.full((full,), float("inf"))
     at = (torch.arange(full) + 0.5) / scale
-    return (at[:, None] - torch.tensor([*lines, float("inf")])).abs().amin(1)
+    distance = (at[:, None] - torch.tensor(lines)).abs().amin(1)
+    return torch.where(distance > stride / 2, -1.0, distance)
 
 
 def seams(net: nn.Module, items: Sequence[Item], args: argparse.Namespace) -> dict:
-    """For each of `WAYS` the wrong pixels and all pixels at the distances [0, 1), [1, 2) ... tile /
-    2 from a seam, over all images. `args` are a run's options."""
-    forward = predictor([net], device=args.device, amp=args.amp)
-    bins = args.tile // 2
-    found = {}
+    """For each of `WAYS` the wrong pixels and all pixels at the distances [0, 1), [1, 2) ... from a
+    seam, up to half a stride, over all images. `args` are a run's options."""
+    forward, found = predictor([net], device=args.device, amp=args.amp), {}
     for way, (share, window) in WAYS.items():
-        stride, counts = max(1, round(args.tile * (1 - share))), torch.zeros(2, bins + 1).long()
+        stride = max(1, round(args.tile * (1 - share)))
+        bins = -(-stride // 2)
+        counts = torch.zeros(2, bins, dtype=torch.int64)
         for item in items:
             slide = open_slide(item.image, args.scale)
             mask = Mask(item, slide.full_height, slide.full_width)
@@ -61,8 +67,9 @@ def seams(net: nn.Module, items: Sequence[Item], args: argparse.Namespace) -> di
                 rows, target = band.shape[1], torch.from_numpy(mask.read(y, 0, *band.shape[1:]))
                 wrong = (band[0] >= 0.5) != (target > 0)
                 distance = torch.minimum(below[y : y + rows, None], beside)
-                distance = distance.clamp(max=bins).long().flatten()  # the last bin is left out
-                counts[0] += torch.bincount(distance[wrong.flatten()], minlength=bins + 1)
-                counts[1] += torch.bincount(distance, minlength=bins + 1)
-        found[way] = {"wrong": counts[0, :-1].tolist(), "pixels": counts[1, :-1].tolist()}
+                known = (distance >= 0) & distance.isfinite()
+                for count, part in zip(counts, (known & wrong, known)):
+                    at = distance[part].long().clamp(max=bins - 1)
+                    count += torch.bincount(at, minlength=bins)
+        found[way] = {"wrong": counts[0].tolist(), "pixels": counts[1].tolist()}
     return found

@@ -26,6 +26,8 @@ import csv
 import io
 import json
 import platform
+import shlex
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -38,6 +40,7 @@ import train
 
 from ..crossval import overlap
 from ..data.datasets import Item
+from ..data.files import atomic
 from ..deep_supervision import deep_supervision_loss
 from ..run.checkpoint import load_model
 from ..run.prepare import draw, outside, prepare
@@ -45,6 +48,8 @@ from ..run.report import Parser, Progress, duration
 from ..run.scores import count_saved, predict
 from ..run.step import Average, claimed, half
 from .bench import RESULTS, environment, in_turn
+from .effects import dice_of_groups, effect, holm
+from .plots import curves, forest, scatter
 from .seams import seams
 from .steps import alive_after, batch
 
@@ -131,7 +136,7 @@ def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> d
     net, _ = load_model(folder / "model.pt", given.device)
     items, start = held_out(args, fold), time.monotonic()
     if arm == SEAMS:
-        return {"tile": given.tile, "ways": seams(net, items, given)}
+        return {"ways": seams(net, items, given)}
     way = dict(INFERENCE[arm])
     given.tile = max(1, round(given.tile * way.pop("tile", 1)))
     counts = predict(net, items, given, **way)
@@ -249,7 +254,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Does what is left to do; then, when all is there, says what came out."""
     args = parse(argv)
-    if args.data is None:
+    args.synthetic = args.data is None
+    if args.synthetic:
         small = {"count": 4, "height": 512, "width": 512} if args.quick else {"glomeruli": (2, 5)}
         args.data = draw(args.out / "slides", **small)
     given = train.parse(options_of(args, "baseline", 0, 0, "none"))
@@ -276,11 +282,92 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{len(missing)} of {len(todo)} runs are missing: another process may be at work on "
               "them; the same command goes on, and writes the results when all are there")
         sys.exit(1 if failed else 0)
-    report(args, [lines[job] for job in todo])
+    report(args, {job: lines[job] for job in todo})
 
 
-def report(args, lines):
-    print(len(lines))
+def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> dict:
+    """What came out: the effects by family, the worst first, with costs; the error at seams."""
+
+    def dices(arm):
+        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)])
+                for seed in range(args.seeds)]
+
+    baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
+    families = {}
+    for family, arms in (("training", args.arms[1:]), ("inference", INFERENCE)):
+        rows = [{"arm": arm, **effect(dices(arm), baseline)} for arm in arms
+                if (arm, 0, 0) in lines]
+        for row, p in zip(rows, holm([row["p"] for row in rows])):
+            row["p_holm"] = p
+            if family == "training":
+                row.update(costs[row["arm"]], cost=round(costs[row["arm"]]["seconds_a_step"]
+                                                         / costs["baseline"]["seconds_a_step"], 3))
+        families[family] = rows
+    ways = {}
+    for (arm, _, _), line in lines.items():
+        for way, counts in line["ways"].items() if arm == SEAMS else ():
+            ways[way] = ways.get(way, 0) + torch.tensor([counts["wrong"], counts["pixels"]])
+    errors = {way: [round(w / n, 6) for w, n in total.T.tolist() if n]
+              for way, total in ways.items()}
+    runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
+    return {"groups": len(baseline[0]), "seeds": args.seeds, "folds": args.folds,
+            "steps": sorted({line["steps"] for line in runs}),
+            "longest_run_seconds": max(line["seconds"] for line in runs),
+            "baseline": {"dice": statistics.mean(d for seed in baseline for d in seed.values()),
+                         "seeds": [statistics.mean(seed.values()) for seed in baseline],
+                         **costs["baseline"]},
+            "effects": families, "error_by_distance": errors}
+
+
+def table(found: dict) -> str:
+    """The effects as a Markdown table, the best first."""
+    kept = found["baseline"]["kept_bytes"]
+    lines = ["| arm | Dice | difference [95 % interval] | p, Holm's | time of a step | memory | "
+             "parameters |", "|---|---|---|---|---|---|---|",
+             f"| baseline | {found['baseline']['dice']:.3f} | | | 1.00 × | 1.00 × | "
+             f"{found['baseline']['parameters']:,} |"]
+    for family, rows in found["effects"].items():
+        for row in sorted(rows, key=lambda row: -row["difference"]):
+            lines.append(
+                f"| {row['arm']} | {row['dice']:.3f} | {row['difference']:+.3f} "
+                f"[{row['low']:+.3f}, {row['high']:+.3f}] | {row['p_holm']:.3f}"
+                + " *" * (row["p_holm"] <= 0.05) + " | "
+                + (f"{row['cost']:.2f} × | {row['kept_bytes'] / kept:.2f} × | "
+                   f"{row['parameters']:,} |" if family == "training" else "| | |"))
+    return "\n".join(lines)
+
+
+def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> None:
+    """Prints the table, writes the lines and the summary, and draws the pictures."""
+    found = summarize(args, lines)
+    print(table(found))
+    data = [] if args.synthetic else ["--data", args.data.name]
+    words = [*data, "--folds", str(args.folds), "--seeds", str(args.seeds), *args.options]
+    runs = [line for line in lines.values() if "commit" in line]
+    facts = {name: sorted({line[name] for line in runs})
+             for name in ("device", "torch", "threads", "commit", "date")}
+    for folder in (args.results, args.figures):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic(args.results / f"study-{args.name}.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n"
+                                     for line in lines.values()), encoding="utf-8")
+    with atomic(args.results / f"study-{args.name}.json") as temporary:
+        summary = {**facts, "command": shlex.join(["python", "-m", "minseg.lab.study", *words]),
+                   **found}
+        temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
+                             encoding="utf-8")
+    pictures = [args.figures / f"study-{args.name}-{kind}.png"
+                for kind in ("effects", "costs", "seams")]
+    families = {name: sorted(rows, key=lambda row: -row["difference"])
+                for name, rows in found["effects"].items()}
+    about = f"{args.name}: {found['groups']} groups, {args.folds} folds, {args.seeds} seeds"
+    forest(pictures[0], families, f"What each change brings. {about}")
+    scatter(pictures[1], families["training"], f"What it brings and what it costs. {about}")
+    curves(pictures[2], {way: [100 * error for error in errors]
+                         for way, errors in found["error_by_distance"].items()},
+           f"Wrong pixels near seams. {about}", "pixels to the nearest border of a tile",
+           "% of the pixels at that distance that are on the wrong side of 0.5")
+    print(args.results / f"study-{args.name}.json", *pictures, sep="\n")
 
 
 if __name__ == "__main__":

@@ -113,19 +113,21 @@ font = ImageFont.load_default  # Pillow's own: nothing to install
 
 
 def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
-                  side: int = 420) -> None:
-    """Draws pictures with a caption each into one PNG, each at most `side` pixels a side."""
-    columns, gap, text = min(len(pictures), 2 if len(pictures) < 6 else 4), 12, 24
+                  side: int = 420, columns: int | None = None, size: int = 16) -> None:
+    """Draws pictures with a caption each into one PNG, each at most `side` pixels a side; `size` is
+    that of the letters."""
+    columns = columns or min(len(pictures), 2 if len(pictures) < 6 else 4)
+    gap, text = 12, size * 3 // 2
     scaled = [ImageOps.contain(picture, (side, side), Image.LANCZOS) for picture, _ in pictures]
     step = max(picture.height for picture in scaled) + text + gap  # from one row to the next
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * step + gap + text), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(16))
+    draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(size))
     for i, (picture, (_, caption)) in enumerate(zip(scaled, pictures)):
         x, y = gap + i % columns * (side + gap), gap + text + i // columns * step
         sheet.paste(picture, (x, y + text))
-        draw.text((x, y), caption, INK, font(16))
+        draw.text((x, y), caption, INK, font(size))
     with atomic(path) as temporary:
         sheet.save(temporary)
 

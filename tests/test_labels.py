@@ -1,0 +1,188 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minseg.data.datasets import Item, Mask
+from minseg.data.slides import open_slide
+from minseg.data.synthetic import write_slides
+from minseg.lab import labels
+from minseg.lab.labels import KINDS, disagreement, main, plant, rank, worst_squares
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def discs(height, width, *places, radius=20):
+    y, x = np.ogrid[:height, :width]
+    return sum(((y - cy) ** 2 + (x - cx) ** 2 < radius**2) for cy, cx in places) > 0
+
+
+def compare(tmp_path, probability, mask, threshold=0.5, side=64):
+    """`disagreement` of two arrays in [0, 1]."""
+    save(tmp_path / "p.png", (probability * 255).round().astype(np.uint8))
+    save(tmp_path / "m.png", (mask * 255).astype(np.uint8))
+    item = Item("a", tmp_path / "p.png", tmp_path / "m.png", "a")
+    return disagreement(open_slide(tmp_path / "p.png"), Mask(item, *mask.shape), threshold, side)
+
+
+@pytest.mark.parametrize("size", [(300, 420), (900, 1100)])  # one block, and several
+@pytest.mark.parametrize("shift", [(0, 0), (-21, -43), (40, 3), (128, -128)])
+def test_the_shift_that_fits_best_is_named_to_the_pixel(tmp_path, size, shift):
+    height, width = size
+    rng = np.random.default_rng(0)
+    places = [(rng.integers(150, height - 130), rng.integers(150, width - 150)) for _ in range(4)]
+    truth = discs(height, width, *places)
+    mask = discs(height, width, *((y - shift[0], x - shift[1]) for y, x in places))
+    found = compare(tmp_path, truth * 0.9, mask)
+    assert found["shift"] == shift
+    assert found["shifted_dice"] == pytest.approx(1)
+    wanted = 2 * (truth & mask).sum() / (truth.sum() + mask.sum())
+    assert found["dice"] == pytest.approx(wanted)
+
+
+def test_the_best_shift_is_that_of_trying_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "REACH", 6)
+    monkeypatch.setattr(labels, "BLOCK", 16)
+    rng = np.random.default_rng(1)
+    probability, mask = rng.random((45, 37)), rng.random((45, 37)) < 0.3
+    found = compare(tmp_path, probability, mask)
+    a = (probability * 255).round() / 255 >= 0.5
+    padded = np.pad(mask, 6)
+    dice = {(dy, dx): 2 * (a & padded[6 - dy : 51 - dy, 6 - dx : 43 - dx]).sum()
+            / (a.sum() + mask.sum()) for dy in range(-6, 7) for dx in range(-6, 7)}
+    assert found["shifted_dice"] == pytest.approx(max(dice.values()))
+    assert dice[found["shift"]] == pytest.approx(max(dice.values()))
+    assert found["dice"] == pytest.approx(dice[0, 0])
+
+
+def test_the_score_is_one_minus_v_nets_dice(tmp_path):
+    rng = np.random.default_rng(2)
+    p, y = rng.random((70, 90)), (rng.random((70, 90)) < 0.2)
+    found = compare(tmp_path, p, y)
+    p = (p * 255).round() / 255
+    assert found["apart"] == pytest.approx(((p - y) ** 2).sum(), rel=1e-5)
+    assert found["apart"] / found["size"] == pytest.approx(
+        1 - 2 * (p * y).sum() / ((p**2).sum() + y.sum()), rel=1e-5)
+
+
+def test_regions_lie_where_prediction_and_label_differ(tmp_path):
+    truth = discs(700, 800, (100, 100), (600, 650))
+    mask = discs(700, 800, (100, 100), (300, 420))
+    found = compare(tmp_path, truth * 1.0, mask)
+    assert len(found["regions"]) == 2  # where they agree there is nothing to show
+    for (score, y, x), (cy, cx) in zip(sorted(found["regions"], key=lambda r: r[1]),
+                                       [(300, 420), (600, 650)]):
+        assert abs(y - cy) <= 24 and abs(x - cx) <= 24
+        assert score == pytest.approx(discs(700, 800, (cy, cx)).sum(), rel=1e-6)
+
+
+def test_worst_squares_do_not_overlap():
+    grid = torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
+    found = worst_squares(grid, 4, 24)
+    for i, (_, y, x) in enumerate(found):
+        assert all(max(abs(y - v), abs(x - u)) >= 24 for _, v, u in found[:i])
+    assert [score for score, *_ in found] == sorted((s for s, *_ in found), reverse=True)
+    assert found[0][0] == pytest.approx(max(grid[y : y + 6, x : x + 6].sum().item()
+                                            for y in range(15) for x in range(15)), rel=1e-5)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that predicts five slides perfectly, of which two have wrong masks, and one none."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    places = [(80, 90), (180, 200)]
+    for i in range(5):
+        truth = discs(256, 288, *places) if i != 2 else np.zeros((256, 288), bool)
+        mask = truth
+        if i == 1:
+            mask = discs(256, 288, *((y + 10, x - 25) for y, x in places))
+        if i == 3:
+            mask = discs(256, 288, places[0])
+        image = np.full((256, 288, 3), 200, np.uint8)
+        save(data / "images" / f"s{i}.png", image)
+        save(data / "masks" / f"s{i}.png", (mask * 255).astype(np.uint8))
+        faint = np.where(truth, 240, 3).astype(np.uint8)  # never quite sure
+        (folder / f"fold{i % 2}" / "probabilities").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faint).save(folder / f"fold{i % 2}" / "probabilities" / f"s{i}.tiff")
+    (folder / "config.json").write_text(json.dumps(
+        {"data": str(data), "tile": 64, "scale": 1, "exclude": None}))
+    (folder / "summary.json").write_text(json.dumps({"thresholds": [0.5, 0.4]}))
+    return folder
+
+
+def test_wrong_masks_come_first_and_an_empty_image_is_no_scandal(run):
+    rows = rank(run)
+    assert [row["id"] for row in rows][:2] == ["s1", "s3"]
+    assert rows[0]["shift"] == (-10, 25) and rows[0]["shifted_dice"] == pytest.approx(1)
+    empty = next(row for row in rows if row["id"] == "s2")
+    assert empty["score"] < 0.05 and empty["dice"] == 1 and empty["shift"] == (0, 0)
+    assert [row["threshold"] for row in rows if row["id"] in ("s1", "s3")] == [0.4, 0.4]
+
+
+def test_it_writes_a_table_and_a_picture_and_says_what_to_do(run, capsys):
+    main([str(run)])
+    out = capsys.readouterr().out
+    assert "s1   its mask fits better moved by (-10, 25): Dice 1.000" in out
+    assert "--exclude" in out and "s0   its mask" not in out
+    with open(run / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows][:2] == ["s1", "s3"] and len(rows) == 5
+    assert (rows[0]["shift_y"], rows[0]["shift_x"]) == ("-10", "25")
+    picture = np.asarray(Image.open(run / "labels.png"))
+    assert picture.shape[1] == 3 * 532 + 12
+    assert (picture == (0, 114, 178)).all(2).any() and (picture == (230, 159, 0)).all(2).any()
+
+
+def test_an_excluded_image_is_not_asked_for(run, tmp_path):
+    (tmp_path / "no.txt").write_text("s4\n")
+    (run / "fold0" / "probabilities" / "s4.tiff").unlink()
+    with pytest.raises(ValueError, match="no prediction of s4"):
+        rank(run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "exclude": str(tmp_path / "no.txt")}))
+    assert len(rank(run)) == 4
+
+
+def test_bad_input_is_one_line(run, tmp_path, capsys):
+    def refused(*argv):
+        with pytest.raises(SystemExit) as error:
+            main([str(arg) for arg in argv])
+        assert error.value.code == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    assert "is no complete run" in refused(tmp_path / "nowhere")
+    assert "give either" in refused()
+    assert "give either" in refused(run, "--check")
+    assert "--epochs" in refused(run, "--epochs", "3")
+
+
+def test_planted_faults_are_what_they_are_called(tmp_path):
+    write_slides(tmp_path / "a", 40, height=256, width=256, seed=5)
+    write_slides(tmp_path / "b", 40, height=256, width=256, seed=5)
+    planted = plant(tmp_path / "a", seed=1)
+    assert [fault["kind"] for fault in planted.values()] == list(KINDS)
+    for path in sorted((tmp_path / "b" / "masks").glob("*.png")):
+        before = np.asarray(Image.open(path)) > 0
+        after = np.asarray(Image.open(tmp_path / "a" / "masks" / path.name)) > 0
+        fault = planted.get(path.stem)
+        if fault is None:
+            assert (before == after).all()
+            continue
+        kind, shift = fault["kind"], fault["shift"]
+        assert (before != after).any()
+        if kind == "shifted":
+            assert abs(np.hypot(*shift) - 40) < 1
+            back = np.roll(after, shift, (0, 1))
+            assert not (back & ~before).any()  # what was moved out of the slide is gone
+        if kind == "missing":
+            assert not (after & ~before).any() and after.sum() <= before.sum() / 2
+        if kind == "added":
+            assert (after | before).sum() == after.sum() >= 1.5 * before.sum()
