@@ -162,6 +162,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert "give either" in refused()
     assert "give either" in refused(run, "--check")
     assert "--epochs" in refused(run, "--epochs", "3")
+    assert "give either" in refused(run, "--", "--epochs", "3")
 
 
 def test_planted_faults_are_what_they_are_called(tmp_path):

@@ -1,7 +1,8 @@
 """# Which labels are wrong? Ask networks that have not seen them
 
     python -m minseg.lab.labels RUN                       a run of train.py with all of its folds
-    python -m minseg.lab.labels --check                   the same on slides with planted faults
+    python -m minseg.lab.labels --check -- OPTIONS        the same on slides with planted faults;
+                                                          OPTIONS are train.py's
 
 **Idea.** In cross-validation every image is predicted by a network that did not train on it. Where
 that network is sure and the label says otherwise, one of the two is wrong; the images in which they
@@ -247,9 +248,9 @@ def plant(folder: Path, seed: int) -> dict[str, dict]:
     return planted
 
 
-def check(args: argparse.Namespace) -> None:
-    """Plants faults in 40 slides, trains, ranks, and tells how many were in the first tenth; for
-    each of `args.seeds`."""
+def check(args: argparse.Namespace, options: Sequence[str]) -> None:
+    """Plants faults in slides, trains with `options`, ranks, and tells how many were in the first
+    tenth; for each of `args.seeds`."""
     import train
 
     rows = []
@@ -263,7 +264,7 @@ def check(args: argparse.Namespace) -> None:
             planted_file.write_text(json.dumps(plant(folder, seed)))
         planted = json.loads(planted_file.read_text())
         train.main(["--data", str(folder), "--scale", "4", "--tile", "128", "--folds", "3",
-                    "--seed", str(seed), "--out", str(run), "--resume", *args.options])
+                    "--seed", str(seed), "--out", str(run), "--resume", *options])
         ranked = report(run)
         for place, row in enumerate(ranked, 1):
             if row["id"] in planted:
@@ -278,7 +279,7 @@ def check(args: argparse.Namespace) -> None:
     with atomic(args.results / "labels.json") as temporary:
         temporary.write_text(json.dumps(
             {**environment("cpu"), "command": " ".join(
-                ["python -m minseg.lab.labels --check", *args.options]), "slides": args.slides,
+                ["python -m minseg.lab.labels --check --", *options]), "slides": args.slides,
              "found_in_first_tenth": found, "largest_error_of_shift": max(errors), "rows": rows},
             indent=1) + "\n")
     for row in rows:
@@ -291,7 +292,7 @@ def check(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m minseg.lab.labels", description=__doc__.split("\n")[0][2:],
-                    allow_abbrev=False, epilog="With --check, other options are train.py's.")
+                    epilog="What follows -- is for train.py, with --check.")
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of a complete run")
     parser.add_argument("--check", action="store_true",
                         help="plant faults in synthetic slides, and see whether they are found")
@@ -301,13 +302,13 @@ def main(argv: list[str] | None = None) -> None:
                         help="of --check (default runs/labels)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="of --check (default docs/results)")
-    args, args.options = parser.parse_known_args(argv)
-    if bool(args.run) == args.check:
-        parser.error("give either the folder of a run or --check")
-    if args.run and args.options:
-        parser.error(f"unrecognized arguments: {' '.join(args.options)}")
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
+    args, options = parser.parse_args(argv[:end]), argv[end + 1 :]
+    if bool(args.run) == args.check or args.run and options:
+        parser.error("give either the folder of a run, or --check and options of train.py")
     try:
-        check(args) if args.check else report(args.run)
+        check(args, options) if args.check else report(args.run)
     except (ValueError, OSError) as error:
         parser.error(error)
 
