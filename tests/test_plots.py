@@ -50,3 +50,12 @@ def test_ticks_are_round_and_within(low, high):
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
     assert found[0] - low < step * (1 + 1e-9) and high - found[-1] < step * (1 + 1e-9)
     assert all(value / step == pytest.approx(round(value / step)) for value in found)
+
+
+def test_where_nothing_differs_there_is_a_picture_all_the_same(tmp_path):
+    same = [row("a", 0.0, 0.0), row("b", 0.0, 0.0)]
+    forest(tmp_path / "f.png", {"training": same}, "title")
+    scatter(tmp_path / "s.png", same, "title")
+    curves(tmp_path / "c.png", {"a": [0.0, 0.0]}, "title", "px", "%")
+    for name in "fsc":
+        drawn(tmp_path / f"{name}.png")

@@ -465,6 +465,34 @@ def test_a_second_stage_of_a_recipe_can_be_switched_off():
     assert args.then is None and len(args.losses) == 1
 
 
+def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsys):
+    table = tmp_path / "suspects.csv"  # as minseg.lab.labels writes it
+    table.write_text("id,group,score\nslide01,patient00,0.9\n\nslide03,patient01,0.8\n")
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--exclude", str(table)])
+    assert "2 of 4 images are left out" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "o/fold0/score.json").read_text())["images"]) < {
+        "slide00", "slide02"}
+    assert not any(name in path.name for path in (tmp_path / "tiles").iterdir()
+                   for name in ("slide01", "slide03"))  # a bad file can be left out, too
+    table.write_text("slide07\n")
+    assert "names slide07" in refused(capsys, "--data", data, "--out", tmp_path / "p", "--exclude",
+                                      table)
+    assert "no such file" in refused(capsys, "--data", data, "--out", tmp_path / "p", "--exclude",
+                                     tmp_path / "none")
+    table.write_bytes(b"\xff\xfe\x00")
+    assert "is no text" in refused(capsys, "--data", data, "--out", tmp_path / "p", "--exclude",
+                                   table)
+
+
+@pytest.mark.parametrize("epochs, steps", [("0.5", [4]), ("1.5", [8, 12])])
+def test_epochs_can_be_cut_short(data, tmp_path, epochs, steps):
+    options = [*QUICK, "--negatives", "all", "--epochs", epochs, "--batch", "3"]
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *options])
+    rows = list(csv.DictReader(open(tmp_path / "o/fold0/log.csv")))
+    assert [int(row["steps"]) for row in rows] == steps
+    assert all(0.5 < float(row["loss"]) < 2 for row in rows)  # the mean of the steps that were
+
+
 # HuBMAP's own layout, and the cache of tiles
 
 

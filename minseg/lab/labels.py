@@ -253,6 +253,8 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
     tenth; for each of `args.seeds`."""
     import train
 
+    for folder in (args.results, args.figures):
+        folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(args.seeds):
         folder, run = args.out / f"slides{seed}", args.out / f"run{seed}"
@@ -266,6 +268,8 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
         train.main(["--data", str(folder), "--scale", "4", "--tile", "128", "--folds", "3",
                     "--seed", str(seed), "--out", str(run), "--resume", *options])
         ranked = report(run)
+        if not seed:
+            draw_regions(args.figures / "labels.png", ranked)
         for place, row in enumerate(ranked, 1):
             if row["id"] in planted:
                 rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
@@ -275,7 +279,6 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
     found = sum(row["place"] <= first for row in rows) / len(rows)
     errors = [max(abs(a - b) for a, b in zip(row["shift"], row["named_shift"])) for row in rows
               if row["shift"]]
-    args.results.mkdir(parents=True, exist_ok=True)
     with atomic(args.results / "labels.json") as temporary:
         temporary.write_text(json.dumps(
             {**environment("cpu"), "command": " ".join(
@@ -302,6 +305,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="of --check (default runs/labels)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="of --check (default docs/results)")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), metavar="DIR",
+                        help="of --check (default docs/figures)")
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
     args, options = parser.parse_args(argv[:end]), argv[end + 1 :]

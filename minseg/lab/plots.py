@@ -128,7 +128,7 @@ def forest(path: str | Path, families: dict[str, Sequence[dict]], title: str) ->
 def scatter(path: str | Path, rows: Sequence[dict], title: str) -> None:
     """Cost against benefit: each row's `cost`, in times of the baseline's step, and its effect."""
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    gap = 0.08 * (high - low)
+    gap = max(0.08 * (high - low), 0.002)
     widest = max(row["cost"] for row in rows)
     least = min(row["cost"] for row in rows)
     span = widest - least + 0.1
@@ -168,7 +168,7 @@ def curves(path: str | Path, lines: dict[str, Sequence[float]], title: str, acro
            up: str) -> None:
     """Curves over 0.5, 1.5, 2.5 ..., each with its name at its right end, none below another's."""
     longest = max(len(values) for values in lines.values())
-    highest = max(max(values) for values in lines.values())
+    highest = max(max(values) for values in lines.values()) or 1.0
     plot = Plot(1000, (120, 130, 1200, 880), (0, longest), (0, 1.05 * highest))
     plot.text(30, 40, title, size=36)
     plot.text(30, 92, up, GREY, 28)

@@ -80,10 +80,10 @@ INFERENCE = {
        if (share, window) != (0.5, "linear")},  # that is how the baseline was scored
     "tile × 0.5": {"tile": 0.5}, "tile × 2": {"tile": 2}, "flips and turns": {"tta": True},
 }
-SEAMS = "seams"
+SEAMS, COSTS = "seams", "costs"  # jobs that are no arms
+FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: most tiles hold none, as in a kidney
 QUICK = ("overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns",
          SEAMS)
-COSTS = "costs"
 GONE = 130  # the exit status of a program that was asked to stop
 
 
@@ -235,14 +235,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                         help="a minute on small slides, to see what it does")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="folder of the runs (default: runs/study- and the name)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
-                        help="default docs/results")
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), metavar="DIR",
-                        help="default docs/figures")
+    parser.add_argument("--results", type=Path, metavar="DIR",
+                        help="default docs/results, with --quick that of --out")
+    parser.add_argument("--figures", type=Path, metavar="DIR",
+                        help="default docs/figures, with --quick that of --out")
     args, args.options = parser.parse_known_args(argv)
     args.name = args.name or ("quick" if args.quick else args.data.resolve().name if args.data
                               else "synthetic")
     args.out = args.out or Path("runs") / f"study-{args.name}"
+    args.results = args.results or (args.out if args.quick else RESULTS)
+    args.figures = args.figures or (args.out if args.quick else Path("docs/figures"))
     if args.quick:
         args.folds, args.seeds, args.arms = 2, 1, ["baseline", "SCSE", "Dice"]
         args.options = ["--weights", "none", "--epochs", "2", "--tile", "64", "--scale", "4",
@@ -251,16 +253,34 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def check_settings(args: argparse.Namespace) -> None:
+    """Keeps what all runs of a study share in OUT/study.json. ValueError where it is something else
+    already; more seeds and arms can be added."""
+    here = {"data": str(args.data.resolve()), "folds": args.folds, "options": args.options}
+    path = args.out / "study.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != here:
+        raise ValueError(f"{path}: is of a study with other data, folds or options: give another "
+                         "--out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(here, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Does what is left to do; then, when all is there, says what came out."""
     args = parse(argv)
     args.synthetic = args.data is None
-    if args.synthetic:
-        small = {"count": 4, "height": 512, "width": 512} if args.quick else {"glomeruli": (2, 5)}
-        args.data = draw(args.out / "slides", **small)
-    given = train.parse(options_of(args, "baseline", 0, 0, "none"))
+    try:
+        if args.synthetic:
+            small = {"count": 4, "height": 512, "width": 512}
+            args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
+        given = train.parse(options_of(args, "baseline", 0, 0, "none"))
+        prepare(given)  # what is wrong with it is wrong with every run
+        check_settings(args)
+    except (ValueError, OSError) as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(2)
     facts = environment(given.device)
-    args.out.mkdir(parents=True, exist_ok=True)
     todo, failed = jobs(args), 0
     left = [job for job in todo if job not in read_lines(args.out)]
     bar = Progress(len(todo), args.name, len(todo) - len(left))
@@ -286,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> dict:
-    """What came out: the effects by family, the worst first, with costs; the error at seams."""
+    """What came out: the effects by family, with costs; the error at each distance from a seam."""
 
     def dices(arm):
         return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)])
@@ -312,35 +332,47 @@ def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict])
     runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
     return {"groups": len(baseline[0]), "seeds": args.seeds, "folds": args.folds,
             "steps": sorted({line["steps"] for line in runs}),
-            "longest_run_seconds": max(line["seconds"] for line in runs),
+            "median_run_seconds": statistics.median(line["seconds"] for line in runs),
             "baseline": {"dice": statistics.mean(d for seed in baseline for d in seed.values()),
                          "seeds": [statistics.mean(seed.values()) for seed in baseline],
                          **costs["baseline"]},
             "effects": families, "error_by_distance": errors}
 
 
-def table(found: dict) -> str:
-    """The effects as a Markdown table, the best first."""
-    kept = found["baseline"]["kept_bytes"]
-    lines = ["| arm | Dice | difference [95 % interval] | p, Holm's | time of a step | memory | "
-             "parameters |", "|---|---|---|---|---|---|---|",
-             f"| baseline | {found['baseline']['dice']:.3f} | | | 1.00 × | 1.00 × | "
-             f"{found['baseline']['parameters']:,} |"]
-    for family, rows in found["effects"].items():
-        for row in sorted(rows, key=lambda row: -row["difference"]):
-            lines.append(
-                f"| {row['arm']} | {row['dice']:.3f} | {row['difference']:+.3f} "
-                f"[{row['low']:+.3f}, {row['high']:+.3f}] | {row['p_holm']:.3f}"
-                + " *" * (row["p_holm"] <= 0.05) + " | "
-                + (f"{row['cost']:.2f} × | {row['kept_bytes'] / kept:.2f} × | "
-                   f"{row['parameters']:,} |" if family == "training" else "| | |"))
+def cell(row: dict | None) -> str:
+    """An effect as text, bold where it survives Holm's correction."""
+    if row is None:
+        return ""
+    text = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return (f"**{text}**" if row["p_holm"] <= 0.05 else text) + f" p {row['p_holm']:.2g}"
+
+
+def table(studies: dict[str, dict]) -> str:
+    """Studies side by side as a Markdown table; costs are those of the first that has the arm."""
+    rows = {name: {row["arm"]: row for rows in found["effects"].values() for row in rows}
+            for name, found in studies.items()}
+    base = [found["baseline"] for found in studies.values()]
+    lines = [f"| arm | {' | '.join(studies)} | time of a step | memory | parameters |",
+             "|---" * (4 + len(studies)) + "|",
+             f"| baseline | {' | '.join('Dice {:.3f}'.format(b['dice']) for b in base)} | "
+             f"1.00 × | 1.00 × | {base[0]['parameters'] / 1e6:.2f} M |"]
+    for arm in (*TRAINING, *INFERENCE):
+        there = {name: found[arm] for name, found in rows.items() if arm in found}
+        if not there:
+            continue
+        name, row = next(iter(there.items()))
+        costs = " | | " if arm in INFERENCE else (
+            f"{row['cost']:.2f} × | "
+            f"{row['kept_bytes'] / studies[name]['baseline']['kept_bytes']:.2f} × | "
+            f"{row['parameters'] / 1e6:.2f} M")
+        lines.append(f"| {arm} | {' | '.join(cell(there.get(name)) for name in studies)} | {costs} |")
     return "\n".join(lines)
 
 
 def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> None:
-    """Prints the table, writes the lines and the summary, and draws the pictures."""
+    """Writes the lines and the summary, draws the pictures, and prints the table of all studies
+    whose summaries lie there."""
     found = summarize(args, lines)
-    print(table(found))
     data = [] if args.synthetic else ["--data", args.data.name]
     words = [*data, "--folds", str(args.folds), "--seeds", str(args.seeds), *args.options]
     runs = [line for line in lines.values() if "commit" in line]
@@ -367,6 +399,8 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
                          for way, errors in found["error_by_distance"].items()},
            f"Wrong pixels near seams. {about}", "pixels to the nearest border of a tile",
            "% of the pixels at that distance that are on the wrong side of 0.5")
+    print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
+                 for path in sorted(args.results.glob("study-*.json"))}))
     print(args.results / f"study-{args.name}.json", *pictures, sep="\n")
 
 

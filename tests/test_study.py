@@ -1,0 +1,198 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from minseg.lab import study
+from minseg.lab.study import COSTS, INFERENCE, SEAMS, THRESHOLDS, TRAINING, main, parse
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--encoder", "efficientnet-lite0", "--weights", "none", "--scale", "4", "--tile", "32",
+         "--epochs", "1", "--batch", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two ways to predict instead of all."""
+    monkeypatch.setattr(study, "INFERENCE", {name: INFERENCE[name] for name in
+                                             ("overlap 0, uniform", "tile × 2")})
+    monkeypatch.setattr(study, "in_turn", lambda functions, rounds: {
+        name: 0.1 for name in functions if function_runs(functions[name])})
+
+
+def function_runs(function):
+    function()
+    return True
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    from minseg.data.synthetic import write_slides
+
+    folder = tmp_path_factory.mktemp("study") / "slides"
+    write_slides(folder, 4, height=256, width=256, glomeruli=(4, 8))
+    return folder
+
+
+def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, monkeypatch):
+    argv = ["--data", str(slides), "--folds", "2", "--seeds", "1", "--arms", "negatives 1:1",
+            "--out", str(tmp_path / "s"), "--results", str(tmp_path / "r"), "--figures",
+            str(tmp_path / "f"), *SMALL]
+    trained, really = [], train.train
+
+    def stops(args, *rest):
+        if len(trained) == 2:
+            trained.append("stopped")
+            raise train.Stopped("after step 1 of 2")
+        trained.append(args.out.name)
+        return really(args, *rest)
+
+    monkeypatch.setattr(train, "train", stops)
+    with pytest.raises(KeyboardInterrupt):
+        main(argv)
+    lines = [json.loads(line) for line in (tmp_path / "s").glob("*.jsonl").__next__().read_text()
+             .splitlines()]
+    assert [(line["arm"], line["fold"]) for line in lines] == [
+        ("baseline", 0), ("negatives 1:1", 0)]
+    assert lines[0]["steps"] == lines[1]["steps"]  # though its epoch is shorter
+    assert not list((tmp_path / "s").rglob("resume.pt"))
+
+    main(argv)
+    assert trained == ["baseline, seed 0", "negatives 1:1, seed 0", "stopped",
+                       "baseline, seed 0", "negatives 1:1, seed 0"]
+    raw = [json.loads(line) for line in
+           (tmp_path / "r" / "study-slides.jsonl").read_text("utf-8").splitlines()]
+    found = json.loads((tmp_path / "r" / "study-slides.json").read_text("utf-8"))
+    assert [line["arm"] for line in raw].count("baseline") == 2 and raw[-1]["arm"] == COSTS
+    assert {row["arm"] for row in found["effects"]["inference"]} == set(study.INFERENCE)
+    assert found["groups"] == 2 and "tmp" not in json.dumps(found) + json.dumps(raw)
+    assert found["command"].startswith("python -m minseg.lab.study --data slides --folds 2")
+    assert set(found["error_by_distance"]) == {line for line in raw[-2]["ways"]}
+    out = capsys.readouterr().out
+    assert "| negatives 1:1 | " in out and "| tile × 2 | " in out
+    for kind in ("effects", "costs", "seams"):
+        assert Image.open(tmp_path / "f" / f"study-slides-{kind}.png").width == 1600
+    main(argv)  # nothing is left to do
+    assert len(trained) == 5
+    with pytest.raises(SystemExit) as error:
+        main([*argv, "--lr", "1e-3"])  # would be compared with runs at another rate
+    assert error.value.code == 2 and "other data, folds or options" in capsys.readouterr().err
+
+
+def test_every_arm_is_something_that_train_understands():
+    args = parse(["--data", "D"])
+    for arm in TRAINING:
+        given = train.parse(study.options_of(args, arm, 1, 2))
+        assert (given.seed, given.fold, given.folds) == (1, 2, 3)
+        assert given.encoder == "efficientnet-lite0"
+    assert len(TRAINING) >= 12 and len(INFERENCE) == 11 + 3
+    assert train.parse(study.options_of(args, "random weights", 0, 0)).weights is None
+
+
+def test_jobs_are_paired_early_and_complete():
+    args = parse(["--data", "D", "--seeds", "2", "--folds", "2", "--arms", "SCSE"])
+    todo = study.jobs(args)
+    assert todo[:4] == [("baseline", 0, 0), ("SCSE", 0, 0), ("baseline", 0, 1), ("SCSE", 0, 1)]
+    assert len(todo) == len(set(todo)) == 2 * 4 + (len(INFERENCE) + 1) * 4 + 1
+    assert (SEAMS, 1, 1) in todo and todo[-1] == (COSTS, 0, 0)
+
+
+def test_lines_of_several_machines_come_together(tmp_path):
+    line = {"arm": "SCSE", "seed": 0, "fold": 1, "levels": {}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line)[:20])
+    (tmp_path / "b.jsonl").write_text(json.dumps({**line, "fold": 2}) + "\n")
+    assert set(study.read_lines(tmp_path)) == {("SCSE", 0, 1), ("SCSE", 0, 2)}
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, capsys, monkeypatch):
+    def fails(args, *rest):
+        raise FloatingPointError("step 3: the loss is nan")
+
+    monkeypatch.setattr(train, "train", fails)
+    with pytest.raises(SystemExit) as error:
+        main(["--data", str(slides), "--folds", "2", "--seeds", "1", "--arms", "SCSE", "--out",
+              str(tmp_path / "s"), *SMALL])
+    captured = capsys.readouterr()
+    assert error.value.code == 1
+    assert "SCSE, seed 0, fold 1: train.py: step 3: the loss is nan" in captured.err
+    assert "runs are missing" in captured.out
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    def refused(*argv):
+        with pytest.raises(SystemExit) as error:
+            main([*argv, "--out", str(tmp_path / "o")])
+        return str(error.value.code) + capsys.readouterr().err
+
+    assert "no such folder" in refused("--data", str(tmp_path / "no"), *SMALL)
+    assert "--lr" in refused("--data", str(tmp_path), "--lr", "0")
+    assert "invalid choice" in refused("--arms", "magic")
+    assert not (tmp_path / "o").exists()
+
+
+def test_levels_are_the_halves_of_dice_at_each_threshold():
+    import torch
+
+    from minseg.crossval import count_levels
+    from minseg.data.datasets import Item
+
+    rng = np.random.default_rng(0)
+    items = [Item(str(i), Path(), Path(), "ab"[i % 2]) for i in range(3)]
+    pairs = [(rng.integers(0, 256, 400).astype(np.uint8), rng.integers(0, 2, 400)) for _ in items]
+    found = study.levels(items, [count_levels(torch.from_numpy(p), torch.from_numpy(y))
+                                 for p, y in pairs])
+    for k, threshold in enumerate(THRESHOLDS):
+        positive = [p >= threshold * 255 for p, _ in pairs]
+        both = [2 * (a & (y > 0)).sum() for a, (_, y) in zip(positive, pairs)]
+        size = [a.sum() + y.sum() for a, (_, y) in zip(positive, pairs)]
+        assert found["a"][k] == [both[0] + both[2], size[0] + size[2]]
+        assert found["b"][k] == [both[1], size[1]]
+
+
+@pytest.mark.slow
+def test_quick_gives_the_same_numbers_twice(tmp_path):
+    lines = []
+    for name in "ab":
+        main(["--quick", "--device", "cpu", "--out", str(tmp_path / name)])
+        lines.append([json.loads(line) for line in
+                      (tmp_path / name / "study-quick.jsonl").read_text("utf-8").splitlines()])
+    for one, other in zip(*lines):
+        assert one.get("levels") == other.get("levels") and one.get("ways") == other.get("ways")
+        assert one["arm"] == other["arm"]
+
+
+# What is published
+
+PUBLISHED = sorted((ROOT / "docs/results").glob("study-*.json"))
+
+
+def test_the_readme_shows_the_table_as_it_was_written():
+    studies = {path.stem.removeprefix("study-"): json.loads(path.read_text("utf-8"))
+               for path in PUBLISHED}
+    assert len(studies) >= 2
+    assert study.table(studies) in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_summaries_follow_from_their_lines(path):
+    found = json.loads(path.read_text("utf-8"))
+    lines = [json.loads(line) for line in
+             path.with_suffix(".jsonl").read_text("utf-8").splitlines()]
+    args = parse(["--data", "D", "--folds", str(found["folds"]), "--seeds", str(found["seeds"])])
+    again = study.summarize(args, {(line["arm"], line["seed"], line["fold"]): line
+                                   for line in lines})
+    assert json.loads(json.dumps(again)) == {name: found[name] for name in again}
+    assert found["baseline"]["dice"] < 0.95
+    assert len(found["effects"]["training"]) == 15 and len(found["effects"]["inference"]) == 14
+    assert not any("dirty" in commit for commit in found["commit"])
+
+
+def test_every_interval_in_the_readme_is_in_a_summary():
+    cells = " ".join(study.cell(row) for path in PUBLISHED for rows in
+                     json.loads(path.read_text("utf-8"))["effects"].values() for row in rows)
+    for interval in re.findall(r"[+-]\d\.\d+ \[[^\]]+\]", (ROOT / "README.md").read_text("utf-8")):
+        assert interval in cells, interval
