@@ -93,9 +93,9 @@ def test_three_runs_of_one_seed_are_the_same_on_a_cpu(tmp_path):
     assert row["spread"] == 0 and len(set(row["losses"])) == 1
 
 
-def test_the_readme_quotes_what_the_benches_wrote():
+def test_the_page_of_measurements_quotes_what_the_benches_wrote():
     root = Path(__file__).parent.parent
-    readme = (root / "README.md").read_text()
+    page = (root / "docs/measured.md").read_text()
 
     def read(name):
         return json.loads((root / f"docs/results/bench-{name}.json").read_text())["rows"]
@@ -104,15 +104,15 @@ def test_the_readme_quotes_what_the_benches_wrote():
     theirs = next(row["images_a_second"] for row in rows if row["way"] == "smp")
     for row in rows:
         rate = row["images_a_second"]
-        assert f"| {rate:.2f} | {rate / theirs:.2f} × | {row['peak_gib']:.2f} GiB |" in readme
+        assert f"| {rate:.2f} | {rate / theirs:.2f} × | {row['peak_gib']:.2f} GiB |" in page
     for recomputed in (False, True):
         batches = [row["gib"] for row in read("memory")
                    if row["tricks"] == "all" and row["recomputed"] == recomputed]
-        assert "| " + " | ".join(f"{gib:.1f}" for gib in batches) + " |" in readme
+        assert "| " + " | ".join(f"{gib:.1f}" for gib in batches) + " |" in page
     kept = {row["tricks"]: row["kept_mib_an_image"] for row in read("memory")
             if row["encoder"] == "efficientnet-b0" and not row["recomputed"]}
     more = {tricks: mib - kept["plain"] for tricks, mib in kept.items()}
-    text = " ".join(readme.split())
+    text = " ".join(page.split())
     assert ("Beyond the {:.0f} MiB that the plain B0 keeps an image: gates {gates:.0f}, SCSE "
             "{scse:.0f}, CBAM {cbam:.0f}, hypercolumn {hypercolumn:.0f}, deep supervision "
             "{deep:.1f} MiB".format(kept["plain"], **{k: v for k, v in more.items()})) in text
