@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
 
 def test_planted_faults_are_what_they_are_called(tmp_path):
     write_slides(tmp_path / "a", 40, height=256, width=256, seed=5)
-    write_slides(tmp_path / "b", 40, height=256, width=256, seed=5)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     planted = plant(tmp_path / "a", seed=1)
     assert [fault["kind"] for fault in planted.values()] == list(KINDS)
     for path in sorted((tmp_path / "b" / "masks").glob("*.png")):
@@ -187,3 +188,12 @@ def test_planted_faults_are_what_they_are_called(tmp_path):
             assert not (after & ~before).any() and after.sum() <= before.sum() / 2
         if kind == "added":
             assert (after | before).sum() == after.sum() >= 1.5 * before.sum()
+
+
+def test_a_mask_that_fits_nowhere_is_not_said_to_be_shifted(run, capsys):
+    mask = discs(256, 288, (40, 250), (230, 30), radius=12)
+    save(run.parent / "data" / "masks" / "s0.png", (mask * 255).astype(np.uint8))
+    rows = rank(run)
+    assert rows[0]["id"] == "s0" and rows[0]["dice"] == 0 and 0.1 < rows[0]["shifted_dice"] < 0.5
+    main([str(run)])
+    assert "s0   its mask" not in capsys.readouterr().out

@@ -58,8 +58,8 @@ from ..run.scores import open_saved
 from .bench import RESULTS, environment
 
 REACH, BLOCK = 128, 512  # pixels: of shifts that are tried; of what is read at once
-WORTH = 0.05  # of Dice: what a shift has to bring to be named
-SHOWN = 12  # regions in the picture, three of an image at most
+WORTH, GOOD = 0.05, 0.5  # what a shift has to bring, and the Dice it has to reach, to be named
+SHOWN = 9  # regions in the picture, three of an image at most
 
 
 def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
@@ -180,7 +180,8 @@ def draw_regions(path: Path, rows: Sequence[dict]) -> None:
                      for at, length in ((y, slide.height), (x, slide.width)))
         window = top, left, min(2 * half, slide.height), min(2 * half, slide.width)
         picture = draw_outlines(slide.read(*window), result.read(*window)[..., 0]
-                                >= row["threshold"] * 255, mask.read(*window))
+                                >= row["threshold"] * 255, mask.read(*window),
+                                max(1, round(half / 85)))
         pictures.append((picture, f"{row['id'][:16]} ({y}, {x})"))
     contact_sheet(path, [(picture.resize((520, 520 * picture.height // picture.width)), caption)
                          for picture, caption in pictures], 520, 3, 30)
@@ -200,7 +201,7 @@ def report(run: Path) -> list[dict]:
                              *row["shift"], round(row["shifted_dice"], 4), *region])
     print("score   Dice    image")
     for row in rows[:10]:
-        moved = row["shifted_dice"] - row["dice"] >= WORTH
+        moved = row["shifted_dice"] >= max(row["dice"] + WORTH, GOOD)
         print(f"{row['score']:.3f}   {row['dice']:.3f}   {row['id']}" + (
             "   its mask fits better moved by ({}, {}): ".format(*row["shift"])
             + f"Dice {row['shifted_dice']:.3f}") * moved)

@@ -98,11 +98,11 @@ def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
     return (near > outside)[0].numpy()
 
 
-def draw_outlines(image: np.ndarray, prediction: np.ndarray,
-                  target: np.ndarray | None = None) -> Image.Image:
+def draw_outlines(image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None,
+                  width: int | None = None) -> Image.Image:
     """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue."""
     picture = image.copy()
-    width = max(1, round(min(image.shape[:2]) / 400))
+    width = width or max(1, round(min(image.shape[:2]) / 400))
     if target is not None:
         picture[outline(target, 2 * width)] = BLUE
     picture[outline(prediction, width)] = ORANGE
