@@ -272,7 +272,7 @@ def train(args, tiles, train_on, held_out, folder):
     if args.compile:
         forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
     with stop_when_asked() as stop:
-        for epoch in range(done // length, epochs):
+        for epoch in range(len(rows), epochs):
             order = sample(epoch)[done % length :][: steps - done]  # what is left of it
             batches = tiles.batches(sum(order, []), args.device, args.workers)
             net.train()

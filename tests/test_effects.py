@@ -1,4 +1,5 @@
 from itertools import product
+from math import erfc, sqrt
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_with_many_groups_signs_are_drawn_and_p_is_nearly_that_of_the_normal_law
     values = np.random.default_rng(0).normal(0, 1, 40)
     values += 2 / np.sqrt(40) * np.sqrt(np.mean(values**2)) - values.mean()
     z = values.sum() / np.sqrt((values**2).sum())
-    from math import erfc, sqrt
+    assert sign_flip([1.0] * 30) > 0
     assert sign_flip(values) == pytest.approx(erfc(z / sqrt(2)), abs=0.005)
 
 
@@ -60,6 +61,11 @@ def test_each_fold_is_cut_where_the_others_would_have_it():
 def test_of_equally_good_thresholds_the_middle_one_is_taken():
     flat, steep = {"a": [[5, 10]] * 5}, {"b": [[1, 10], [2, 10], [3, 10], [4, 10], [5, 10]]}
     assert dice_of_groups([flat, steep])["b"] == 0.3
+
+
+def test_with_its_own_cut_a_fold_is_cut_where_it_is_best():
+    first, second = {"a": [[0, 10], [8, 10]]}, {"b": [[9, 10], [4, 10]]}
+    assert dice_of_groups([first, second], own_cut=True) == {"a": 0.8, "b": 0.9}
 
 
 def test_an_effect_is_the_mean_over_groups_of_the_mean_over_seeds():

@@ -93,6 +93,14 @@ def test_worst_squares_do_not_overlap():
                                             for y in range(15) for x in range(15)), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (40, 50)])
+def test_regions_of_a_small_image_lie_in_it(tmp_path, size):
+    found = compare(tmp_path, np.ones(size), np.zeros(size), side=512)
+    assert found["dice"] == 0 and found["shift"] == (0, 0)
+    assert all(0 <= y < size[0] and 0 <= x < size[1] for _, y, x in found["regions"])
+    assert found["regions"]
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run that predicts five slides perfectly, of which two have wrong masks, and one none."""
@@ -135,18 +143,18 @@ def test_it_writes_a_table_and_a_picture_and_says_what_to_do(run, capsys):
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows][:2] == ["s1", "s3"] and len(rows) == 5
     assert (rows[0]["shift_y"], rows[0]["shift_x"]) == ("-10", "25")
+    assert rows[2]["shift_y"] == ""  # it fits where it is
     picture = np.asarray(Image.open(run / "labels.png"))
     assert picture.shape[1] == 3 * 532 + 12
     assert (picture == (0, 114, 178)).all(2).any() and (picture == (230, 159, 0)).all(2).any()
 
 
-def test_an_excluded_image_is_not_asked_for(run, tmp_path):
-    (tmp_path / "no.txt").write_text("s4\n")
+def test_an_excluded_image_is_not_asked_for(run):
     (run / "fold0" / "probabilities" / "s4.tiff").unlink()
     with pytest.raises(ValueError, match="no prediction of s4"):
         rank(run)
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "exclude": str(tmp_path / "no.txt")}))
+    (run / "config.json").write_text(json.dumps({**config, "exclude": ["s4"]}))
     assert len(rank(run)) == 4
 
 

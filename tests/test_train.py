@@ -469,7 +469,8 @@ def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsy
     table = tmp_path / "suspects.csv"  # as minseg.lab.labels writes it
     table.write_text("id,group,score\nslide01,patient00,0.9\n\nslide03,patient01,0.8\n")
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--exclude", str(table)])
-    assert "2 of 4 images are left out" in capsys.readouterr().out
+    assert "2 images are left out: slide01, slide03" in capsys.readouterr().out
+    assert json.loads((tmp_path / "o/config.json").read_text())["exclude"] == ["slide01", "slide03"]
     assert set(json.loads((tmp_path / "o/fold0/score.json").read_text())["images"]) < {
         "slide00", "slide02"}
     assert not any(name in path.name for path in (tmp_path / "tiles").iterdir()
@@ -479,6 +480,9 @@ def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsy
                                       table)
     assert "no such file" in refused(capsys, "--data", data, "--out", tmp_path / "p", "--exclude",
                                      tmp_path / "none")
+    table.write_text('"ID"\n' + "".join(f'"slide0{i}"\n' for i in range(4)))
+    assert "leaves no image" in refused(capsys, "--data", data, "--out", tmp_path / "p",
+                                        "--exclude", table)
     table.write_bytes(b"\xff\xfe\x00")
     assert "is no text" in refused(capsys, "--data", data, "--out", tmp_path / "p", "--exclude",
                                    table)
@@ -491,6 +495,10 @@ def test_epochs_can_be_cut_short(data, tmp_path, epochs, steps):
     rows = list(csv.DictReader(open(tmp_path / "o/fold0/log.csv")))
     assert [int(row["steps"]) for row in rows] == steps
     assert all(0.5 < float(row["loss"]) < 2 for row in rows)  # the mean of the steps that were
+    log = (tmp_path / "o/fold0/log.csv").read_text()
+    (tmp_path / "o/fold0/model.pt").unlink()  # as if it had died while it predicted
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *options, "--resume"])
+    assert (tmp_path / "o/fold0/log.csv").read_text() == log
 
 
 # HuBMAP's own layout, and the cache of tiles

@@ -31,11 +31,10 @@ labels from predictions out of sample); Milletari, Navab and Ahmadi, *V-Net*, 3D
 """
 
 import argparse
-import contextlib
 import csv
-import io
 import json
 import math
+import shlex
 import shutil
 import statistics
 import sys
@@ -70,11 +69,8 @@ def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
         summary = json.loads((run / "summary.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: is no complete run ({error}): train all of its folds")
-    exclude = config.get("exclude")
-    with contextlib.redirect_stdout(io.StringIO()):
-        items = leave_out(find_slides(config["data"]), Path(exclude) if exclude else None)
     found = []
-    for item in items:
+    for item in leave_out(find_slides(config["data"]), config.get("exclude")):
         fold = next((fold for fold in range(len(summary["thresholds"])) if
                      (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()), None)
         if fold is None:
@@ -96,7 +92,7 @@ def disagreement(result: Slide, mask: Mask, threshold: float, side: int) -> dict
     y^2; label, sum y; dice; shift (dy, dx), by which the mask would fit best, and shifted_dice;
     regions, up to three (score, y, x): squares of `side` pixels, by their centre."""
     height, width = result.height, result.width
-    cell = 2 ** max(0, min(9, int(math.log2(max(side, 4) / 4))))
+    cell = 2 ** max(4, min(9, int(math.log2(max(side, 4) / 4))))  # 16 pixels or more
     grid = torch.zeros(-(-height // BLOCK) * BLOCK // cell, -(-width // BLOCK) * BLOCK // cell,
                        dtype=torch.float64)
     spectrum, predicted = 0, 0
@@ -119,8 +115,9 @@ def disagreement(result: Slide, mask: Mask, threshold: float, side: int) -> dict
                 spectrum = spectrum + (torch.fft.rfft2(positive, label.shape).conj()
                                        * torch.fft.rfft2(label))
     dice, shift, best = best_shift(spectrum, predicted + totals["label"])
-    return {**totals, "dice": dice, "shift": shift, "shifted_dice": best,
-            "regions": worst_squares(grid, cell, side)}
+    regions = [(score, min(y, height - 1), min(x, width - 1))
+               for score, y, x in worst_squares(grid, cell, side)]
+    return {**totals, "dice": dice, "shift": shift, "shifted_dice": best, "regions": regions}
 
 
 def best_shift(spectrum: Tensor | int, size: float) -> tuple[float, tuple[int, int], float]:
@@ -168,6 +165,11 @@ def rank(run: Path) -> list[dict]:
     return sorted(rows, key=lambda row: -row["score"])
 
 
+def fits(row: dict) -> bool:
+    """Whether the mask fits so much better elsewhere that its shift is worth telling."""
+    return row["shifted_dice"] >= max(row["dice"] + WORTH, GOOD)
+
+
 def draw_regions(path: Path, rows: Sequence[dict]) -> None:
     """The worst regions of all images, each with twice its side of surroundings."""
     regions = sorted(((score, y, x, row) for row in rows for score, y, x in row["regions"]),
@@ -192,19 +194,20 @@ def report(run: Path) -> list[dict]:
     rows = rank(run)
     columns = ("id", "group", "score", "dice", "shift_y", "shift_x", "shifted_dice", "region_y",
                "region_x")
-    with atomic(run / "labels.csv") as temporary, open(temporary, "w", newline="") as file:
+    with atomic(run / "labels.csv") as temporary, open(temporary, "w", newline="",
+                                                       encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in rows:
             region = row["regions"][0][1:] if row["regions"] else ("", "")
+            shift = [*row["shift"], round(row["shifted_dice"], 4)] if fits(row) else [""] * 3
             writer.writerow([row["id"], row["group"], round(row["score"], 4), round(row["dice"], 4),
-                             *row["shift"], round(row["shifted_dice"], 4), *region])
+                             *shift, *region])
     print("score   Dice    image")
     for row in rows[:10]:
-        moved = row["shifted_dice"] >= max(row["dice"] + WORTH, GOOD)
         print(f"{row['score']:.3f}   {row['dice']:.3f}   {row['id']}" + (
             "   its mask fits better moved by ({}, {}): ".format(*row["shift"])
-            + f"Dice {row['shifted_dice']:.3f}") * moved)
+            + f"Dice {row['shifted_dice']:.3f}") * fits(row))
     if any(row["regions"] for row in rows):
         draw_regions(run / "labels.png", rows)
         print(f"look at {run / 'labels.png'}")
@@ -259,13 +262,14 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
     rows = []
     for seed in range(args.seeds):
         folder, run = args.out / f"slides{seed}", args.out / f"run{seed}"
-        planted_file = folder / "planted.json"
-        if not planted_file.exists():  # made anew if it was interrupted
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            write_slides(folder, args.slides, seed=seed)
-            planted_file.write_text(json.dumps(plant(folder, seed)))
-        planted = json.loads(planted_file.read_text())
+        if not folder.exists():
+            draft = folder.with_suffix(".draft")  # of one that was interrupted nothing is kept
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            write_slides(draft, args.slides, seed=seed)
+            (draft / "planted.json").write_text(json.dumps(plant(draft, seed)))
+            draft.rename(folder)
+        planted = json.loads((folder / "planted.json").read_text())
         train.main(["--data", str(folder), "--scale", "4", "--tile", "128", "--folds", "3",
                     "--seed", str(seed), "--out", str(run), "--resume", *options])
         ranked = report(run)
@@ -274,16 +278,17 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
         for place, row in enumerate(ranked, 1):
             if row["id"] in planted:
                 rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
+                             "of": len(ranked), "found": place <= len(planted),
                              "score": row["score"], "dice": row["dice"],
                              "shifted_dice": row["shifted_dice"], "named_shift": row["shift"]})
-    first = args.slides // 10
-    found = sum(row["place"] <= first for row in rows) / len(rows)
+    found = sum(row["found"] for row in rows) / len(rows)
     errors = [max(abs(a - b) for a, b in zip(row["shift"], row["named_shift"])) for row in rows
               if row["shift"]]
     with atomic(args.results / "labels.json") as temporary:
         temporary.write_text(json.dumps(
-            {**environment("cpu"), "command": " ".join(
-                ["python -m minseg.lab.labels --check --", *options]), "slides": args.slides,
+            {**environment("cuda" if torch.cuda.is_available() else "cpu"),
+             "command": shlex.join(["python", "-m", "minseg.lab.labels", "--check", "--slides",
+                                    str(args.slides), "--seeds", str(args.seeds), "--", *options]),
              "found_in_first_tenth": found, "largest_error_of_shift": max(errors), "rows": rows},
             indent=1) + "\n")
     for row in rows:
@@ -313,6 +318,8 @@ def main(argv: list[str] | None = None) -> None:
     args, options = parser.parse_args(argv[:end]), argv[end + 1 :]
     if bool(args.run) == args.check or args.run and options:
         parser.error("give either the folder of a run, or --check and options of train.py")
+    if args.seeds < 1 or args.slides < 6:
+        parser.error(f"--seeds {args.seeds}, --slides {args.slides}: need 1 or more, 6 or more")
     try:
         check(args, options) if args.check else report(args.run)
     except (ValueError, OSError) as error:

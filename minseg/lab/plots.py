@@ -35,6 +35,16 @@ def ticks(low: float, high: float, most: int) -> list[float]:
                                     int(high / step + 1e-9) + 1) if low <= i * step]
 
 
+def plain(words: str) -> str:
+    """The words in the letters that Pillow's own font has.
+
+    >>> plain("Lovász, tile × 2")
+    'Lovasz, tile x 2'
+    """
+    words = unicodedata.normalize("NFKD", words.replace("×", "x"))
+    return words.encode("ascii", "ignore").decode()
+
+
 class Plot:
     """A sheet 1600 wide with a plane on it: `left`, `top`, `right`, `bottom` are the plane's pixels,
     `x` and `y` its limits."""
@@ -51,10 +61,8 @@ class Plot:
                 self.bottom - (y - y0) / (y1 - y0) * (self.bottom - self.top))
 
     def text(self, x: float, y: float, words: str, colour=INK, size: int = 30, anchor="lm") -> None:
-        """Words at a pixel, as far as Pillow's own font has their letters."""
-        words = unicodedata.normalize("NFKD", words.replace("×", "x"))
-        words = words.encode("ascii", "ignore").decode()
-        self.draw.text((x, y), words, colour, font(size), anchor=anchor)
+        """Words at a pixel."""
+        self.draw.text((x, y), plain(words), colour, font(size), anchor=anchor)
 
     def axes(self, across: Sequence[float], up: Sequence[float], form: str = "{:g}",
              form_up: str = "{:g}") -> None:
@@ -92,7 +100,7 @@ def forest(path: str | Path, families: dict[str, Sequence[dict]], title: str) ->
     bottom = top + step * (rows + len(families))
     bounds = sorted(abs(row[side]) for part in families.values() for row in part
                     for side in ("low", "high"))
-    limit = 1.1 * bounds[int(0.85 * (len(bounds) - 1))] or 1.0  # the rest is cut, with an arrow
+    limit = 1.1 * max([0.0, *bounds[: int(0.85 * len(bounds)) + 1]]) or 1.0  # the rest is cut
     plot = Plot(bottom + 110, (400, top, 1120, bottom), (-limit, limit), (1, 0))
     plot.text(30, 40, title, size=36)
     plot.text(30, 96, "filled: survives Holm's correction at 0.05; ring: could not be told apart",
@@ -127,10 +135,10 @@ def forest(path: str | Path, families: dict[str, Sequence[dict]], title: str) ->
 
 def scatter(path: str | Path, rows: Sequence[dict], title: str) -> None:
     """Cost against benefit: each row's `cost`, in times of the baseline's step, and its effect."""
-    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    low = min([0.0, *(row["low"] for row in rows)])
+    high = max([0.0, *(row["high"] for row in rows)])
     gap = max(0.08 * (high - low), 0.002)
-    widest = max(row["cost"] for row in rows)
-    least = min(row["cost"] for row in rows)
+    least, widest = (side([1.0, *(row["cost"] for row in rows)]) for side in (min, max))
     span = widest - least + 0.1
     plot = Plot(1000, (150, 130, 1560, 880), (least - 0.06 * span, widest + 0.24 * span),
                 (low - gap, high + gap))
@@ -167,15 +175,15 @@ def scatter(path: str | Path, rows: Sequence[dict], title: str) -> None:
 def curves(path: str | Path, lines: dict[str, Sequence[float]], title: str, across: str,
            up: str) -> None:
     """Curves over 0.5, 1.5, 2.5 ..., each with its name at its right end, none below another's."""
-    longest = max(len(values) for values in lines.values())
-    highest = max(max(values) for values in lines.values()) or 1.0
+    longest = max([1, *(len(values) for values in lines.values())])
+    highest = max([0.0, *(value for values in lines.values() for value in values)]) or 1.0
     plot = Plot(1000, (120, 130, 1200, 880), (0, longest), (0, 1.05 * highest))
     plot.text(30, 40, title, size=36)
     plot.text(30, 92, up, GREY, 28)
     plot.axes(ticks(0, longest, 9), ticks(0, highest, 7))
     plot.text((plot.left + plot.right) / 2, 960, across, GREY, 28, "mm")
     ends = sorted((plot.at(len(values) - 0.5, values[-1]), name, values, colour)
-                  for (name, values), colour in zip(lines.items(), LINES))
+                  for (name, values), colour in zip(lines.items(), LINES) if values)
     free = plot.top
     for (x, y), name, values, colour in sorted(ends, key=lambda end: end[0][1]):
         plot.draw.line([plot.at(i + 0.5, value) for i, value in enumerate(values)], colour, 5,

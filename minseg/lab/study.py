@@ -5,16 +5,17 @@
 
 An arm is the baseline's command line for `train.py` with a few options changed (`TRAINING`), or the
 baseline's networks with another way to predict (`INFERENCE`). Options that this program does not
-know are `train.py`'s, and change the baseline. Every arm has the same folds, tiles, number of steps
-and seeds, so that what differs is the trick:
+know are `train.py`'s, and change the baseline. Every arm has the same folds, tiles, order of tiles,
+augmentation, number of steps and seeds. (Not the same first weights everywhere: a network with more
+layers draws more random numbers.)
 
     d(group) = mean over seeds of (Dice of the arm - Dice of the baseline)       `effects.py` says
                                                                                  how sure it is
 
 Each run that ends is one line in OUT/HOST.jsonl. So a study stops (Ctrl-C) and goes on, and fills
-from several processes and from several machines that share OUT (or bring their .jsonl together).
-Whoever finds nothing left to do writes docs/results/study-NAME.jsonl and .json and draws
-docs/figures/study-NAME-*.png.
+from several processes, and from several machines that share OUT (or train apart, and bring their
+.jsonl and runs/ together). Whoever finds nothing left to do writes docs/results/study-NAME.jsonl
+and .json and draws docs/figures/study-NAME-*.png.
 
 A line holds, for each group, twice the overlap and the size of prediction and label (the two halves
 of Dice) at `THRESHOLDS`: a fold is cut where the other folds would have it.
@@ -46,14 +47,14 @@ from ..run.checkpoint import load_model
 from ..run.prepare import draw, outside, prepare
 from ..run.report import Parser, Progress, duration
 from ..run.scores import count_saved, predict
-from ..run.step import Average, claimed, half
+from ..run.step import Average, claimed, half, out_of_memory
 from .bench import RESULTS, environment, in_turn
 from .effects import dice_of_groups, effect, holm
 from .plots import curves, forest, scatter
 from .seams import seams
 from .steps import alive_after, batch
 
-THRESHOLDS = [i / 20 for i in range(1, 20)]
+THRESHOLDS = [i / 64 for i in range(1, 64)]
 BASELINE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet", "--loss", "bce+dice",
             "--negatives", "all")
 TRAINING = {
@@ -81,25 +82,28 @@ INFERENCE = {
     "tile × 0.5": {"tile": 0.5}, "tile × 2": {"tile": 2}, "flips and turns": {"tta": True},
 }
 SEAMS, COSTS = "seams", "costs"  # jobs that are no arms
+SAME = "baseline, another seed"  # against the baseline with the first one: chance alone
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: most tiles hold none, as in a kidney
 QUICK = ("overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns",
          SEAMS)
 GONE = 130  # the exit status of a program that was asked to stop
 
 
-def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int,
-               run: str | None = None) -> list[str]:
-    """What `train.py` is given for a run; without `run`, its folder's name is made of arm and
-    seed."""
-    run = run or f"{arm}, seed {seed}"
+def folder_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> Path:
+    """Where a run lives. Each has its own, since epochs, and so settings, differ between folds."""
+    return args.out / "runs" / f"{arm}, seed {seed}, fold {fold}"
+
+
+def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list[str]:
+    """What `train.py` is given for a run."""
     return ["--data", str(args.data), *BASELINE, *args.options, *TRAINING[arm], "--folds",
             str(args.folds), "--fold", str(fold), "--seed", str(seed), "--resume", "--out",
-            str(args.out / "runs" / run)]
+            str(folder_of(args, arm, seed, fold))]
 
 
 def epoch_of(args: argparse.Namespace, arm: str, fold: int) -> tuple[argparse.Namespace, int]:
     """An arm's options as `train.py` understands them, and how many steps its epoch has."""
-    given = train.parse(options_of(args, arm, 0, fold, "none"))
+    given = train.parse([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
     _, folds, tiles, _ = prepare(given)
     return given, len(train.make_sampler(given, tiles, outside(tiles, folds, fold))(0))
 
@@ -119,7 +123,7 @@ def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> di
     steps = max(1, round(given.epochs * length))
     epochs = steps / epoch_of(args, arm, fold)[1]
     train.main([*options_of(args, arm, seed, fold), "--epochs", f"{epochs:.12g}"])
-    folder = args.out / "runs" / f"{arm}, seed {seed}" / f"fold{fold}"
+    folder = folder_of(args, arm, seed, fold) / f"fold{fold}"
     log = (folder / "log.csv").read_text().splitlines()
     rows = list(csv.DictReader(log))
     (folder / "resume.pt").unlink(missing_ok=True)  # nothing is left to resume, and it is large
@@ -132,7 +136,7 @@ def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> di
 def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     """Scores a network of the baseline in another way, or measures its seams."""
     given = train.parse(options_of(args, "baseline", seed, fold))
-    folder = args.out / "runs" / f"baseline, seed {seed}" / f"fold{fold}"
+    folder = folder_of(args, "baseline", seed, fold) / f"fold{fold}"
     net, _ = load_model(folder / "model.pt", given.device)
     items, start = held_out(args, fold), time.monotonic()
     if arm == SEAMS:
@@ -146,7 +150,9 @@ def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> d
 
 def held_out(args: argparse.Namespace, fold: int) -> list[Item]:
     """The images of a fold."""
-    items, folds, _, _ = prepare(train.parse(options_of(args, "baseline", 0, fold, "none")))
+    given = train.parse([*options_of(args, "baseline", 0, fold), "--out",
+                         str(args.out / "runs" / "no")])
+    items, folds, _, _ = prepare(given)
     return [item for item, other in zip(items, folds) if other == fold]
 
 
@@ -155,7 +161,7 @@ def measure_costs(args: argparse.Namespace) -> dict:
     pass, and parameters. Of two losses the second counts."""
     functions, rows = {}, {}
     for arm in args.arms:
-        given = train.parse(options_of(args, arm, 0, 0, "none"))
+        given = train.parse(options_of(args, arm, 0, 0))
         net, _ = train.build(given, 1)
         optimizer, average = train.make_optimizer(net.train(), given), Average(net, 0.99)
         dtype = half(given.device) if given.amp else None
@@ -165,8 +171,10 @@ def measure_costs(args: argparse.Namespace) -> dict:
                                                  device=given.device))
         loss = given.losses[-1]
 
-        def forward(net=net, loss=loss, images=images, masks=masks):
-            return deep_supervision_loss(loss, net(images), masks)
+        def forward(net=net, loss=loss, images=images, masks=masks, dtype=dtype):
+            with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+                logits = net(images)
+            return deep_supervision_loss(loss, logits, masks)
 
         def step(net=net, loss=loss, parts=[(images, masks)], optimizer=optimizer, scaler=scaler,
                  dtype=dtype, average=average):
@@ -192,11 +200,22 @@ def read_lines(folder: Path) -> dict[tuple[str, int, int], dict]:
     """The runs that have ended. A line that a dying machine left unfinished does not count."""
     found = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
-                found.setdefault((row["arm"], row["seed"], row["fold"]), row)
+                found[row["arm"], row["seed"], row["fold"]] = row
     return found
+
+
+def is_left(args: argparse.Namespace, job: tuple[str, int, int], lines: dict) -> bool:
+    """Whether a job is still to be done, and can be: other ways to predict need the baseline's
+    network; costs are measured anew, all in turn, where an arm has come since."""
+    arm, seed, fold = job
+    if arm == COSTS:
+        return job not in lines or not set(args.arms) <= set(lines[job]["rows"])
+    if arm not in TRAINING and ("baseline", seed, fold) not in lines:
+        return False
+    return job not in lines
 
 
 def run(args: argparse.Namespace, job: tuple[str, int, int], facts: dict) -> bool:
@@ -206,16 +225,20 @@ def run(args: argparse.Namespace, job: tuple[str, int, int], facts: dict) -> boo
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             found = (measure_costs(args) if arm == COSTS else
                      (run_training if arm in TRAINING else run_inference)(args, arm, seed, fold))
-    except (SystemExit, ValueError, OSError) as error:
+        line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **found, **facts},
+                          ensure_ascii=False).encode()
+        with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
+            # The first line end closes what a full disk or a power cut may have left open.
+            if file.write(b"\n" + line + b"\n") < len(line) + 2:
+                raise OSError(f"{file.name}: cannot be written: is the disk full?")
+    except (SystemExit, ValueError, OSError, RuntimeError) as error:
         if getattr(error, "code", None) == GONE:
             raise KeyboardInterrupt
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
         last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
         print(f"{arm}, seed {seed}, fold {fold}: {last}", file=sys.stderr, flush=True)
         return False
-    line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **found, **facts},
-                      ensure_ascii=False)
-    with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
     return True
 
 
@@ -240,6 +263,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--figures", type=Path, metavar="DIR",
                         help="default docs/figures, with --quick that of --out")
     args, args.options = parser.parse_known_args(argv)
+    for name in ("--seed", "--fold", "--resume", "--recipe"):
+        if name in args.options:
+            parser.error(f"{name}: is this program's to set")
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: needs a number from 1 up")
     args.name = args.name or ("quick" if args.quick else args.data.resolve().name if args.data
                               else "synthetic")
     args.out = args.out or Path("runs") / f"study-{args.name}"
@@ -254,16 +282,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_settings(args: argparse.Namespace) -> None:
-    """Keeps what all runs of a study share in OUT/study.json. ValueError where it is something else
-    already; more seeds and arms can be added."""
-    here = {"data": str(args.data.resolve()), "folds": args.folds, "options": args.options}
+    """Keeps in OUT/study.json what a study is. ValueError where it is another one already. More
+    seeds and arms can be added; those that are there stay in `args`."""
+    here = {"data": args.data.resolve().name, "folds": args.folds, "options": args.options}
     path = args.out / "study.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != here:
-        raise ValueError(f"{path}: is of a study with other data, folds or options: give another "
-                         "--out")
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        args.seeds = max(args.seeds, there.pop("seeds"))
+        arms = {*args.arms, *there.pop("arms")}
+        args.arms = [arm for arm in TRAINING if arm in arms]
+        if there != here:
+            raise ValueError(f"{path}: is of a study with other data, folds or options: give "
+                             "another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(here, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({**here, "seeds": args.seeds, "arms": args.arms}, indent=1)
+                             + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -274,22 +308,23 @@ def main(argv: list[str] | None = None) -> None:
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
-        given = train.parse(options_of(args, "baseline", 0, 0, "none"))
-        prepare(given)  # what is wrong with it is wrong with every run
+        given, _ = epoch_of(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
     facts = environment(given.device)
     todo, failed = jobs(args), 0
-    left = [job for job in todo if job not in read_lines(args.out)]
-    bar = Progress(len(todo), args.name, len(todo) - len(left))
-    for job in left:
+    lines = read_lines(args.out)
+    bar = Progress(len(todo), args.name, sum(job in lines for job in todo))
+    for job in todo:
+        if not is_left(args, job, read_lines(args.out)):
+            continue
         arm, seed, fold = job
         claim = args.out / "claims" / f"{arm}, seed {seed}, fold {fold}"
         claim.mkdir(parents=True, exist_ok=True)
         with claimed(claim) as mine:
-            if mine and job not in read_lines(args.out):
+            if mine and is_left(args, job, read_lines(args.out)):
                 start = time.monotonic()
                 if not run(args, job, facts):
                     failed += 1
@@ -302,21 +337,26 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{len(missing)} of {len(todo)} runs are missing: another process may be at work on "
               "them; the same command goes on, and writes the results when all are there")
         sys.exit(1 if failed else 0)
-    report(args, {job: lines[job] for job in todo})
+    try:
+        report(args, {job: lines[job] for job in todo})
+    except OSError as error:
+        print(f"study: {error}: the same command tries again", file=sys.stderr)
+        sys.exit(1)
 
 
 def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> dict:
     """What came out: the effects by family, with costs; the error at each distance from a seam."""
 
-    def dices(arm):
-        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)])
-                for seed in range(args.seeds)]
+    def dices(arm, own_cut=False):
+        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)],
+                               own_cut) for seed in range(args.seeds)]
 
     baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
-    families = {}
+    own, families = dices("baseline", True), {}
     for family, arms in (("training", args.arms[1:]), ("inference", INFERENCE)):
-        rows = [{"arm": arm, **effect(dices(arm), baseline)} for arm in arms
-                if (arm, 0, 0) in lines]
+        rows = [{"arm": arm, **effect(dices(arm), baseline),
+                 "at_own_cut": effect(dices(arm, True), own)["difference"]}
+                for arm in arms if (arm, 0, 0) in lines]
         for row, p in zip(rows, holm([row["p"] for row in rows])):
             row["p_holm"] = p
             if family == "training":
@@ -330,13 +370,15 @@ def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict])
     errors = {way: [round(w / n, 6) for w, n in total.T.tolist() if n]
               for way, total in ways.items()}
     runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
+    again = {"arm": SAME, **effect(baseline[1:2], baseline[:1])} if args.seeds > 1 else None
     return {"groups": len(baseline[0]), "seeds": args.seeds, "folds": args.folds,
             "steps": sorted({line["steps"] for line in runs}),
             "median_run_seconds": statistics.median(line["seconds"] for line in runs),
             "baseline": {"dice": statistics.mean(d for seed in baseline for d in seed.values()),
                          "seeds": [statistics.mean(seed.values()) for seed in baseline],
+                         "at_own_cut": statistics.mean(d for seed in own for d in seed.values()),
                          **costs["baseline"]},
-            "effects": families, "error_by_distance": errors}
+            "same_again": again, "effects": families, "error_by_distance": errors}
 
 
 def cell(row: dict | None) -> str:
@@ -344,7 +386,8 @@ def cell(row: dict | None) -> str:
     if row is None:
         return ""
     text = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return (f"**{text}**" if row["p_holm"] <= 0.05 else text) + f" p {row['p_holm']:.2g}"
+    p = row.get("p_holm", row["p"])
+    return (f"**{text}**" if p <= 0.05 else text) + f" p {p:.2g}"
 
 
 def table(studies: dict[str, dict]) -> str:
@@ -356,6 +399,8 @@ def table(studies: dict[str, dict]) -> str:
              "|---" * (4 + len(studies)) + "|",
              f"| baseline | {' | '.join('Dice {:.3f}'.format(b['dice']) for b in base)} | "
              f"1.00 × | 1.00 × | {base[0]['parameters'] / 1e6:.2f} M |"]
+    same = [found["same_again"] for found in studies.values()]
+    lines.append(f"| {SAME} | {' | '.join(cell(row) for row in same)} | | | |")
     for arm in (*TRAINING, *INFERENCE):
         there = {name: found[arm] for name, found in rows.items() if arm in found}
         if not there:
@@ -374,7 +419,9 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
     whose summaries lie there."""
     found = summarize(args, lines)
     data = [] if args.synthetic else ["--data", args.data.name]
-    words = [*data, "--folds", str(args.folds), "--seeds", str(args.seeds), *args.options]
+    arms = [] if len(args.arms) == len(TRAINING) else ["--arms", *args.arms]
+    words = ["--quick"] if args.quick else [
+        *data, "--folds", str(args.folds), "--seeds", str(args.seeds), *arms, *args.options]
     runs = [line for line in lines.values() if "commit" in line]
     facts = {name: sorted({line[name] for line in runs})
              for name in ("device", "torch", "threads", "commit", "date")}
@@ -390,8 +437,10 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
                              encoding="utf-8")
     pictures = [args.figures / f"study-{args.name}-{kind}.png"
                 for kind in ("effects", "costs", "seams")]
-    families = {name: sorted(rows, key=lambda row: -row["difference"])
-                for name, rows in found["effects"].items()}
+    chance = {"chance": [{**found["same_again"], "p_holm": found["same_again"]["p"]}]
+              } if found["same_again"] else {}
+    families = {**chance, **{name: sorted(rows, key=lambda row: -row["difference"])
+                             for name, rows in found["effects"].items()}}
     about = f"{args.name}: {found['groups']} groups, {args.folds} folds, {args.seeds} seeds"
     forest(pictures[0], families, f"What each change brings. {about}")
     scatter(pictures[1], families["training"], f"What it brings and what it costs. {about}")

@@ -5,6 +5,7 @@ slides and the tile cache.
 """
 
 import argparse
+import csv
 import json
 import statistics
 from collections.abc import Sequence
@@ -39,7 +40,12 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
         load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
     if args.data is None:
         args.data = draw(args.out.parent / "synthetic-slides")
-    items = leave_out(find_slides(args.data), args.exclude)
+    items = find_slides(args.data)
+    if args.exclude:
+        args.exclude = read_ids(args.exclude, items)  # config.json holds them, not the file's name
+        items = leave_out(items, args.exclude)
+        print(f"{len(args.exclude)} images are left out: {', '.join(args.exclude[:8])}"
+              + ", ..." * (len(args.exclude) > 8))
     groups = [item.group for item in items]
     several = len(set(groups))
     if several < 2:
@@ -75,23 +81,28 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
     return items, folds, tiles, chosen
 
 
-def leave_out(items: Sequence[Item], path: Path | None) -> list[Item]:
-    """The images that the file does not name. It holds an ID a line, or is a table with the IDs in
-    its first column and `id` above them. ValueError for an ID that no image has."""
-    if path is None:
-        return list(items)
+def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
+    """The IDs that a file names, sorted: one a line, or a table's first column, with or without
+    `id` above it. ValueError for one that no image has, and where no image would be left."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            named = {row[0].strip() for row in csv.reader(file) if row} - {""}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: --exclude takes a list of IDs")
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, csv.Error):
         raise ValueError(f"{path}: is no text: --exclude takes a list of IDs, one a line")
-    named = {line.split(",")[0].strip() for line in lines} - {"", "id"}
-    if unknown := sorted(named - {item.id for item in items}):
+    known = {item.id for item in items}
+    if unknown := sorted(name for name in named - known if name.lower() != "id"):
         raise ValueError(f"{path}: names {', '.join(unknown[:3])}: no image has that ID: mend it, "
                          "or take it out")
-    print(f"{path}: {len(named)} of {len(items)} images are left out")
-    return [item for item in items if item.id not in named]
+    if known <= named:
+        raise ValueError(f"{path}: leaves no image: keep only the IDs that are to be left out")
+    return sorted(named & known)
+
+
+def leave_out(items: Sequence[Item], ids: Sequence[str] | None) -> list[Item]:
+    """The images without those that have one of `ids`."""
+    return [item for item in items if item.id not in set(ids or ())]
 
 
 def draw(folder: Path, count: int = 20, **options) -> Path:
