@@ -2,9 +2,10 @@
 
     python infer.py SLIDE... --model runs/NAME/fold*/model.pt --out DIR [--rle submission.csv]
 
-Several checkpoints are averaged. For each slide ID it writes ID.tiff, a mask of 0 and 255 in the
-slide's own size, and ID.preview.png, the slide with the mask's outline; --probabilities adds
-ID.probabilities.tiff (0 to 255 for 0 to 1), --rle one CSV with the run-length code of all masks.
+The probabilities of several models are averaged. For each slide ID it writes ID.tiff, a mask of 0
+and 255 in the slide's own size, and ID.preview.png, the slide with the mask's outline;
+--probabilities adds ID.probabilities.tiff (0 to 255 for 0 to 1), --rle one CSV with the run-length
+code of all masks.
 
 Slides stream: memory grows with their width, not with their height. Started again, it goes on with
 the slides that are not done.
@@ -42,7 +43,7 @@ def parse(argv=None):
     parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="image files")
     group = parser.add_argument_group("network")
     group.add_argument("--model", type=Path, required=True, nargs="+", metavar="FILE",
-                       help="model.pt of a run; several are averaged")
+                       help="model.pt of a run; the probabilities of several are averaged")
     group.add_argument("--tta", action="store_true",
                        help="average flips and quarter turns of each tile: 8 times the work")
     group.add_argument("--threshold", type=float, metavar="P",
@@ -116,7 +117,7 @@ def outputs(path, args):
     return [args.out / f"{path.stem}{end}" for end in ends]
 
 
-def sample(path):
+def fingerprint(path):
     """A hash of 16 blocks spread over a file: slides are too large to hash whole at every start."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
@@ -129,7 +130,8 @@ def sample(path):
 def settings(path, args):
     """All that a slide's files depend on. They carry it, so a second start knows its own."""
     names = ("models", "threshold", "scale", "tile", "overlap", "window", "tta", "skip_flat", "amp")
-    return json.dumps({"slide": path.name, "bytes": path.stat().st_size, "sample": sample(path),
+    return json.dumps({"slide": path.name, "bytes": path.stat().st_size,
+                       "sample": fingerprint(path),
                        **{name: getattr(args, name) for name in names}})
 
 
@@ -178,19 +180,20 @@ def segment(path, predict, args):
         warn(f"{path}: has {slide.microns:.3g} µm a pixel by its tags, the model was trained at "
              f"{args.microns:.3g}: resample it, or expect worse masks")
     step = -(-max(height, width) // PREVIEW)  # of the slide's own pixels to one of the preview
-    large = step >= args.scale  # then the preview is made of what comes by, else it is read again
-    step = -(-step // args.scale) * args.scale if large else step
+    coarse = step >= args.scale  # then the preview is made of what comes by, else it is read again
+    step = -(-step // args.scale) * args.scale if coarse else step
     picture, small = Thumbnail(step // args.scale or 1), Thumbnail(step)
     coder, progress = Encoder(height, width), Progress(height, path.stem)
 
-    def read(*window):  # comes by once for each row, from top to bottom
-        rows = slide.read(*window)
+    def read(*area):  # y, x, height, width; each row comes by once, from top to bottom
+        rows = slide.read(*area)
         picture.add(rows)
         return rows
 
     note, (mask_file, preview, *others) = settings(path, args), outputs(path, args)
     bands = predict_bands(predict, read, slide.height, slide.width, tile=args.tile,
                           stride=max(1, round(args.tile * (1 - args.overlap))), window=args.window,
+                          # --tta hands the network eight views of each tile at once
                           batch=max(1, args.batch // 8) if args.tta else args.batch,
                           device=args.device)
     with ExitStack() as files:  # closed in reverse: the mask last, it says that the slide is done
@@ -209,7 +212,7 @@ def segment(path, predict, args):
         with atomic(preview) as temporary:
             info = PngInfo()
             info.add_text("Description", note)
-            image = picture.image() if large else open_slide(path, step).read_all()
+            image = picture.image() if coarse else open_slide(path, step).read_all()
             draw_outlines(image, small.image() >= 128).save(temporary, pnginfo=info)
     return coder
 

@@ -5,8 +5,8 @@
                                              DIR/train, DIR/train.csv; all folds
 
 The run's folder holds config.json, and for each fold (of whole groups, never of single images)
-log.csv, curves.png, preview.png, score.json, probabilities/ and model.pt, for infer.py; when every
-fold is there, summary.json.
+log.csv, curves.png, preview.png, score.json, probabilities/, resume.pt, for --resume, and model.pt,
+for infer.py; when every fold is there, summary.json.
 """
 
 import argparse
@@ -55,10 +55,10 @@ def options():
                        help="side of a training tile at that scale (default 256; synthetic 128)")
     group.add_argument("--stride", type=int, metavar="PX",
                        help="from one tile to the next (default: half a tile)")
-    group.add_argument("--folds", type=int, metavar="K", help="cut the groups into K parts, hold "
-                       "each out in turn (default: 5 or as many as there are, only part 0)")
+    group.add_argument("--folds", type=int, metavar="K", help="cut the groups into K folds, hold "
+                       "each out in turn (default: 5 or as many as there are, only fold 0)")
     group.add_argument("--fold", type=int, metavar="I",
-                       help="hold out part I only, 0 to K-1: folds can run as processes apart")
+                       help="hold out fold I only, 0 to K-1: folds can run as processes apart")
     group.add_argument("--negatives", type=number_all_or_balanced, default="all", metavar="R",
                        help="tiles without a positive pixel, drawn anew each epoch: R per tile "
                        "with one; all (default); balanced: 1, and bins of mask area")
@@ -194,6 +194,7 @@ def training_step(net, loss, parts, optimizer, scaler, dtype=None, accumulate=1)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             logits = net(images)
+        # Without deep supervision there is one map of logits, and this is the loss itself.
         value = deep_supervision_loss(loss, logits, targets) / accumulate
         scaler.scale(value).backward()
         total = total + value.detach()
@@ -236,7 +237,7 @@ def train(args, tiles, train_on, held_out, folder):
     length = len(sample(0))  # steps an epoch
     steps = max(1, round(args.epochs * length))
     epochs = math.ceil(steps / length)
-    first = first_stage(steps, args.switch) if args.then else steps  # of two stages
+    first = first_stage(steps, args.switch) if args.then else steps  # steps in stage 1
     net, network = build(args, steps)
     optimizer = make_optimizer(net, args)
     highest = [group["lr"] for group in optimizer.param_groups]
@@ -273,21 +274,22 @@ def train(args, tiles, train_on, held_out, folder):
         forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
     with stop_when_asked() as stop:
         for epoch in range(len(rows), epochs):
-            order = sample(epoch)[done % length :][: steps - done]  # what is left of it
+            # What is left of the epoch after --resume, and of the run in its last epoch.
+            order = sample(epoch)[done % length :][: steps - done]
             batches = tiles.batches(sum(order, []), args.device, args.workers)
             net.train()
-            for step in order:
+            for drawn in order:  # the tiles of a step, batch by batch
                 rate = learning_rate(done, steps, first)
                 for group, top in zip(optimizer.param_groups, highest):
                     group["lr"] = top * rate
                 generator = seeded(args.seed, "step", done)
                 torch.manual_seed(generator.initial_seed())  # for stochastic depth
-                parts = (augment(*next(batches), args.tile, generator) for _ in step)
+                parts = (augment(*next(batches), args.tile, generator) for _ in drawn)
                 loss = training_step(forward, losses[done >= first], parts, optimizer, scaler,
-                                     dtype, len(step))
+                                     dtype, len(drawn))
                 average.update()
                 total += loss
-                watch.add(done, loss, scaler, rate * args.lr, step)
+                watch.add(done, loss, scaler, rate * args.lr, drawn)
                 done += 1
                 if done % length and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY):
                     save()
@@ -297,6 +299,7 @@ def train(args, tiles, train_on, held_out, folder):
                 bar.step(text=f"epoch {epoch + 1}/{epochs}")
 
             watch.check(average.floats)
+            # For the log only: nothing is chosen by it, or the score would flatter.
             quick = score(predict(average.net, held_out, args, overlap=0), held_out)
             seconds = spent + time.monotonic() - start - sum(row["seconds"] for row in rows)
             rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (done > first),

@@ -16,29 +16,30 @@ W are 1 x 1; up is bilinear.
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|
-| theta | 1 x 1, skip reduced | 2 x 2, stride 2, no bias | 1 x 1, BN | as the authors |
-| g | one level deeper | same; deepest first 1 x 1, BN, ReLU | same, upsampled | same, as it is |
+| theta | 1 x 1, skip downsampled | 2 x 2, stride 2, no bias | 1 x 1, BN | as the authors' code |
+| g | one level deeper | so; the deepest after 1 x 1, BN, ReLU | so, upsampled | as the paper |
 | psi | bias | bias | bias, BN | bias |
 | `inter_channels` | - | Cs / 2; in their networks Cs | the caller's | Cs / 2 |
 | W | - | 1 x 1, BN; CT network: once more, ReLU | none | 1 x 1, BN |
 | finest skip | not gated | not gated | gated | not gated (see `unet`) |
 
 (W has no bias here: the norm would take it away again.) The paper says that its gates start open;
-its code, like this, starts near a half. segmentation_models.pytorch and the winner of HuBMAP have
-no such gates: what Kaggle calls attention is mostly `scse` or `cbam`, where a map weighs itself.
+its code, like this, starts near a half. segmentation_models.pytorch and HuBMAP's winner (see
+`cbam`) have no such gates: what Kaggle calls attention is mostly `scse` or `cbam`, where a map
+weighs itself.
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
 arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gated-Networks,
 `grid_attention_layer.py`, `unet_CT_single_att_dsv_3D.py`.
 
 >>> import torch
->>> gate = AttentionGate(skip_channels=4, gate_channels=8)
->>> skip, deeper = torch.randn(1, 4, 6, 6), torch.randn(1, 8, 3, 3)
->>> gate(skip, deeper).shape, gate.attention(skip, deeper).shape
-(torch.Size([1, 4, 6, 6]), torch.Size([1, 1, 6, 6]))
->>> _ = nn.init.zeros_(gate.psi.weight), nn.init.constant_(gate.psi.bias, -2)
->>> gate.attention(skip, deeper)[0, 0, 0, :3].detach()  # sigmoid(-2), wherever one looks
-tensor([0.1192, 0.1192, 0.1192])
+>>> block = AttentionGate(skip_channels=1, gate_channels=1)
+>>> for layer, weight in ((block.theta, 0), (block.phi, 1), (block.psi, 8)):
+...     _ = nn.init.constant_(layer.weight, weight)
+>>> _ = nn.init.zeros_(block.phi.bias), nn.init.constant_(block.psi.bias, -4)
+>>> skip, gate = torch.randn(1, 1, 2, 4), torch.tensor([[[[0., 1.]]]])  # "the object is right"
+>>> block.attention(skip, gate)[0, 0, 0].detach()  # sigmoid(-4) to sigmoid(4)
+tensor([0.0180, 0.2590, 0.7410, 0.9820])
 """
 
 from torch import Tensor, nn
@@ -59,10 +60,10 @@ class AttentionGate(nn.Module):
 
     def attention(self, skip: Tensor, gate: Tensor) -> Tensor:
         """alpha: how much of each pixel of `skip` passes, (N, 1, H, W) in (0, 1)."""
-        x, g = self.theta(skip), self.phi(gate)  # (N, inter, H/2, W/2), twice
-        if g.shape[2:] != x.shape[2:]:  # where sizes are odd: theta rounds down
-            g = F.interpolate(g, x.shape[2:], mode="bilinear")
-        alpha = self.psi(F.relu(x + g)).sigmoid()  # (N, 1, H/2, W/2)
+        theta, phi = self.theta(skip), self.phi(gate)  # (N, inter, H/2, W/2), twice
+        if phi.shape[2:] != theta.shape[2:]:  # where sizes are odd: theta rounds down
+            phi = F.interpolate(phi, theta.shape[2:], mode="bilinear")
+        alpha = self.psi(F.relu(theta + phi)).sigmoid()  # (N, 1, H/2, W/2)
         return F.interpolate(alpha, skip.shape[2:], mode="bilinear")  # (N, 1, H, W)
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:

@@ -22,19 +22,21 @@ f is a k x k convolution of two maps to one, without bias.
 
 `CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's but for the biases. The winner
 puts it on the second convolution's output, before norm and ReLU, with a shortcut around it; `unet`
-after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1: a single hidden channel,
-all that 16 channels leave, may else be dead from the start (see `scse`).
+after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1, or a single hidden channel
+(of 16, `reduction` leaves no more) may give 0 for every image and never learn (see `scse`).
 
 **Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv
 1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:
 tikutikutiku/kaggle-hubmap, `src/models.py`.
 
->>> block, x = CBAM(32, spatial_norm=False), torch.randn(1, 32, 4, 4)
->>> for layer in (block.expand, block.spatial):  # both weights become sigmoid(0), a half
-...     _ = nn.init.zeros_(layer.weight)
->>> _ = nn.init.zeros_(block.expand.bias)
->>> torch.equal(block(x), x / 4)
-True
+>>> flat, peak = torch.ones(4, 4), torch.zeros(4, 4)
+>>> peak[0, 0] = 16  # both have the mean 1
+>>> block, x = CBAM(1, spatial_norm=False), torch.stack([flat, peak])[:, None]
+>>> for layer, weight in ((block.reduce, 1), (block.expand, 1), (block.spatial, 0)):
+...     _ = nn.init.constant_(layer.weight, weight)
+>>> _ = nn.init.constant_(block.reduce.bias, -4), nn.init.constant_(block.expand.bias, -1)
+>>> block(x).mean((1, 2, 3)).detach()  # s is a half; c is sigmoid(-2), and sigmoid(12 - 2)
+tensor([0.0596, 0.5000])
 """
 
 import torch

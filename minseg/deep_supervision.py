@@ -23,17 +23,19 @@ pixels lie equally near: nnU-Net takes the lower right one (`nearest-exact` in P
 | logits from | a classifier a layer | 1 x 1 | 1 x 1 | 1 x 1, the finest 3 x 3 |
 
 segmentation_models.pytorch has no deep supervision. The weight 0 is nnU-Net's, and suits small
-objects: at 1/16 of the size a glomerulus of 100 pixels is a dot of six. So the coarsest map's 1 x 1
+objects: at 1/16 of the size, an object 100 pixels wide is a dot of six. So the coarsest map's 1 x 1
 convolution does not learn, unless one gives other `weights`.
 
 **Source.** Lee et al., *Deeply-Supervised Nets*, AISTATS 2015, arXiv 1409.5185; the weights:
-MIC-DKFZ/nnUNet, `nnUNetTrainer._build_loss`; the targets: `DownsampleSegForDSTransform`.
+MIC-DKFZ/nnUNet, `nnUNetTrainer._build_loss`; the targets: `DownsampleSegForDSTransform`. The
+winner's: tikutikutiku/kaggle-hubmap, `src/models.py` and `src/losses.py`.
 
->>> deep_supervision_weights(5)
-[0.5333333333333333, 0.26666666666666666, 0.13333333333333333, 0.06666666666666667, 0.0]
+>>> [round(weight, 3) for weight in deep_supervision_weights(5)]
+[0.533, 0.267, 0.133, 0.067, 0.0]
 >>> logits = [torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)]
 >>> squared = lambda logits, target: ((logits - target) ** 2).mean()
->>> round(deep_supervision_loss(squared, logits, torch.ones(1, 1, 4, 4)).item(), 4)  # 2/3 of 1
+>>> target = torch.ones(1, 1, 4, 4)  # only the finest is wrong, by 1, and its weight is 2/3
+>>> round(deep_supervision_loss(squared, logits, target).item(), 4)
 0.6667
 """
 

@@ -1,7 +1,8 @@
 """# Dice, the score and the loss
 
-**Idea.** Cross-entropy counts pixels, and nearly all of them are background. Dice compares the two
-*regions*: twice what they share, over what they hold together. 1 is perfect, 0 is disjoint.
+**Idea.** Cross-entropy counts pixels, and nearly all of them are background. Dice compares two
+*regions*, the predicted A and the true B: twice what they share, over the sum of their sizes. 1 is
+perfect, 0 is disjoint.
 
     score = 2 |A and B| / (|A| + |B|)
     loss  = 1 - (2 sum p t + smooth) / (sum p + sum t + smooth),     p = sigmoid(logits)
@@ -27,8 +28,8 @@ all empty, every logit 0 (S = 32) or -7 (S = 0.058):
 
 segmentation_models.pytorch multiplies the loss by "has any positive", so an all-empty batch teaches
 nothing; in a mixed batch its empty images do count, through the batch's sums. MONAI's empty image
-costs 1 until it is nearly perfect, with next to no slope. `smooth=1` is a loss that falls to 0 with
-a slope that lasts; one pixel's worth of false probability, S = 1, costs a half.
+costs 1 until it is nearly perfect, with next to no slope. With `smooth=1` the loss falls to 0 and
+keeps its slope on the way; one pixel's worth of false probability, S = 1, costs a half.
 
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.

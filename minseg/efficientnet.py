@@ -19,13 +19,14 @@ repeats are rounded up.
 then the last one before each further halving. B0 gives 32, 24, 40, 112 and 320 channels at strides
 2, 4, 8, 16 and 32.
 
-**Stochastic depth** drops the branch of a whole block for some images while training: with
-probability p the block passes x on, else x + branch / (1 - p). p grows linearly with depth.
+**Stochastic depth** holds back overfitting: while training, a block that adds x drops its branch
+for some images. With probability p it passes x on, else x + branch / (1 - p). p grows linearly
+with depth.
 
 | what | paper | TensorFlow code | torchvision | timm | here |
 |---|---|---|---|---|---|
 | padding at stride 2 | not said | SAME | symmetric | `tf_*` SAME, else symmetric | `padding` |
-| batch norm's epsilon | not said | 1e-3 | 1e-5, from B5 up 1e-3 | as the padding | `bn_eps` |
+| batch norm's epsilon | not said | 1e-3 | 1e-5, B5 up 1e-3 | `tf_*` 1e-3, else 1e-5 | `bn_eps` |
 | batch norm's momentum | 0.99 | 0.99 | 0.1, from B5 up 0.01 | 0.1 | 0.1 |
 | p of block i of n | 0.2, linear | 0.2 i / n | 0.2 i / n | an argument | `stochastic_depth` i / n |
 
@@ -91,9 +92,9 @@ class Conv(nn.Conv2d):
         if not self.same or self.stride[0] == 1:
             return super().forward(x)
         kernel, stride = self.kernel_size[0], self.stride[0]
-        down, right = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
-                       for n in x.shape[2:])
-        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
+                         for n in x.shape[2:])  # to add, on both sides together
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
@@ -106,8 +107,8 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        return x * self.expand(F.silu(self.reduce(gate))).sigmoid()
+        mean = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        return x * self.expand(F.silu(self.reduce(mean))).sigmoid()
 
 
 class MBConv(nn.Module):
@@ -194,8 +195,8 @@ class EfficientNet(nn.Module):
                     nn.init.zeros_(m.bias)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """(N, in_channels, H, W) -> five maps; the k-th is (N, feature_channels[k], H/2^k, W/2^k).
-        k counts from 1, sizes are rounded up."""
+        """(N, in_channels, H, W) -> five maps, k = 1 to 5: the k-th has feature_channels[k - 1]
+        channels and size H/2^k, W/2^k, rounded up."""
         x = self.stem(x)  # (N, C, H/2, W/2)
         maps = [x]
         for i, block in enumerate(self.blocks):

@@ -1,7 +1,7 @@
 """# Hypercolumns
 
 **Idea.** The decoder's last map is fine but has forgotten much of what the deeper ones knew. So
-describe each pixel by *all* maps at once, from the finest to the deepest: the column of numbers
+describe each pixel by *all* maps at once, from the finest to the coarsest: the column of numbers
 that lie above it.
 
     z = BN and ReLU of  W [d0, up(d1), up(d2), up(d3), up(d4)]         [ , ]: channels side by side
@@ -34,12 +34,17 @@ places with up: the trick needs the 1 x 1.)
 
 **Source.** Hariharan, Arbeláez, Girshick and Malik, *Hypercolumns for Object Segmentation and
 Fine-grained Localization*, CVPR 2015, arXiv 1411.5752; the change of places is theirs too
-("Efficient classification using convolutions and upsampling").
+("Efficient classification using convolutions and upsampling"). The winner's:
+tikutikutiku/kaggle-hubmap, `src/models.py`.
 
 >>> import torch
->>> column = Hypercolumn([16, 32], 8).eval()
->>> column([torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)]).shape
-torch.Size([1, 8, 8, 8])
+>>> column, d0, d1 = Hypercolumn([16, 32], 8), torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)
+>>> stack = torch.cat([d0, F.interpolate(d1, scale_factor=2, mode="bilinear")], 1)
+>>> W = torch.cat([part.weight for part in column.project], 1)
+>>> stack.shape, W.shape
+(torch.Size([1, 48, 8, 8]), torch.Size([8, 48, 1, 1]))
+>>> torch.allclose(column([d0, d1]), F.relu(column.norm(F.conv2d(stack, W))), atol=1e-5)
+True
 """
 
 from collections.abc import Sequence

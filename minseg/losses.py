@@ -7,16 +7,18 @@ Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
     loss = w1 loss1 + w2 loss2 + ...          make_loss("bce+dice"), make_loss("0.5*bce+lovasz")
 
 **Two stages** are the other remedy: train with a tame loss until the network finds the objects,
-then switch to the one that is wanted. Each stage has its own warm-up and its own fall to 0: what
-the optimiser remembers of the other loss fades meanwhile.
+then switch to the one that is wanted. In each stage the learning rate (see `train.py`) warms up and
+falls to 0: what the optimiser remembers of the other loss fades during the warm-up.
 
     loss in step t of T  =  first  if t < round(switch T),  else then       (t counts from 0)
+
+Each stage has one step at least.
 
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice or
-cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section
-2.3) trains with cross-entropy + Dice.
+cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section 2.3) trains with
+cross-entropy + Dice.
 
 >>> loss = make_loss("0.5*bce+dice")
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])

@@ -6,7 +6,7 @@ function of real numbers that agrees with it on the sets and is convex, because 
 submodular. Give it the pixels' hinges, and the result is a convex surrogate of 1 - Jaccard.
 
     Delta(M) = |M| / |{t = 1} union M|            1 - Jaccard, if just the pixels in M are wrong
-    e_i = 1 - z_i (2 t_i - 1)                     the margin by which pixel i's logit z_i misses
+    e_i = 1 - z_i (2 t_i - 1)                     the error: what logit z_i lacks to be right by 1
     m_i = max(0, e_i)                             its hinge: 0 once it is right by 1 or more
     loss = sum_k m_(k) (Delta({1..k}) - Delta({1..k-1}))       pixels sorted: m_(1) >= m_(2) >= ...
 
@@ -19,7 +19,8 @@ they are also the gradient with respect to m.
 images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
 
 **An image without positives** has Delta(M) = 1 for every M but the empty one: only the worst pixel
-pays, and only it has a gradient. An image of positives only has Delta(M) = |M| / P: the mean hinge.
+pays, and only it has a gradient. An image of P positives and nothing else has Delta(M) = |M| / P:
+the mean hinge.
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
@@ -27,9 +28,9 @@ pays, and only it has a gradient. An image of positives only has Delta(M) = |M| 
 | both classes | foreground | foreground | the mean of both | `symmetric` |
 | images | each | the batch; or each, in a Python loop | each, in a loop | one sort of all |
 
-A hinge of 0 costs nothing wherever it stands, so only positive ones need sorting. Late in training
+A hinge of 0 costs nothing wherever it stands, so only hinges above 0 need sorting. Late in training
 those are a few pixels in a hundred, which saves a CPU nearly the whole sort. A GPU has sorted all
-of them before it could say how many are positive.
+of them before it could say how many are above 0.
 
 **Source.** Yu and Blaschko, *The Lovász Hinge*, arXiv 1512.07797; Berman, Triki and Blaschko, *The
 Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1. The ELU and the
@@ -39,11 +40,11 @@ symmetric form come from Kaggle's TGS Salt Identification, 2018.
 >>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -1., 1., -2.]):  # right, unsure, wrong
 ...     logits = torch.tensor(z).view(1, 1, 1, 4)
 ...     a, b = logits > 0, target > 0
-...     jaccard = ((a & b).sum() / (a | b).sum()).item()
-...     print(round(jaccard, 3), round(lovasz_hinge(logits, target).item(), 3))
-1.0 0.0
+...     cost = 1 - ((a & b).sum() / (a | b).sum()).item()  # the Jaccard loss
+...     print(round(cost, 3), round(lovasz_hinge(logits, target).item(), 3))
+0.0 0.0
 0.5 0.5
-0.333 1.333
+0.667 1.333
 """
 
 import torch
@@ -54,7 +55,7 @@ from torch.nn import functional as F
 def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor:
     """Delta({1..k}) - Delta({1..k-1}) for each pixel, k its place when its row's hinges are sorted.
     `hinges` (R, P), none negative; `target` (R, P) in {0, 1}; `positives` (R, 1), |{t = 1}|.
-    Returns (R, P) in the pixels' own order; rows are images apart."""
+    Returns (R, P) in the pixels' own order; each row is sorted by itself."""
     # Non-negative floats sort like the integers with the same bits, and those sort faster; ~ puts
     # the largest first.
     integer = torch.int64 if hinges.dtype == torch.float64 else torch.int32
@@ -73,9 +74,9 @@ def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor
 def lovasz_hinge(logits: Tensor, target: Tensor, *, per_image: bool = True, margin: str = "relu",
                  symmetric: bool = False) -> Tensor:
     """The Lovász hinge of `logits` and `target`, both (N, C, H, W): a scalar, not negative.
-    `margin` is "relu" or "elu"; `symmetric` gives the mean of loss(logits, target) and
-    loss(-logits, 1 - target). Computed in float32 or wider, under autocast too. ValueError where
-    the shapes differ. Source: arXiv 1512.07797; arXiv 1705.08790, algorithm 1."""
+    `margin`, "relu" or "elu", chooses the hinge; `symmetric` gives the mean of loss(logits, target)
+    and loss(-logits, 1 - target). Computed in float32 or wider, under autocast too. ValueError
+    where the shapes differ. Source: arXiv 1512.07797; arXiv 1705.08790, algorithm 1."""
     if logits.shape != target.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} differ")
     if margin not in ("relu", "elu"):
@@ -87,11 +88,11 @@ def lovasz_hinge(logits: Tensor, target: Tensor, *, per_image: bool = True, marg
         return (lovasz_hinge(logits, target, **options)
                 + lovasz_hinge(-logits, 1 - target, **options)) / 2
 
-    if per_image:
+    if per_image:  # a row is one channel of one image, else one channel of the batch
         logits, target = logits.flatten(2).flatten(0, 1), target.flatten(2).flatten(0, 1)
     else:
         logits, target = logits.transpose(0, 1).flatten(1), target.transpose(0, 1).flatten(1)
-    errors = 1 - logits * (2 * target - 1)  # (rows, pixels): one row an image and channel
+    errors = 1 - logits * (2 * target - 1)  # (rows, pixels)
     hinges = F.relu(errors) if margin == "relu" else F.elu(errors) + 1
 
     with torch.no_grad():  # the weights change only where two hinges change places
@@ -99,7 +100,7 @@ def lovasz_hinge(logits: Tensor, target: Tensor, *, per_image: bool = True, marg
         on_gpu = logits.device.type != "cpu"
         if on_gpu or margin == "elu" or 2 * hinges.count_nonzero() > hinges.numel():
             weights = jaccard_weights(hinges, target, positives)
-        else:  # move each row's positive hinges to its left end, and sort no more than those
+        else:  # move each row's hinges above 0 to its left end, and sort no more than those
             rows, pixels = hinges.shape
             index = hinges.flatten().nonzero()[:, 0]
             row = index // pixels

@@ -21,14 +21,14 @@ Google's are ported from TensorFlow. Where they all lie: `ADDRESSES` and `PACKAG
 as little as the size needs and puts the odd pixel right and down, symmetric pads half the kernel on
 every side: of even sizes a stride of 2 keeps other pixels. ImageNet's mean is 0.485, 0.456, 0.406,
 its standard deviation 0.229, 0.224, 0.225 (red, green, blue).
-(1) Trained with SAME; torchvision runs and scores them with symmetric padding, so this does.
+(1) Trained with SAME; torchvision runs and scores them with symmetric padding, and so does this.
 (2) Weights named `ra4` want 0.5 and 0.5. (3) Weights trained on adversarial images, `_ap` at timm
 and `adv-` at lukemelas, want 0.5 and 0.5, and so do timm's `tf_efficientnet_lite*`. (4) "imagenet"
 takes those of a noisy student (`ns`), who saw 300 million more images without labels.
 
-**Which family** a state dict is of, its keys tell, but for timm's two: those have the same keys and
+**The family** is told by the state dict's keys, but for timm's two: those have the same keys and
 shapes, and only the file's name or `family` tells them apart. (2) and (3), too, are read from the
-file's name; a state dict has none, and gets ImageNet's.
+file's name; a bare state dict has none, so `ra4`, `_ap` and `adv-` go unseen and get ImageNet's.
 
 **Other input channels.** The stem's filters are for red, green and blue. For one channel they are
 added up: a stem that sees the same in all three gives the same. For n channels they are repeated,
@@ -39,7 +39,7 @@ segmentation_models.pytorch do so, too. Mean and standard deviation follow: aver
 family belongs to: pytorch/vision `efficientnet.py`, huggingface/pytorch-image-models
 `efficientnet.py`, lukemelas/EfficientNet-PyTorch, tensorflow/tpu `efficientnet/lite`.
 
-    mean, std = load_weights(encoder, "imagenet")
+In use: `mean, std = load_weights(encoder, "imagenet")`.
 
 >>> from minseg import EfficientNet
 >>> encoder = EfficientNet("efficientnet-b0", num_classes=0)
@@ -125,7 +125,7 @@ ADDRESSES = {
 # Lite0 to Lite2 come as packages; the hashes of what lies in them: 57934424, 77cc7160, 9656183e.
 PACKAGED = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 
-# At place k: how many depthwise convolutions number k has, and the channels of the widest.
+# At place k, of Bk or Lite k: how many depthwise convolutions, and the channels of the widest.
 SIZES = {
     "efficientnet-b": [(16, 1152), (23, 1920), (23, 2112), (26, 2304), (32, 2688), (39, 3072),
                        (45, 3456), (55, 3840)],

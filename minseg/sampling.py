@@ -1,11 +1,12 @@
-"""# Negative sampling
+"""# Sampling the negatives
 
 **Idea.** Glomeruli cover a few per cent of a kidney: most tiles hold none, look alike, and are soon
 learned. Train on every tile that holds something and on a random share of the others, *another*
-share each epoch: no tile is lost, an epoch takes a fraction of the time, and with R = 1 half of its
-tiles hold something to find.
+share each epoch: each tile gets its chance, and an epoch takes a fraction of the time.
 
-    epoch = all positives + R negatives for each of them, drawn anew
+    epoch = all positives + R negatives for each of them, drawn anew        R: `negatives`
+
+With R = 1 at least half of an epoch's tiles hold something to find.
 
     tiles of the data   + + + - - - - - - - - - - - -        + : some pixel is positive
     epoch 1, R = 1      + + +     -       -     -
@@ -20,7 +21,7 @@ again and again (a single outlier in the last of four: a quarter of all draws).
 **Shapes.** `mask_area` (T,), how much of each tile is positive, in any unit -> indices, int64, in
 random order, ready to be cut into batches.
 
-| what | the post | HuBMAP's winner | here |
+| what | blog post | HuBMAP's winner | here |
 |---|---|---|---|
 | negatives | a random share | one a positive, with replacement | `negatives` a positive, without |
 | a positive tile | - | more than 2.5 % of it | more than 0 |
@@ -33,7 +34,7 @@ threshold, chosen on whole held-out slides, is there to take that back (`crossva
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021; the bins: code of the winner
 of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap, `src/02_train`.
 
->>> area = torch.tensor([0, 0, 0, 0, 0, 0, .1, .5])
+>>> area = torch.tensor([0, 0, 0, 0, 0, 0, .1, .5])  # 6 and 7 are positive: in every epoch
 >>> [epoch_indices(area, generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 2)]
 [[7, 5, 6, 1], [3, 7, 6, 0]]
 """

@@ -20,18 +20,22 @@ With c = s = 1/2 the sum is x itself: the block can start as if it were not ther
 | where C < reduction | - | - | no hidden channel: fails | one hidden channel |
 | b1 at the start | - | random, about 0 | random, about 0 | 1 |
 
-b1 starts at 1 because the hidden channels are few. 16 channels leave just one, and started about 0
-its ReLU gives 0 for every image, and so gets no gradient ever, in about half of all runs.
+b1 starts at 1 because the hidden channels are few: of 16 channels, `reduction` leaves one. With b1
+about 0, its ReLU gives 0 for every image in about half of all runs, and then never learns.
 
 **Source.** Roy, Navab and Wachinger, *Concurrent Spatial and Channel Squeeze & Excitation in Fully
 Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,
 arXiv 1808.08127. The winner of HuBMAP took `cbam` instead.
 
->>> block, x = SCSE(32), torch.randn(1, 32, 4, 4)
+>>> block, x = SCSE(2), torch.tensor([[[[1., 1.]], [[0., 1.]]]])  # two channels, two places
 >>> for layer in (block.expand, block.spatial):  # sigmoid(0) is a half: nothing changes
 ...     _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
 >>> torch.equal(block(x), x)
 True
+>>> _ = nn.init.constant_(block.spatial.weight, 2), nn.init.constant_(block.spatial.bias, -3)
+>>> block(x)[0, :, 0].detach()  # s = sigmoid(-1) left, where one channel is 0, sigmoid(1) right
+tensor([[0.7689, 1.2311],
+        [0.0000, 1.2311]])
 """
 
 import torch
@@ -58,5 +62,5 @@ class SCSE(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         c = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()  # (N, C, 1, 1)
         s = self.spatial(x).sigmoid()  # (N, 1, H, W)
-        # The maximum keeps both gated maps for the backward pass, the sum only x.
+        # The sum needs less memory: its backward keeps x alone, the maximum's both gated maps, too.
         return c * x + s * x if self.merge == "add" else torch.maximum(c * x, s * x)

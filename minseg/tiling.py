@@ -6,9 +6,9 @@ tiles overlap, average them with a weight that falls towards the border of each.
 
     p(x) = sum_i w(x - o_i) p_i(x - o_i) / sum_i w(x - o_i)     o_i: tile i's corner, w: the window
 
-                 ________patch 2________
-     ____patch 1_|_________             |    the pixel * lies deep inside patch 1 and close to
-    |            |*        |            |    the border of patch 2: patch 1 has the greater say
+                 ________tile 2_________
+     ____tile 1__|_________             |    the pixel * lies deep inside tile 1 and close to
+    |            |*        |            |    the border of tile 2: tile 1 has the greater say
     |____________|_________|            |
                  |______________________|
 
@@ -19,8 +19,8 @@ pixel is the product over both axes, scaled to a maximum of 1:
 |---|---|---|
 | uniform | 1 | the plain average |
 | linear | min(x, T - x) | the distance to the nearest side: the post's idea at its simplest |
-| hann | sin^2(pi x / T) | at stride T/2 neighbours add up to a constant |
-| gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)), at least 1e-3 | nnU-Net's; the floor is MONAI's |
+| hann | sin^2(pi x / T) | as linear, but without a kink in the middle and flat at the border |
+| gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)) | nnU-Net's; the product is at least 1e-3, as MONAI's |
 
 **Shapes.** uint8 (N, 3, T, T) goes to the network, probabilities (N, C, T, T) come back. Rows of
 tiles are blended in a band (C, T, width), and rows that no later tile touches are handed out at
@@ -30,8 +30,8 @@ once: memory grows with the tile and the slide's width, never with its height.
     tile row at stride       |####|              rows [stride, 2 stride) are done ...
     the last one                |####|           is moved in so that it ends with the slide
 
-**Source.** The post this project was made from, "Tricks of Semantic Segmentation" (2021), its last
-figure. Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their
+**Source.** *Tricks of Semantic Segmentation*, blog post ("the post"), 30 May 2021, its last figure.
+Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their
 middle higher also to nnU-Net (arXiv 1809.10486, section 2.4), whose code has the Gaussian.
 
 >>> tile_starts(10, tile=4, stride=3), tile_starts(11, tile=4, stride=3), tile_starts(3, 4, 3)
@@ -141,7 +141,7 @@ def predict_bands(
         weights[:, left : left + tile] += weight
 
     @lru_cache(2)  # the same from one band to the next, but for the first and the last ones
-    def norm(shifts: tuple[int, ...], rows: int) -> Tensor:
+    def weight_sums(shifts: tuple[int, ...], rows: int) -> Tensor:
         """What all tiles weigh on `rows` rows, which lie `shifts` below the tops of tile rows."""
         sums = torch.zeros(rows, padded, device=device)
         for shift in shifts:
@@ -178,7 +178,7 @@ def predict_bands(
             done = following - top  # no later tile reaches above `following`
             shifts = tuple(top - other for other in tops if 0 <= top - other < tile)
             with one_thread():
-                band = (total[:, :done, :width] / norm(shifts, done)).cpu()
+                band = (total[:, :done, :width] / weight_sums(shifts, done)).cpu()
                 total[:, : tile - done] = total[:, done:].clone()  # move the rest up
                 total[:, tile - done :] = 0
             yield top, band

@@ -6,7 +6,7 @@ make of a tile, turn the answers back, and average: eight opinions whose errors 
 eight times the work.
 
     p(x) = 1/8 sum_g  g^-1 f(g x)     f: the network; g: 4 quarter turns, each with and without a
-                                      flip; g^-1: turn it back
+                                      flip; g^-1: its undoing
 
 The mean turns with the tile: p(h x) = h p(x) for each of the eight, for the sum over all g h is the
 sum over all g in another order. (A threshold chosen without views may not be the best with them:
@@ -45,7 +45,7 @@ def flips_and_turns(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
         turned = [tiles.rot90(turn, (2, 3)) for turn in range(4)]
         views = torch.cat([*turned, *(view.flip(3) for view in turned)])  # (8N, 3, T, T)
         answers = predict(views).chunk(8)
-        straight = [*answers[:4], *(answer.flip(3) for answer in answers[4:])]
-        return sum(answer.rot90(-(i % 4), (2, 3)) for i, answer in enumerate(straight)) / 8
+        turned = [*answers[:4], *(answer.flip(3) for answer in answers[4:])]  # without the flip
+        return sum(answer.rot90(-(i % 4), (2, 3)) for i, answer in enumerate(turned)) / 8
 
     return mean_of_views

@@ -29,10 +29,12 @@ up: the border is repeated to the next multiple of 32 and cut off again at the e
     logits = 3 x 3 convolution of hypercolumn(d0, d1, d2, d3, d4)    hypercolumn, instead of d0
     1 x 1 convolutions of d1, d2, d3, d4: four more logits           deep_supervision, in training
 
+The finest skip, x1, is never gated, as in the paper of the gates: it knows too little yet.
+
 B0 has one peculiarity: segmentation_models.pytorch takes its stride-16 skip after block 8 of 0 to
 15, two blocks before the last map of that size (from B1 up it takes the last). This U-Net does the
 same for B0, so that weights trained there give the same logits here. B1 to B7 agree only nearly:
-there the encoder's padding is fixed for the authors' image size, whatever the input's.
+that library fixes the encoder's padding for the authors' image size, whatever the input's.
 
 **Source.** Ronneberger, Fischer and Brox, *U-Net*, MICCAI 2015, arXiv 1505.04597, figure 1.
 
@@ -67,7 +69,7 @@ def conv_norm_relu(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
-def self_attention(name: str | None, channels: int) -> nn.Module:
+def block_attention(name: str | None, channels: int) -> nn.Module:
     """What follows a decoder block's convolutions: SCSE, CBAM, or nothing. ValueError for others.
     "cbam3" is the CBAM of HuBMAP's winner: 3 x 3, without norm."""
     kinds = {None: nn.Identity, "scse": SCSE, "cbam": CBAM,
@@ -86,15 +88,15 @@ class DecoderBlock(nn.Module):
         self.gate = AttentionGate(c_skip, c_in) if gated else None
         self.conv1 = conv_norm_relu(c_in + c_skip, c_out)
         self.conv2 = conv_norm_relu(c_out, c_out)
-        self.attention = self_attention(attention, c_out)
+        self.attention = block_attention(attention, c_out)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, d: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.gate is not None:
-            skip = self.gate(skip, x)  # the map from below says where to look
-        x = F.interpolate(x, scale_factor=2, mode="nearest")  # (N, c_in, 2H, 2W)
+            skip = self.gate(skip, d)  # the deeper map says where to look
+        d = F.interpolate(d, scale_factor=2, mode="nearest")  # (N, c_in, 2H, 2W)
         if skip is not None:
-            x = torch.cat([x, skip], 1)  # (N, c_in + c_skip, 2H, 2W)
-        return self.attention(self.conv2(self.conv1(x)))
+            d = torch.cat([d, skip], 1)  # (N, c_in + c_skip, 2H, 2W)
+        return self.attention(self.conv2(self.conv1(d)))
 
 
 class UNet(nn.Module):

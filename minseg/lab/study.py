@@ -39,7 +39,7 @@ from torch import Tensor
 
 import train
 
-from ..crossval import overlap
+from ..crossval import dice_parts
 from ..data.datasets import Item
 from ..data.files import atomic
 from ..deep_supervision import deep_supervision_loss
@@ -113,7 +113,7 @@ def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[li
     groups = {item.group: 0 for item in items}
     for item, count in zip(items, counts):
         groups[item.group] = groups[item.group] + torch.stack(
-            [overlap(count, threshold) for threshold in THRESHOLDS])
+            [dice_parts(count, threshold) for threshold in THRESHOLDS])
     return {group: halves.tolist() for group, halves in groups.items()}
 
 
