@@ -138,7 +138,7 @@ def draw_windows(path: Path) -> None:
 def draw_lovasz(path: Path) -> None:
     """Three losses of two pixels, the first positive, the second not."""
     sheet = Sheet(860, "Two pixels, the left one positive: the loss for all their logits")
-    steps = torch.linspace(-3, 3, 121)
+    steps = torch.linspace(-3, 3, 61)
     first, second = torch.meshgrid(steps, steps.flip(0), indexing="xy")
     logits = torch.stack([first, second], -1).view(-1, 1, 1, 2)
     target = torch.tensor([1.0, 0.0]).expand(len(logits), 1, 1, 2)
@@ -146,10 +146,10 @@ def draw_lovasz(path: Path) -> None:
     jaccard = wrong.sum(-1) / (1 + wrong[..., 1].float())
     each = {"1 - Jaccard: no gradient": jaccard,
             "Lovász hinge: convex": torch.stack([
-                lovasz_hinge(z[None], t[None]) for z, t in zip(logits, target)]).view(121, 121),
+                lovasz_hinge(z[None], t[None]) for z, t in zip(logits, target)]).view(61, 61),
             "Dice loss: not convex": torch.stack([
                 dice_loss(z[None], t[None], smooth=0.0) for z, t in zip(logits, target)]
-            ).view(121, 121)}
+            ).view(61, 61)}
     for k, (name, values) in enumerate(each.items()):
         x, high = 90 + k * 510, 4.0 if "Lov" in name else 1.0
         levels = (values / high * 12).floor() / 12  # steps, so that lines of equal loss show
