@@ -280,9 +280,10 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                 rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
                              "of": len(ranked), "found": place <= len(planted),
                              "score": row["score"], "dice": row["dice"],
-                             "shifted_dice": row["shifted_dice"], "named_shift": row["shift"]})
+                             "shifted_dice": row["shifted_dice"], "best_shift": row["shift"],
+                             "named": fits(row)})
     found = sum(row["found"] for row in rows) / len(rows)
-    errors = [max(abs(a - b) for a, b in zip(row["shift"], row["named_shift"])) for row in rows
+    errors = [max(abs(a - b) for a, b in zip(row["shift"], row["best_shift"])) for row in rows
               if row["shift"]]
     with atomic(args.results / "labels.json") as temporary:
         temporary.write_text(json.dumps(
@@ -293,7 +294,7 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
             indent=1) + "\n")
     for row in rows:
         print(f"seed {row['seed']}  place {row['place']:2}  {row['kind']:10} Dice {row['dice']:.3f}"
-              + f"  planted {row['shift']}, named {row['named_shift']}" * bool(row["shift"]))
+              + f"  planted {row['shift']}, best {row['best_shift']}" * bool(row["shift"]))
     print(f"{found:.0%} of the planted faults in the first tenth; shifts named to within "
           f"{max(errors)} pixels\n{args.results / 'labels.json'}")
 
