@@ -274,7 +274,7 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                     "--seed", str(seed), "--out", str(run), "--resume", *options])
         ranked = report(run)
         if not seed:
-            draw_regions(args.figures / "labels.png", ranked)
+            draw_regions(args.figures / "labels.jpg", ranked)
         for place, row in enumerate(ranked, 1):
             if row["id"] in planted:
                 rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
