@@ -222,3 +222,17 @@ def test_a_study_grows_but_does_not_shrink(tmp_path):
     assert study.is_left(args, (COSTS, 0, 0), done)  # gates have come since
     assert not study.is_left(args, (SEAMS, 0, 0), done)  # there is no network yet
     assert study.is_left(args, (SEAMS, 0, 0), {("baseline", 0, 0): {}})
+
+
+def test_the_readme_tells_the_error_at_seams():
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    for path in PUBLISHED:
+        found = json.loads(path.read_text("utf-8"))
+        near, far = ({way: 100 * np.mean(errors[part]) for way, errors in
+                      found["error_by_distance"].items()} for part in (slice(4), slice(16, 32)))
+        line = (f"| {path.stem.removeprefix('study-')} | {near['no overlap']:.2f} % | "
+                f"{far['no overlap']:.2f} % | ")
+        line += " | ".join(f"{near[f'overlap 0.5, {window}']:.2f} %" for window in
+                           ("uniform", "linear", "gaussian", "hann"))
+        assert line in text
+        assert found["command"] in text

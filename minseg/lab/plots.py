@@ -28,6 +28,15 @@ def nice(span: float, most: int) -> float:
     return int(step) if step >= 1 else step
 
 
+def signed(value: float) -> str:
+    """Three places with a sign; there is no minus zero.
+
+    >>> signed(-0.0004), signed(-0.0123)
+    ('+0.000', '-0.012')
+    """
+    return f"{round(value, 3) + 0:+.3f}"
+
+
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers from low to high, `most` or fewer."""
     step = nice(high - low, most - 1)
@@ -127,8 +136,8 @@ def forest(path: str | Path, families: dict[str, Sequence[dict]], title: str) ->
             if abs(row["difference"]) <= limit:
                 plot.dot(middle, y, colour, filled)
             plot.text(70, y, row["arm"], size=28)
-            plot.text(1160, y, f"{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]",
-                      colour if filled else INK, 28)
+            difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
+            plot.text(1160, y, f"{difference}  [{low}, {high}]", colour if filled else INK, 28)
             y += step
     plot.save(path)
 
@@ -174,22 +183,22 @@ def scatter(path: str | Path, rows: Sequence[dict], title: str) -> None:
 
 def curves(path: str | Path, lines: dict[str, Sequence[float]], title: str, across: str,
            up: str) -> None:
-    """Curves over 0.5, 1.5, 2.5 ..., each with its name at its right end, none below another's."""
+    """Curves over 0.5, 1.5, 2.5 ..., with their names beside, the one that begins highest first.
+    The axis upwards need not begin at 0."""
+    lines = {name: values for name, values in lines.items() if values}
+    every = [value for values in lines.values() for value in values] or [0.0, 1.0]
     longest = max([1, *(len(values) for values in lines.values())])
-    highest = max([0.0, *(value for values in lines.values() for value in values)]) or 1.0
-    plot = Plot(1000, (120, 130, 1200, 880), (0, longest), (0, 1.05 * highest))
+    gap = 0.1 * (max(every) - min(every)) or 1.0
+    plot = Plot(1000, (120, 130, 1160, 880), (0, longest), (min(every) - gap, max(every) + gap))
     plot.text(30, 40, title, size=36)
     plot.text(30, 92, up, GREY, 28)
-    plot.axes(ticks(0, longest, 9), ticks(0, highest, 7))
+    plot.axes(ticks(0, longest, 9), ticks(*plot.y, 7))
     plot.text((plot.left + plot.right) / 2, 960, across, GREY, 28, "mm")
-    ends = sorted((plot.at(len(values) - 0.5, values[-1]), name, values, colour)
-                  for (name, values), colour in zip(lines.items(), LINES) if values)
-    free = plot.top
-    for (x, y), name, values, colour in sorted(ends, key=lambda end: end[0][1]):
+    order = sorted(zip(lines.items(), LINES), key=lambda line: -line[0][1][0])
+    for row, ((name, values), colour) in enumerate(order):
         plot.draw.line([plot.at(i + 0.5, value) for i, value in enumerate(values)], colour, 5,
                        "curve")
-        label = max(y, free)
-        free = label + 38
-        plot.draw.line([(x + 6, y), (plot.right + 10, label)], colour, 1)
-        plot.text(plot.right + 20, label, name, colour, 28)
+        y = plot.top + 30 + 46 * row
+        plot.draw.line([(plot.right + 20, y), (plot.right + 70, y)], colour, 7)
+        plot.text(plot.right + 84, y, name, colour, 28)
     plot.save(path)

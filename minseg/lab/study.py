@@ -50,7 +50,7 @@ from ..run.scores import count_saved, predict
 from ..run.step import Average, claimed, half, out_of_memory
 from .bench import RESULTS, environment, in_turn
 from .effects import dice_of_groups, effect, holm
-from .plots import curves, forest, scatter
+from .plots import curves, forest, scatter, signed
 from .seams import seams
 from .steps import alive_after, batch
 
@@ -385,7 +385,8 @@ def cell(row: dict | None) -> str:
     """An effect as text, bold where it survives Holm's correction."""
     if row is None:
         return ""
-    text = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
+    text = f"{difference} [{low}, {high}]"
     p = row.get("p_holm", row["p"])
     return (f"**{text}**" if p <= 0.05 else text) + f" p {p:.2g}"
 
