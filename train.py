@@ -231,6 +231,21 @@ def make_sampler(args, tiles, train_on):
     return lambda epoch: draw(epoch)[: steps * parts * batch].view(steps, parts, batch).tolist()
 
 
+def put_back(path, kept, tiles, length):
+    """Gives `kept` the states that `train` saved there; returns the rest of it, None without."""
+    before = load_progress(path)
+    if before is None:
+        return None
+    if not torch.equal(before["areas"], tiles.mask_area) or before["length"] != length:
+        raise ValueError(f"{path}: was trained on other tiles: the data have changed since: give "
+                         "another --out")
+    for name, part in kept.items():
+        state = before.pop(name)
+        if state:  # a scaler that was off has nothing to say
+            part.load_state_dict(state)
+    return before
+
+
 def train(args, tiles, train_on, held_out, folder):
     """The training loop. Returns the network with averaged weights, and its arguments."""
     sample = make_sampler(args, tiles, train_on)
@@ -248,16 +263,9 @@ def train(args, tiles, train_on, held_out, folder):
 
     kept = {"net": net, "average": average.net, "optimizer": optimizer, "scaler": scaler}
     done, rows, total, spent = 0, [], torch.zeros((), device=args.device), 0.0
-    if args.resume and (before := load_progress(folder / "resume.pt")):
-        if not torch.equal(before["areas"], tiles.mask_area) or before["length"] != length:
-            raise ValueError(f"{folder / 'resume.pt'}: was trained on other tiles: the data have "
-                             "changed since: give another --out")
-        for name, part in kept.items():
-            if before[name]:  # a scaler that was off has nothing to say
-                part.load_state_dict(before[name])
+    if args.resume and (before := put_back(folder / "resume.pt", kept, tiles, length)):
         done, rows, spent = before["done"], before["rows"], before["spent"]
         total += before["total"]
-        del before
     start = saved = time.monotonic()
     watch, bar = Watch(tiles.describe), Progress(steps, f"training {folder.name}", done)
 

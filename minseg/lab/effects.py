@@ -16,8 +16,8 @@ group, folds, steps and seeds, with the trick and without.
 - **Holm**: of twenty useless tricks one has p < 0.05. Sort the m values of p; the smallest counts m
   times, the next m - 1 times, and so on; none counts less than the one before it.
 
-**What they do not know.** Groups of one fold are scored by the same networks, so what is luck in one
-network's training moves them together, and intervals and p of *training* arms are too good: in
+**What they do not know.** Groups of one fold are scored by the same networks, so what is luck in
+one network's training moves them together, and intervals and p of *training* arms are too good: in
 simulations where half the noise is the network's, p <= 0.05 came in 20 % of useless tricks, not in
 5 %. (Ways to predict are compared on the same networks: there p is right.) So look at the row that
 compares the baseline with itself at another seed, and believe what is much larger.

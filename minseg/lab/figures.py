@@ -3,8 +3,8 @@
     python -m minseg.lab.figures                     all of them, into docs/figures/
     python -m minseg.lab.figures windows lovasz      some
 
-Drawn with Pillow for a width of 800 pixels, twice as large. Colour maps run from dark blue over grey
-to yellow, which the colour-blind can tell apart, and which stay in order in print.
+Drawn with Pillow for a width of 800 pixels, twice as large. Colour maps run from dark blue over
+grey to yellow, which the colour-blind can tell apart, and which stay in order in print.
 """
 
 import math
@@ -73,7 +73,7 @@ class Sheet:
 
 def draw_overlap(path: Path) -> None:
     """Two tiles that overlap, what each weighs, and who has the say at each place."""
-    sheet = Sheet(1010, "A pixel that two tiles predict: the one that sees it further inside counts more")
+    sheet = Sheet(1010, "A pixel that two tiles predict: the one it lies deeper in counts more")
     image, _ = synthetic_slide(3, 256, 448)
     tile, stride, zoom, x0, y0 = 256, 192, 3, 128, 110
     weight = blend_window(tile).numpy()
@@ -190,11 +190,12 @@ def draw_sampling(path: Path) -> None:
                                      (BLUE if area[i] else ORANGE) if times else FAINT)
                 if times > 1:
                     sheet.text(x + (step - 5) / 2, y + 13, str(times), PAPER, 20, "mm")
-            sheet.text(left + 60 * step + 12, top + epoch * 32 + 13, str(int(drawn.sum())), GREY, 24)
+            sheet.text(left + 60 * step + 12, top + epoch * 32 + 13, f"{int(drawn.sum())}", GREY,
+                       24)
         sheet.text(30, top + 90, "epochs", GREY, 24)
     sheet.text(left, 940, "blue: tiles with something, the largest area first", BLUE)
     sheet.text(left + 700, 940, "orange: without", (150, 100, 0))
-    sheet.text(left, 980, "a number in a tile: drawn so often; at the right: tiles in the epoch", GREY)
+    sheet.text(left, 980, "a number: drawn so often; at the right: tiles in the epoch", GREY)
     sheet.save(path)
 
 
@@ -223,7 +224,7 @@ def draw_folds(path: Path) -> None:
             x += 2.6 * positives[i] * scale
         total = sum(p for p, f in zip(positives, folds) if f == fold)
         sheet.text(x + 20, y + 40, f"{total} positives", GREY)
-    sheet.text(30, 715, "Each fold is held out in turn; the score of a patient comes from a network "
+    sheet.text(30, 715, "Each fold is held out in turn; a patient's score comes from a network "
                "that saw none of it.", GREY)
     sheet.save(path)
 

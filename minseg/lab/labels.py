@@ -22,11 +22,11 @@ shifts together cost a few Fourier transforms, added up block by block: slides s
 
 **Regions.** Squares of half a tile's side, the ones with the largest sum of (p - y)^2.
 
-Writes RUN/labels.csv, the worst image first, and RUN/labels.png, the worst regions. What you find to
-be wrong goes, one ID a line, into a file for `train.py --exclude`.
+Writes RUN/labels.csv, the worst image first, and RUN/labels.png, the worst regions. What you find
+to be wrong goes, one ID a line, into a file for `train.py --exclude`.
 
-**Source.** Northcutt, Jiang and Chuang, *Confident Learning*, JAIR 2021, arXiv 1911.00068 (errors in
-labels from predictions out of sample); Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv
+**Source.** Northcutt, Jiang and Chuang, *Confident Learning*, JAIR 2021, arXiv 1911.00068 (errors
+in labels from predictions out of sample); Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv
 1606.04797, section 3 (Dice with squares).
 """
 

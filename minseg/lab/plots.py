@@ -55,8 +55,8 @@ def plain(words: str) -> str:
 
 
 class Plot:
-    """A sheet 1600 wide with a plane on it: `left`, `top`, `right`, `bottom` are the plane's pixels,
-    `x` and `y` its limits."""
+    """A sheet 1600 wide with a plane on it: `left`, `top`, `right`, `bottom` are the plane's
+    pixels, `x` and `y` its limits."""
 
     def __init__(self, height: int, box: Sequence[int], x: Sequence[float], y: Sequence[float]):
         self.image = Image.new("RGB", (1600, height), PAPER)

@@ -6,11 +6,11 @@ more there. Measured, that is the reason for overlap and for windows that fall t
 
     error(d) = wrong pixels at distance d / all pixels at distance d
 
-A pixel is wrong where its probability is on the other side of 1/2 than its label. d is the distance,
-in pixels of the training scale, to the nearest border of a tile inside the image: a border that is
-the image's own is no seam. Tiles lie a stride apart, so between two seams d goes up to half a stride.
-Pixels farther out than that lie at the image's border, where a slide is bare glass and nothing can
-be wrong; they are left out, lest they praise large distances.
+A pixel is wrong where its probability is on the other side of 1/2 than its label. d is the
+distance, in pixels of the training scale, to the nearest border of a tile inside the image: a
+border that is the image's own is no seam. Between two seams d goes up to half a stride. Pixels
+farther out than that lie at the image's border, where a slide is bare glass and nothing can be
+wrong; they are left out, lest they praise large distances.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Does a trick help? Each one alone against the same baseline, over folds and seeds, with error bars.
+"""Does a trick help? Each alone against one baseline, over folds and seeds, with error bars.
 
     python -m minseg.lab.study --data DIR --folds 3 --seeds 2 --tile 128 --epochs 3
     python -m minseg.lab.study --quick
@@ -411,7 +411,8 @@ def table(studies: dict[str, dict]) -> str:
             f"{row['cost']:.2f} × | "
             f"{row['kept_bytes'] / studies[name]['baseline']['kept_bytes']:.2f} × | "
             f"{row['parameters'] / 1e6:.2f} M")
-        lines.append(f"| {arm} | {' | '.join(cell(there.get(name)) for name in studies)} | {costs} |")
+        cells = " | ".join(cell(there.get(name)) for name in studies)
+        lines.append(f"| {arm} | {cells} | {costs} |")
     return "\n".join(lines)
 
 
