@@ -32,6 +32,8 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -83,7 +85,7 @@ INFERENCE = {
 }
 SEAMS, COSTS = "seams", "costs"  # jobs that are no arms
 SAME = "baseline, another seed"  # against the baseline with the first one: chance alone
-FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: most tiles hold none, as in a kidney
+FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 QUICK = ("overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns",
          SEAMS)
 GONE = 130  # the exit status of a program that was asked to stop
@@ -101,11 +103,14 @@ def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list
             str(folder_of(args, arm, seed, fold))]
 
 
-def epoch_of(args: argparse.Namespace, arm: str, fold: int) -> tuple[argparse.Namespace, int]:
-    """An arm's options as `train.py` understands them, and how many steps its epoch has."""
+def prepared(args: argparse.Namespace, arm: str,
+             fold: int) -> tuple[argparse.Namespace, list[Item], int]:
+    """An arm's options as `train.py` understands them, the images that the fold holds out, and how
+    many steps an epoch has."""
     given = train.parse([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
-    _, folds, tiles, _ = prepare(given)
-    return given, len(train.make_sampler(given, tiles, outside(tiles, folds, fold))(0))
+    items, folds, tiles, _ = prepare(given)
+    return (given, [item for item, other in zip(items, folds) if other == fold],
+            len(train.make_sampler(given, tiles, outside(tiles, folds, fold))(0)))
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
@@ -119,15 +124,13 @@ def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[li
 
 def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     """Trains and scores one network: as many steps as the baseline takes."""
-    given, length = epoch_of(args, "baseline", fold)
+    given, items, length = prepared(args, "baseline", fold)
     steps = max(1, round(given.epochs * length))
-    epochs = steps / epoch_of(args, arm, fold)[1]
+    epochs = steps / prepared(args, arm, fold)[2]
     train.main([*options_of(args, arm, seed, fold), "--epochs", f"{epochs:.12g}"])
     folder = folder_of(args, arm, seed, fold) / f"fold{fold}"
-    log = (folder / "log.csv").read_text().splitlines()
-    rows = list(csv.DictReader(log))
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
     (folder / "resume.pt").unlink(missing_ok=True)  # nothing is left to resume, and it is large
-    items = held_out(args, fold)
     return {"options": TRAINING[arm], "steps": int(rows[-1]["steps"]),
             "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
             "levels": levels(items, [count_saved(folder, item) for item in items])}
@@ -135,10 +138,10 @@ def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> di
 
 def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     """Scores a network of the baseline in another way, or measures its seams."""
-    given = train.parse(options_of(args, "baseline", seed, fold))
+    given, items, _ = prepared(args, "baseline", fold)
     folder = folder_of(args, "baseline", seed, fold) / f"fold{fold}"
     net, _ = load_model(folder / "model.pt", given.device)
-    items, start = held_out(args, fold), time.monotonic()
+    start = time.monotonic()
     if arm == SEAMS:
         return {"ways": seams(net, items, given)}
     way = dict(INFERENCE[arm])
@@ -146,14 +149,6 @@ def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> d
     counts = predict(net, items, given, **way)
     return {"options": INFERENCE[arm], "levels": levels(items, counts),
             "seconds": round(time.monotonic() - start, 1)}
-
-
-def held_out(args: argparse.Namespace, fold: int) -> list[Item]:
-    """The images of a fold."""
-    given = train.parse([*options_of(args, "baseline", 0, fold), "--out",
-                         str(args.out / "runs" / "no")])
-    items, folds, _, _ = prepare(given)
-    return [item for item, other in zip(items, folds) if other == fold]
 
 
 def measure_costs(args: argparse.Namespace) -> dict:
@@ -308,29 +303,27 @@ def main(argv: list[str] | None = None) -> None:
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
-        given, _ = epoch_of(args, "baseline", 0)  # what is wrong here is wrong with every run
+        given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
     facts = environment(given.device)
     todo, failed = jobs(args), 0
-    lines = read_lines(args.out)
-    bar = Progress(len(todo), args.name, sum(job in lines for job in todo))
+    there = read_lines(args.out)
+    bar = Progress(len(todo), args.name, sum(job in there for job in todo))
     for job in todo:
-        if not is_left(args, job, read_lines(args.out)):
-            continue
-        arm, seed, fold = job
-        claim = args.out / "claims" / f"{arm}, seed {seed}, fold {fold}"
+        name = "{}, seed {}, fold {}".format(*job)
+        claim = args.out / "claims" / name
         claim.mkdir(parents=True, exist_ok=True)
         with claimed(claim) as mine:
             if mine and is_left(args, job, read_lines(args.out)):
                 start = time.monotonic()
-                if not run(args, job, facts):
+                if run(args, job, facts):
+                    bar.say(f"{name}: {duration(time.monotonic() - start)}")
+                else:
                     failed += 1
-                    continue
-                bar.say(f"{arm}, seed {seed}, fold {fold}: {duration(time.monotonic() - start)}")
-            bar.step()
+        bar.step(job not in there)  # another process may have done it meanwhile
     lines = read_lines(args.out)
     missing = [job for job in todo if job not in lines]
     if missing:
@@ -367,7 +360,7 @@ def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict])
     for (arm, _, _), line in lines.items():
         for way, counts in line["ways"].items() if arm == SEAMS else ():
             ways[way] = ways.get(way, 0) + torch.tensor([counts["wrong"], counts["pixels"]])
-    errors = {way: [round(w / n, 6) for w, n in total.T.tolist() if n]
+    errors = {way: [round(w / n, 6) for w, n in takewhile(itemgetter(1), total.T.tolist())]
               for way, total in ways.items()}
     runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
     again = {"arm": SAME, **effect(baseline[1:2], baseline[:1])} if args.seeds > 1 else None
