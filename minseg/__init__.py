@@ -40,14 +40,6 @@ from .unet import UNet
 
 _DATA = {"open_slide": "slides", "rle_encode": "rle", "rle_decode": "rle"}
 
-__all__ = [
-    "AttentionGate", "CBAM", "EfficientNet", "Hypercolumn", "SCSE", "UNet", "best_threshold",
-    "blend_window", "deep_supervision_loss", "dice_loss", "dice_score", "epoch_indices",
-    "flips_and_turns", "group_folds", "load_weights", "lovasz_hinge", "make_loss",
-    "predict_bands", "predict_image", "tile_starts", *_DATA,
-]
-
-
 def __getattr__(name: str):
     # Only who opens slides needs tifffile: the data names are imported when they are asked for.
     if name in _DATA:

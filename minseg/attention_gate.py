@@ -14,6 +14,12 @@ W are 1 x 1; up is bilinear.
 **Shapes.** `skip` (N, Cs, H, W), `gate` (N, Cg, H/2, W/2) -> (N, Cs, H, W); theta and phi have
 `inter_channels`; `attention` gives alpha, (N, 1, H, W).
 
+![The maps of three gates over a slide](../docs/figures/gates.png)
+
+*alpha of a trained network's three gates, laid over a slide that it has not seen. No label told the
+gates anything: that the finest of them opens at glomeruli, and the deepest nearly everywhere, is
+what helped the loss.*
+
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|
 | theta | 1 x 1, skip downsampled | 2 x 2, stride 2, no bias | 1 x 1, BN | as the authors' code |

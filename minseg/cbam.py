@@ -13,6 +13,12 @@ f is a k x k convolution of two maps to one, without bias.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows, k is `kernel_size`.
 
+![A map on its way through CBAM](../docs/figures/cbam.png)
+
+*A trained block on one map of a decoder. c calms half of the 32 channels; s, 0.04 on glass, shuts
+off where nothing can be. That glomeruli come out weak is no fault: to the convolutions that follow,
+weak is as good a sign as strong.*
+
 | what | paper | authors' code | timm | HuBMAP's winner | here |
 |---|---|---|---|---|---|
 | the two maps | mean, max | max, mean | mean, max | max, mean | max, mean |

@@ -11,6 +11,10 @@ Groups go to folds one by one, the one with most positive pixels first, each to 
 fewest so far (then fewest images): the greedy rule for number partitioning, at most 4/3 of the best
 possible largest fold.
 
+![Images of nine patients in three folds](../docs/figures/folds.png)
+
+*Above all images, below the three folds. A letter is a patient.*
+
 **The threshold** turns probabilities into a mask. The one that suits some images best flatters them
 if they are then scored with it; choose it on images that the score does not use.
 

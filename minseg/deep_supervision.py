@@ -7,6 +7,11 @@ for the gradient, and deep maps that already look like the answer. Only training
     loss = sum_k w_k loss(logits_k, target resized to logits_k)          k = 0: the finest
     w_k  proportional to 1, 1/2, 1/4 ..., but the coarsest 0; their sum is 1
 
+![Five answers and five targets](../docs/figures/deep_supervision.png)
+
+*The five logit maps of a trained network, as probabilities, and below each the target at its size.
+The last has the weight 0, and so nothing to say.*
+
 **Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `unet`, with
 `deep_supervision=True`); `target` (N, C, H, W). H and W are multiples of the coarsest factor, or
 targets lie up to half a block beside their logits.

@@ -10,6 +10,12 @@ channel on its own, weighs the channels, and narrows the map again:
     project        1x1 convolution to c channels              -> norm        (no activation)
     add            + x, where the stride is 1 and the channels stay
 
+![Channels of a block, and sizes of B0 to B7](../docs/figures/efficientnet.png)
+
+*Above: the channels of one block of B0. They are many only inside it, where each is filtered on its
+own; what one block hands to the next stays thin. Below: what compound scaling makes of the
+network.*
+
 **Compound scaling.** For a coefficient phi, depth = 1.2^phi, width = 1.1^phi and resolution =
 1.15^phi, so that the multiply-adds grow like (1.2 * 1.1^2 * 1.15^2)^phi, about 2^phi. The authors
 published rounded (width, depth) pairs, `SCALES` below; channels are rounded to multiples of 8,

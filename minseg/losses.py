@@ -14,6 +14,10 @@ falls to 0: what the optimiser remembers of the other loss fades during the warm
 
 Each stage has one step at least.
 
+![The learning rate of two stages](../docs/figures/losses.png)
+
+*The learning rate of 300 steps, as a share of the highest.*
+
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice or

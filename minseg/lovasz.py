@@ -18,6 +18,12 @@ they are also the gradient with respect to m.
 **Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1} -> a scalar, the mean over all
 images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
 
+![Three losses of two pixels](../docs/figures/lovasz.png)
+
+*All logits of two pixels; dark is right. 1 - Jaccard has steps: 0, 1/2 (the negative pixel is
+wrong), 1 (the positive one is), and no slope. The Lovász hinge is made of planes and has no valley
+but the right one. Dice is smooth, but flat again where it is most wrong.*
+
 **An image without positives** has Delta(M) = 1 for every M but the empty one: only the worst pixel
 pays, and only it has a gradient. An image of P positives and nothing else has Delta(M) = |M| / P:
 the mean hinge.

@@ -39,6 +39,11 @@ segmentation_models.pytorch do so, too. Mean and standard deviation follow: aver
 family belongs to: pytorch/vision `efficientnet.py`, huggingface/pytorch-image-models
 `efficientnet.py`, lukemelas/EfficientNet-PyTorch, tensorflow/tpu `efficientnet/lite`.
 
+![Held-out Dice, epoch by epoch](../docs/figures/compare-random-imagenet.png)
+
+*What it brings, on 107 images of nuclei: the same runs with random weights and with ImageNet's,
+held-out Dice.*
+
 In use: `mean, std = load_weights(encoder, "imagenet")`.
 
 >>> from minseg import EfficientNet

@@ -18,6 +18,12 @@ into equal bins, and draw as many tiles from each that is not empty, together ab
 are positives. Some tiles of a full bin have to wait for another epoch; those of a thin one come
 again and again (a single outlier in the last of four: a quarter of all draws).
 
+![Which tiles an epoch sees](../docs/figures/sampling.png)
+
+*Sixty tiles, 18 of them with something to find, over six epochs. With R = 1 an epoch has 36 tiles
+instead of 60, with the other negatives each time; balanced bins draw the few large areas several
+times.*
+
 **Shapes.** `mask_area` (T,), how much of each tile is positive, in any unit -> indices, int64, in
 random order, ready to be cut into batches.
 

@@ -12,6 +12,11 @@ With c = s = 1/2 the sum is x itself: the block can start as if it were not ther
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
 
+![A map, its two weights, and the sum](../docs/figures/scse.png)
+
+*A trained block on one map of a decoder. c weighs its 32 channels, s its places: s is near 1 at the
+glomeruli and lower around them, so that they stand out more.*
+
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|
 | merge | sum (journal: max, too) | max(c x, s x) | sum | `merge` |

@@ -12,6 +12,11 @@ tiles overlap, average them with a weight that falls towards the border of each.
     |____________|_________|            |
                  |______________________|
 
+![Two tiles and their weights along one row](../docs/figures/overlap.png)
+
+*The post's figure of two patches, measured: the ringed pixel lies deep in patch 1 and near the
+border of patch 2.*
+
 **The windows**, along one axis of T pixels at positions x = 1/2, 3/2 ... T - 1/2; the weight of a
 pixel is the product over both axes, scaled to a maximum of 1:
 
@@ -22,6 +27,10 @@ pixel is the product over both axes, scaled to a maximum of 1:
 | hann | sin^2(pi x / T) | as linear, but without a kink in the middle and flat at the border |
 | gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)) | nnU-Net's; the product is at least 1e-3, as MONAI's |
 
+![Four windows and their sums](../docs/figures/windows.png)
+
+*The four windows, and what they sum to in tiles that overlap by half.*
+
 **Shapes.** uint8 (N, 3, T, T) goes to the network, probabilities (N, C, T, T) come back. Rows of
 tiles are blended in a band (C, T, width), and rows that no later tile touches are handed out at
 once: memory grows with the tile and the slide's width, never with its height.
@@ -29,6 +38,11 @@ once: memory grows with the tile and the slide's width, never with its height.
     tile row at y = 0     |####|                 rows [0, stride) are done: yield them
     tile row at stride       |####|              rows [stride, 2 stride) are done ...
     the last one                |####|           is moved in so that it ends with the slide
+
+![A seam with and without overlap](../docs/figures/seam.png)
+
+*Probabilities of a trained network. Two tiles that meet do not know of each other: one finds its
+half of a glomerulus, the other nothing. With overlap a third tile sees the whole.*
 
 **Source.** *Tricks of Semantic Segmentation*, blog post ("the post"), 30 May 2021, its last figure.
 Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their

@@ -8,6 +8,10 @@ eight times the work.
     p(x) = 1/8 sum_g  g^-1 f(g x)     f: the network; g: 4 quarter turns, each with and without a
                                       flip; g^-1: its undoing
 
+![Eight views of a tile](../docs/figures/tta.png)
+
+*What the network is given for one tile.*
+
 The mean turns with the tile: p(h x) = h p(x) for each of the eight, for the sum over all g h is the
 sum over all g in another order. (A threshold chosen without views may not be the best with them:
 averages lie nearer to the middle.)

@@ -23,6 +23,12 @@ up: the border is repeated to the next multiple of 32 and cut off again at the e
 | other sizes than multiples of 32 | - | maps are resized to the skips | padded inside |
 | mean and standard deviation | - | the caller's affair | part of the network |
 
+![A U of maps](../docs/figures/unet.png)
+
+*A trained network on a slide that it has not seen. Down the encoder the maps get smaller, more in
+number and less like the picture; up the decoder the answer appears, first roughly where, then with
+its outline.*
+
 **The tricks**, each in a file of its own, off unless switched on, go where they are marked:
 
     block(d, x) = attention(conv(conv([up(d), gate(x, d)])))         attention_gate; scse or cbam

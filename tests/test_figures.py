@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minseg.lab.figures import FIGURES, heat, main
+from minseg.lab.figures import FIGURES, main
 from minseg.run.report import PAPER
 
 
@@ -16,11 +16,6 @@ def test_a_figure_fits_its_sheet_and_is_the_same_every_time(name, tmp_path, caps
         assert (edge == PAPER).all()  # nothing is cut off
     assert ((tmp_path / "a" / f"{name}.png").read_bytes()
             == (tmp_path / "b" / f"{name}.png").read_bytes())
-
-
-def test_heat_rises_in_brightness_from_dark_to_light():
-    grey = np.asarray(heat(np.linspace(0, 1, 50)[None]).convert("L"), int)[0]
-    assert (np.diff(grey) >= 0).all() and grey[0] < 50 and grey[-1] > 200
 
 
 def test_an_unknown_figure_is_one_line(capsys):

@@ -10,15 +10,15 @@ inflammation. And there are the *glomeruli* we look for: a capsule, a pale cresc
 space), and within it a lobulated tuft of capillary loops. The mask is all that the capsule holds.
 All take up the same two dyes in like amounts: no colour finds the glomeruli, only structure does.
 
-**Where the colours come from.** We draw amounts of dye. An amount $c_s$ of each dye $s$ weakens the
-light of channel $k$ as the Beer-Lambert law says:
+**Where the colours come from.** We draw amounts of dye. An amount c_s of each dye s weakens the
+light of channel k as the Beer-Lambert law says:
 
-$$ I_k = I_{0,k} \\cdot 10^{-\\sum_s c_s A_{s,k}} $$
+    I_k = I0_k 10^-(sum_s c_s A_sk)
 
-where $A$ holds the absorbance of the dyes: haematoxylin (blue, in nuclei) and PAS (magenta, in
+where A holds the absorbance of the dyes: haematoxylin (blue, in nuclei) and PAS (magenta, in
 membranes and sugars). Laboratories differ in how strongly and how purely they stain: in optical
-density, $-\\log_{10} (I / I_0)$, that is no more than a scaling of the rows of $A$ and a small turn
-of them. Two slides of one patient share a stain, which is why data must be split by patient.
+density, -log10 (I / I0), that is no more than a scaling of the rows of A and a small turn of them.
+Two slides of one patient share a stain, which is why data must be split by patient.
 
 >>> image, mask = synthetic_slide(seed=3, height=256, width=320)
 >>> image.shape, image.dtype.name, mask.shape, mask.dtype.name
@@ -42,10 +42,9 @@ ABSORBANCE = np.array([[0.644, 0.717, 0.267], [0.175, 0.972, 0.155]])
 
 @dataclass
 class Blob:
-    """A round shape with a wavy outline. A direction is a complex number $u$ of length 1, and the
-    outline lies at the distance $\\mathrm{Re}(r + c_1 u + c_2 u^2 + \\dots)$ from the centre: $c_2$
-    makes an ellipse, higher orders make bumps. `waves` is $\\dots, c_2, c_1, r$: a polynomial is
-    faster than many sines."""
+    """A round shape with a wavy outline. A direction is a complex number u of length 1, and the
+    outline lies at the distance Re(r + c1 u + c2 u^2 + ...) from the centre: c2 makes an ellipse,
+    higher orders make bumps. `waves` is ..., c2, c1, r: a polynomial is faster than many sines."""
 
     y: float
     x: float

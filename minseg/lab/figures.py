@@ -3,72 +3,34 @@
     python -m minseg.lab.figures                     all of them, into docs/figures/
     python -m minseg.lab.figures windows lovasz      some
 
-Drawn with Pillow for a width of 800 pixels, twice as large. Colour maps run from dark blue over
-grey to yellow, which the colour-blind can tell apart, and which stay in order in print.
+Those that show a network at work (`maps`) train two small ones first, into runs/figures-*.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
+from PIL import Image
+
+import train
 
 from ..crossval import group_folds
-from ..data.files import atomic
 from ..data.synthetic import synthetic_slide
 from ..dice import dice_loss
 from ..lovasz import lovasz_hinge
-from ..run.report import BLUE, FAINT, INK, ORANGE, PAPER, Parser, font
+from ..efficientnet import EfficientNet
+from ..losses import first_stage
+from ..run.report import BLUE, FAINT, INK, ORANGE, PAPER, Parser
 from ..sampling import epoch_indices
 from ..tiling import blend_window, tile_starts
-from .plots import GREEN, GREY, PURPLE, RED, Plot, plain
+from ..tta import flips_and_turns
+from .maps import NETWORK_FIGURES, picture, trained
+from .plots import GREEN, GREY, PURPLE, RED, Plot
+from .sheet import Sheet, heat
 
 FOLDER = Path("docs/figures")
-MAP = np.array([(0, 34, 78), (47, 67, 110), (87, 93, 109), (124, 123, 120), (164, 154, 115),
-                (208, 187, 94), (254, 232, 56)], float)  # dark blue, grey, yellow
-
-
-def heat(values: Tensor | np.ndarray, low: float = 0.0, high: float = 1.0) -> Image.Image:
-    """Numbers (H, W) as colours, dark for `low`, bright for `high`."""
-    at = np.clip((np.asarray(values, float) - low) / (high - low), 0, 1) * (len(MAP) - 1)
-    left = np.minimum(at.astype(int), len(MAP) - 2)
-    share = (at - left)[..., None]
-    return Image.fromarray(np.uint8((1 - share) * MAP[left] + share * MAP[left + 1] + 0.5))
-
-
-class Sheet:
-    """Paper 1600 wide, with a title, for pictures and words."""
-
-    def __init__(self, height: int, title: str):
-        self.image = Image.new("RGB", (1600, height), PAPER)
-        self.draw = ImageDraw.Draw(self.image)
-        self.text(30, 40, title, size=36)
-
-    def text(self, x: float, y: float, words: str, colour=INK, size: int = 28,
-             anchor: str = "lm") -> None:
-        """Words at a pixel."""
-        self.draw.text((x, y), plain(words), colour, font(size), anchor=anchor)
-
-    def paste(self, picture: Image.Image, x: int, y: int, width: int, caption: str = "",
-              smooth: bool = False) -> int:
-        """A picture, `width` wide, with words above it. Returns its height."""
-        height = round(width * picture.height / picture.width)
-        kind = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-        self.image.paste(picture.convert("RGB").resize((width, height), kind), (x, y))
-        self.text(x, y - 24, caption)
-        return height
-
-    def line(self, points: Sequence, colour, width: int = 5) -> None:
-        """A line through pixels."""
-        self.draw.line(list(points), colour, width, "curve")
-
-    def save(self, path: Path) -> None:
-        """Writes the PNG."""
-        with atomic(path) as temporary:
-            self.image.save(temporary, optimize=True)
 
 
 def draw_overlap(path: Path) -> None:
@@ -229,6 +191,91 @@ def draw_folds(path: Path) -> None:
     sheet.save(path)
 
 
+def draw_efficientnet(path: Path) -> None:
+    """One block of B0 in numbers, and what compound scaling makes of the network."""
+    sheet = Sheet(900, "One MBConv block: wide inside, thin between blocks")
+    block = EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # 24 channels, a shortcut
+    thin, wide = block.branch[0].in_channels, block.branch[0].out_channels
+    stops = (("x", thin, BLUE), ("expand 1x1", wide, ORANGE), ("depthwise 3x3", wide, ORANGE),
+             ("squeeze: weigh channels", wide, ORANGE), ("project 1x1", thin, BLUE),
+             ("+ x", thin, BLUE))
+    for k, (name, channels, colour) in enumerate(stops):
+        x, high = 60 + k * 256, channels * 2
+        sheet.draw.rectangle([x, 300 - high // 2, x + 150, 300 + high // 2], colour)
+        sheet.text(x + 75, 300, str(channels), PAPER, 30, "mm")
+        sheet.text(x + 75, 476, name, GREY, 24, "mm")
+        if k:
+            sheet.arrow((x - 96, 300), (x - 12, 300), GREY)
+    sheet.draw.line([(135, 300 - thin - 6), (135, 118), (1415, 118)], GREY, 4)
+    sheet.arrow((1415, 116), (1415, 300 - thin - 6), GREY)
+    sheet.text(775, 94, "the shortcut: x is added again", GREY, 24, "mm")
+    sheet.text(30, 570, "Compound scaling: parameters of B0 to B7, in millions", size=36)
+    for k in range(8):
+        with torch.device("meta"):  # shapes only, no memory
+            count = sum(p.numel() for p in EfficientNet(f"efficientnet-b{k}").parameters()) / 1e6
+        x, high = 60 + k * 192, count * 2.6
+        sheet.draw.rectangle([x, 840 - high, x + 130, 840], BLUE)
+        sheet.text(x + 65, 820 - high, f"{count:.1f}", INK, 26, "mm")
+        sheet.text(x + 65, 866, f"B{k}", GREY, 26, "mm")
+    sheet.save(path)
+
+
+def draw_dice(path: Path) -> None:
+    """What an empty image costs, by how much is wrongly found in it, for three values of smooth."""
+    plot = Plot(860, (140, 130, 1100, 740), (-3, 3), (0, 1.05))
+    plot.text(30, 40, "What Dice makes of an image with nothing to find", size=36)
+    plot.text(30, 92, "loss", GREY)
+    plot.axes([], [0, 0.25, 0.5, 0.75, 1])
+    for power in range(-3, 4):
+        x, _ = plot.at(power, 0)
+        plot.text(x, 770, f"{10.0**power:g}", GREY, 26, "mm")
+    plot.text(620, 820, "S: probability found in it, all pixels together", GREY, 28, "mm")
+    sums = 10 ** torch.linspace(-3, 3, 121)
+    pixels = 64 * 64
+    logits = torch.logit(sums / pixels).view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
+    for row, (smooth, colour, words) in enumerate((
+            (1.0, BLUE, "smooth 1 (here)"), (1e-5, RED, "smooth 1e-5 (MONAI)"))):
+        losses = [dice_loss(z[None], torch.zeros(1, 1, 64, 64), smooth=smooth).item()
+                  for z in logits]
+        plot.line([plot.at(math.log10(s), loss) for s, loss in zip(sums.tolist(), losses)], colour)
+        plot.text(1130, 200 + 60 * row, words, colour)
+    plot.line([plot.at(-3, 0), plot.at(3, 0)], INK)
+    plot.text(1130, 320, "an empty batch in", INK)
+    plot.text(1130, 356, "segmentation_models", INK)
+    plot.save(path)
+
+
+def draw_losses(path: Path) -> None:
+    """The learning rate of two stages, and which loss is trained with."""
+    steps = 300
+    first = first_stage(steps, 0.6)
+    plot = Plot(640, (120, 150, 1560, 520), (0, steps), (0, 1.05))
+    plot.text(30, 40, '--loss dice --then lovasz --switch 0.6', size=36)
+    plot.text(30, 100, "learning rate, share of the highest", GREY)
+    plot.axes(range(0, steps + 1, 60), [0, 0.5, 1])
+    for begin, end, colour, words in ((0, first, BLUE, "Dice: find the objects"),
+                                      (first, steps, RED, "Lovász: refine them")):
+        rates = [train.learning_rate(step, steps, first) for step in range(begin, end)]
+        plot.line([plot.at(begin + i, rate) for i, rate in enumerate(rates)], colour, 6)
+        x, y = plot.at(begin + 0.5 * (end - begin), 0.86)
+        plot.text(x, y, words, colour, 30)
+    plot.text((plot.left + plot.right) / 2, 600, "step", GREY, 28, "mm")
+    plot.save(path)
+
+
+def draw_tta(path: Path) -> None:
+    """The eight views of a tile, as the network gets them."""
+    sheet = Sheet(780, "Eight views of one tile: four quarter turns, and each in the mirror")
+    tile = picture()[0][20:148, 60:188].permute(2, 0, 1)[None]  # (1, 3, 128, 128)
+    views: list[torch.Tensor] = []
+    flips_and_turns(lambda tiles: views.append(tiles) or tiles[:, :1])(tile)
+    for k, view in enumerate(views[0]):
+        name = f"{k % 4 * 90} degrees" + ", flipped" * (k > 3)
+        sheet.paste(Image.fromarray(view.permute(1, 2, 0).numpy()), 90 + k % 4 * 384,
+                    150 + k // 4 * 330, 256, name)
+    sheet.save(path)
+
+
 def box(sheet: Sheet, x: float, y: float, width: float, colour, words: str) -> None:
     """A filled rectangle, 80 high, with words in it."""
     sheet.draw.rectangle([x, y, x + width - 4, y + 80], colour)
@@ -236,23 +283,32 @@ def box(sheet: Sheet, x: float, y: float, width: float, colour, words: str) -> N
 
 
 FIGURES: dict[str, Callable[[Path], None]] = {
-    "overlap": draw_overlap, "windows": draw_windows, "lovasz": draw_lovasz,
-    "sampling": draw_sampling, "folds": draw_folds,
+    "efficientnet": draw_efficientnet, "dice": draw_dice, "lovasz": draw_lovasz,
+    "losses": draw_losses, "sampling": draw_sampling, "overlap": draw_overlap,
+    "windows": draw_windows, "tta": draw_tta, "folds": draw_folds,
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m minseg.lab.figures", description=__doc__.split("\n")[0])
-    parser.add_argument("figures", nargs="*", metavar="NAME", choices=[[], *FIGURES],
-                        help="which (default all): " + ", ".join(FIGURES))
+    names = [*FIGURES, *NETWORK_FIGURES]
+    parser.add_argument("figures", nargs="*", metavar="NAME", choices=[[], *names],
+                        help="which (default all): " + ", ".join(names))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR",
+                        help="folder of the networks that some show (default runs)")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR",
                         help="default docs/figures")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.figures or FIGURES:
-        FIGURES[name](args.out / f"{name}.png")
-        print(args.out / f"{name}.png", flush=True)
+    for name in args.figures or names:
+        path = args.out / f"{name}.png"
+        if name in FIGURES:
+            FIGURES[name](path)
+        else:
+            draw, network = NETWORK_FIGURES[name]
+            draw(path, trained(network, args.runs))
+        print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,10 @@
-"""Pictures of results, drawn with Pillow: made to be read at 800 pixels, on a page of any colour.
+"""Plots of results. Colours are Okabe and Ito's, and nothing is told by colour alone."""
 
-They are drawn twice as large. Colours are Okabe and Ito's, and nothing is told by colour alone.
-"""
-
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
-from ..data.files import atomic
 from ..run.report import BLUE, FAINT, INK, ORANGE, PAPER, font
+from .sheet import Sheet
 
 GREEN, RED, PURPLE = (0, 158, 115), (213, 94, 0), (170, 90, 140)
 GREY = (120, 120, 120)
@@ -44,23 +38,12 @@ def ticks(low: float, high: float, most: int) -> list[float]:
                                     int(high / step + 1e-9) + 1) if low <= i * step]
 
 
-def plain(words: str) -> str:
-    """The words in the letters that Pillow's own font has.
-
-    >>> plain("Lovász, tile × 2")
-    'Lovasz, tile x 2'
-    """
-    words = unicodedata.normalize("NFKD", words.replace("×", "x"))
-    return words.encode("ascii", "ignore").decode()
-
-
-class Plot:
-    """A sheet 1600 wide with a plane on it: `left`, `top`, `right`, `bottom` are the plane's
+class Plot(Sheet):
+    """A sheet with a plane on it: `left`, `top`, `right`, `bottom` are the plane's
     pixels, `x` and `y` its limits."""
 
     def __init__(self, height: int, box: Sequence[int], x: Sequence[float], y: Sequence[float]):
-        self.image = Image.new("RGB", (1600, height), PAPER)
-        self.draw = ImageDraw.Draw(self.image)
+        super().__init__(height)
         (self.left, self.top, self.right, self.bottom), self.x, self.y = box, x, y
 
     def at(self, x: float, y: float) -> tuple[float, float]:
@@ -68,10 +51,6 @@ class Plot:
         (x0, x1), (y0, y1) = self.x, self.y
         return (self.left + (x - x0) / (x1 - x0) * (self.right - self.left),
                 self.bottom - (y - y0) / (y1 - y0) * (self.bottom - self.top))
-
-    def text(self, x: float, y: float, words: str, colour=INK, size: int = 30, anchor="lm") -> None:
-        """Words at a pixel."""
-        self.draw.text((x, y), plain(words), colour, font(size), anchor=anchor)
 
     def axes(self, across: Sequence[float], up: Sequence[float], form: str = "{:g}",
              form_up: str = "{:g}") -> None:
@@ -88,11 +67,6 @@ class Plot:
     def dot(self, x: float, y: float, colour, filled: bool) -> None:
         """A disc, or a ring, at a pixel."""
         self.draw.ellipse([x - 9, y - 9, x + 9, y + 9], colour if filled else PAPER, colour, 4)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the PNG."""
-        with atomic(path) as temporary:
-            self.image.save(temporary, optimize=True)
 
 
 def shade(row: dict) -> tuple[tuple[int, int, int], bool]:
