@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 
-from minseg import UNet, deep_supervision_loss, epoch_indices, load_weights, make_loss
+from minseg import UNet, deep_supervision_loss, load_weights, make_loss
 from minseg.data.augment import augment
 from minseg.efficientnet import SCALES
 from minseg.losses import first_stage
-from minseg.run.checkpoint import load_progress, save_model, save_progress
-from minseg.run.prepare import outside, prepare, save_settings
+from minseg.run.checkpoint import put_back, save_model, save_progress
+from minseg.run.prepare import make_sampler, outside, prepare, save_settings
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import predict, save_fold, save_log, score, summarize
-from minseg.run.step import (Average, Watch, claimed, half, out_of_memory, recompute_activations,
-                             seeded, stop_when_asked)
+from minseg.run.step import (Average, Stopped, Watch, claimed, half, recompute_activations, seeded,
+                             stop_when_asked, what_to_do)
 
 SAVE_EVERY = 300  # seconds
 
@@ -39,75 +39,63 @@ RECIPES = {
 }
 
 
-class Stopped(Exception):
-    """Someone asked to stop; what was done is saved."""
-
-
 def options():
     """The parser."""
     parser = Parser(description=__doc__.split("\n")[0])
-    switch = argparse.BooleanOptionalAction
-    group = parser.add_argument_group("data")
-    group.add_argument("--data", type=Path, metavar="DIR", help="default: synthetic slides")
-    group.add_argument("--scale", type=int, metavar="S",
-                       help="train on images S times smaller (default 1; synthetic 4)")
-    group.add_argument("--tile", type=int, metavar="PX",
-                       help="side of a training tile at that scale (default 256; synthetic 128)")
-    group.add_argument("--stride", type=int, metavar="PX",
-                       help="from one tile to the next (default: half a tile)")
-    group.add_argument("--folds", type=int, metavar="K", help="cut the groups into K folds, hold "
-                       "each out in turn (default: 5 or as many as there are, only fold 0)")
-    group.add_argument("--fold", type=int, metavar="I",
-                       help="hold out fold I only, 0 to K-1: folds can run as processes apart")
-    group.add_argument("--negatives", type=number_all_or_balanced, default="all", metavar="R",
-                       help="tiles without a positive pixel, drawn anew each epoch: R per tile "
-                       "with one; all (default); balanced: 1, and bins of mask area")
-    group.add_argument("--exclude", type=Path, metavar="FILE",
-                       help="leave images out: their IDs, one a line (a table: its first column)")
-    group = parser.add_argument_group("network")
-    group.add_argument("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
-                       help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
-    group.add_argument("--weights", metavar="FILE",
-                       help="the encoder's: imagenet, or a published checkpoint (default none)")
-    group.add_argument("--gates", action=switch, default=False, help="attention gates on the skips")
-    group.add_argument("--attention", default="none", choices=("none", "scse", "cbam", "cbam3"),
-                       help="in each decoder block (cbam3: 3 x 3, no norm; default none)")
-    group.add_argument("--hypercolumn", action=switch, default=False,
-                       help="the head sees the decoder's maps of all sizes")
-    group.add_argument("--deep-supervision", action=switch, default=False, help="a loss each size")
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", default="bce+dice", metavar="SUM",
-                       help="bce, dice and lovasz, joined by +, as 0.5*bce+dice (default bce+dice)")
-    group.add_argument("--then", metavar="SUM", help="the loss of a second stage (default none)")
-    group.add_argument("--switch", type=float, default=0.6, metavar="SHARE",
-                       help="of the steps, after which the second stage begins (default 0.6)")
-    group = parser.add_argument_group("run")
-    group.add_argument("--recipe", choices=RECIPES,
-                       help="sets other options, as it prints; those given beside it win")
-    group.add_argument("--epochs", type=float, metavar="N",
-                       help="passes over the tiles, 2.5 as well (default 20; synthetic 14)")
-    group.add_argument("--batch", type=int, default=8, metavar="N",
-                       help="tiles at once (default 8)")
-    group.add_argument("--accumulate", type=int, default=1, metavar="N",
-                       help="batches a step: their gradients are added up (default 1)")
-    group.add_argument("--lr", type=float, default=5e-3, metavar="LR",
-                       help="highest learning rate (default 5e-3)")
-    group.add_argument("--encoder-lr", type=float, default=0.5, metavar="SHARE",
-                       help="of --lr, for an encoder with --weights (default 0.5)")
-    group.add_argument("--amp", choices=("auto", "on", "off"), default="auto",
-                       help="16-bit numbers in the network (default auto: on CUDA)")
-    group.add_argument("--compile", action="store_true",
-                       help="torch.compile: minutes to start, then faster")
-    group.add_argument("--checkpoint-activations", action="store_true",
-                       help="compute blocks twice instead of keeping their insides: less memory")
-    group.add_argument("--workers", type=int, default=2, metavar="N",
-                       help="threads that read tiles ahead (default 2)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
-    group.add_argument("--resume", action="store_true",
-                       help="go on with folds that were interrupted")
-    group.add_argument("--out", type=Path, metavar="DIR",
-                       help="folder of the run (default: runs/ and the name of the data)")
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=Path, metavar="DIR", help="default: synthetic slides")
+    add("--scale", type=int, metavar="S",
+        help="train on images S times smaller (default 1; synthetic 4)")
+    add("--tile", type=int, metavar="PX",
+        help="side of a training tile at that scale (default 256; synthetic 128)")
+    add("--stride", type=int, metavar="PX", help="from one tile to the next (default: half a tile)")
+    add("--folds", type=int, metavar="K", help="cut the groups into K folds, hold each out in turn "
+        "(default: 5 or as many as there are, only fold 0)")
+    add("--fold", type=int, metavar="I",
+        help="hold out fold I only, 0 to K-1: folds can run as processes apart")
+    add("--negatives", type=number_all_or_balanced, default="all", metavar="R",
+        help="tiles without a positive pixel, drawn anew each epoch: R per tile with one; all "
+        "(default); balanced: 1, and bins of mask area")
+    add("--exclude", type=Path, metavar="FILE",
+        help="leave images out: their IDs, one a line (a table: its first column)")
+    add = parser.add_argument_group("network").add_argument
+    add("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
+        help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
+    add("--weights", metavar="FILE",
+        help="the encoder's: imagenet, or a published checkpoint (default none)")
+    add("--gates", **switch, help="attention gates on the skips")
+    add("--attention", default="none", choices=("none", "scse", "cbam", "cbam3"),
+        help="in each decoder block (cbam3: 3 x 3, no norm; default none)")
+    add("--hypercolumn", **switch, help="the head sees the decoder's maps of all sizes")
+    add("--deep-supervision", **switch, help="a loss each size")
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", default="bce+dice", metavar="SUM",
+        help="bce, dice and lovasz, joined by +, as 0.5*bce+dice (default bce+dice)")
+    add("--then", metavar="SUM", help="the loss of a second stage (default none)")
+    add("--switch", type=float, default=0.6, metavar="SHARE",
+        help="of the steps, after which the second stage begins (default 0.6)")
+    add = parser.add_argument_group("run").add_argument
+    add("--recipe", choices=RECIPES,
+        help="sets other options, as it prints; those given beside it win")
+    add("--epochs", type=float, metavar="N",
+        help="passes over the tiles, 2.5 as well (default 20; synthetic 14)")
+    add("--batch", type=int, default=8, metavar="N", help="tiles at once (default 8)")
+    add("--accumulate", type=int, default=1, metavar="N",
+        help="batches a step: their gradients are added up (default 1)")
+    add("--lr", type=float, default=5e-3, help="highest learning rate (default 5e-3)")
+    add("--encoder-lr", type=float, default=0.5, metavar="SHARE",
+        help="of --lr, for an encoder with --weights (default 0.5)")
+    add("--amp", choices=("auto", "on", "off"), default="auto",
+        help="16-bit numbers in the network (default auto: on CUDA)")
+    add("--compile", action="store_true", help="torch.compile: minutes to start, then faster")
+    add("--checkpoint-activations", action="store_true",
+        help="compute blocks twice instead of keeping their insides: less memory")
+    add("--workers", type=int, default=2, metavar="N", help="threads that read ahead (default 2)")
+    add("--seed", type=int, default=0, metavar="N", help="default 0")
+    add("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    add("--resume", action="store_true", help="go on with folds that were interrupted")
+    add("--out", type=Path, metavar="DIR", help="default: runs/ and the name of the data")
     return parser
 
 
@@ -214,38 +202,6 @@ def make_optimizer(net, args):
         for encoder in (True, False) for shrunk in (True, False)], fused=True)
 
 
-def make_sampler(args, tiles, train_on):
-    """`sample(epoch)` gives the epoch's steps: a list of batches each, lists of tiles. There are as
-    many in each epoch; what is too few for a step is left for another one."""
-
-    def draw(epoch):
-        ratio = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
-        bins = 4 if args.negatives == "balanced" else None
-        return train_on[epoch_indices(tiles.mask_area[train_on], negatives=ratio, bins=bins,
-                                      generator=seeded(args.seed, "epoch", epoch))]
-
-    drawn = len(draw(0))
-    batch = min(args.batch, drawn)
-    parts = min(args.accumulate, drawn // batch)  # batches a step
-    steps = drawn // (batch * parts)
-    return lambda epoch: draw(epoch)[: steps * parts * batch].view(steps, parts, batch).tolist()
-
-
-def put_back(path, kept, tiles, length):
-    """Gives `kept` the states that `train` saved there; returns the rest of it, None without."""
-    before = load_progress(path)
-    if before is None:
-        return None
-    if not torch.equal(before["areas"], tiles.mask_area) or before["length"] != length:
-        raise ValueError(f"{path}: was trained on other tiles: the data have changed since: give "
-                         "another --out")
-    for name, part in kept.items():
-        state = before.pop(name)
-        if state:  # a scaler that was off has nothing to say
-            part.load_state_dict(state)
-    return before
-
-
 def train(args, tiles, train_on, held_out, folder):
     """The training loop. Returns the network with averaged weights, and its arguments."""
     sample = make_sampler(args, tiles, train_on)
@@ -263,7 +219,8 @@ def train(args, tiles, train_on, held_out, folder):
 
     kept = {"net": net, "average": average.net, "optimizer": optimizer, "scaler": scaler}
     done, rows, total, spent = 0, [], torch.zeros((), device=args.device), 0.0
-    if args.resume and (before := put_back(folder / "resume.pt", kept, tiles, length)):
+    if args.resume and (before := put_back(folder / "resume.pt", kept, tiles.mask_area,
+                                            length)):
         done, rows, spent = before["done"], before["rows"], before["spent"]
         total += before["total"]
     start = saved = time.monotonic()
@@ -370,24 +327,11 @@ def main(argv=None):
                     print(f"{folder}: another process is at work there")
         print(duration(time.monotonic() - start))
         summarize(args.out, items, folds)
-    except Stopped as stopped:
-        print(f"train.py: stopped {stopped}; go on with\n    python train.py "
-              f"{again.removesuffix(' --resume')} --resume", file=sys.stderr)
-        sys.exit(130)
-    except FloatingPointError as error:
-        print(f"train.py: {error}: the last good checkpoint, if there is one, goes on with "
-              "--resume and a lower --lr", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except Exception as error:
+        if (words := what_to_do(error, args, again)) is None:
             raise
-        print(f"train.py: out of memory on {args.device}: add --checkpoint-activations and go on "
-              f"with --resume, or, in another --out, lower --batch {args.batch} (and raise "
-              "--accumulate) or --tile", file=sys.stderr)
-        sys.exit(1)
+        print(f"train.py: {words}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, Stopped) else 1)
 
 
 if __name__ == "__main__":

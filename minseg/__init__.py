@@ -4,22 +4,24 @@ In reading order:
 
 | file | trick |
 |---|---|
-| `unet` | the network: what goes where |
-| `efficientnet` | its encoder |
-| `pretrained` | its published weights: which name goes where, and how they were trained |
-| `attention_gate` | skips that let through what the deeper map asks for |
-| `scse` | a map weighs its channels and its places, at once |
-| `cbam` | the same one after the other, by maximum and mean |
-| `hypercolumn` | every pixel described by the maps of all sizes |
-| `dice` | a loss that compares regions, not pixels |
-| `lovasz` | a convex loss made from the Jaccard index itself |
-| `losses` | sums of losses, and one after the other |
-| `deep_supervision` | a loss at every size |
-| `sampling` | all tiles with something, some of those without |
-| `tiling` | slides of any size, by tiles weighted towards their centre |
-| `tta` | eight views of each tile, averaged |
-| `crossval` | a score to trust: folds of whole groups, thresholds chosen elsewhere |
-| `data`, `run`, `lab` | slides and tiles; files, progress, pictures; programs that measure |
+| `minseg.unet` | the network: what goes where |
+| `minseg.efficientnet` | its encoder |
+| `minseg.pretrained` | its published weights: which name goes where, and how they were trained |
+| `minseg.attention_gate` | skips that let through what the deeper map asks for |
+| `minseg.scse` | a map weighs its channels and its places, at once |
+| `minseg.cbam` | the same one after the other, by maximum and mean |
+| `minseg.hypercolumn` | every pixel described by the maps of all sizes |
+| `minseg.dice` | a loss that compares regions, not pixels |
+| `minseg.lovasz` | a convex loss made from the Jaccard index itself |
+| `minseg.losses` | sums of losses, and one after the other |
+| `minseg.deep_supervision` | a loss at every size |
+| `minseg.sampling` | all tiles with something, some of those without |
+| `minseg.tiling` | slides of any size, by tiles weighted towards their centre |
+| `minseg.tta` | eight views of each tile, averaged |
+| `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen elsewhere |
+| `minseg.data` | slides, masks, tiles |
+| `minseg.run` | steps, scores, files, progress |
+| `minseg.lab` | programs that measure, and draw |
 """
 
 from .attention_gate import AttentionGate

@@ -1,7 +1,7 @@
 """# Attention gates
 
-**Idea.** In a U-Net (see `unet`) a *skip* hands an encoder map on to the decoder map of its size:
-all that the encoder saw, most of it beside the point. The map one level deeper already knows
+**Idea.** In a U-Net (see `minseg.unet`) a *skip* hands an encoder map on to the decoder map of its
+size: all that the encoder saw, most of it beside the point. The map one level deeper already knows
 roughly *where* the object is. Let it weigh the skip, by one number from 0 to 1 for each place.
 
     q      = psi(ReLU(theta(x) + phi(g)))         x: the skip, g: the deeper map, the "gate"
@@ -27,12 +27,12 @@ what helped the loss.*
 | psi | bias | bias | bias, BN | bias |
 | `inter_channels` | - | Cs / 2; in their networks Cs | the caller's | Cs / 2 |
 | W | - | 1 x 1, BN; CT network: once more, ReLU | none | 1 x 1, BN |
-| finest skip | not gated | not gated | gated | not gated (see `unet`) |
+| finest skip | not gated | not gated | gated | not gated (see `minseg.unet`) |
 
 (W has no bias here: the norm would take it away again.) The paper says that its gates start open;
 its code, like this, starts near a half. segmentation_models.pytorch and HuBMAP's winner (see
-`cbam`) have no such gates: what Kaggle calls attention is mostly `scse` or `cbam`, where a map
-weighs itself.
+`minseg.cbam`) have no such gates: what Kaggle calls attention is mostly `minseg.scse` or
+`minseg.cbam`, where a map weighs itself.
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
 arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gated-Networks,

@@ -1,7 +1,7 @@
 """# CBAM: first which channel, then which place
 
-**Idea.** As `scse`, a map weighs itself by channel and by place; but one after the other, and each
-from the maximum as well as from the mean, for a rare strong response drowns in a mean.
+**Idea.** As `minseg.scse`, a map weighs itself by channel and by place; but one after the other,
+and each from the maximum as well as from the mean, for a rare strong response drowns in a mean.
 
     MLP(v) = W2 ReLU(W1 v + b1) + b2                           two 1 x 1 convolutions
     c      = sigmoid(MLP(max of x over places) + MLP(mean of x over places))     (N, C, 1, 1)
@@ -27,9 +27,10 @@ weak is as good a sign as strong.*
 | MLP's biases | left out | yes | none | none | yes |
 
 `CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's but for the biases. The winner
-puts it on the second convolution's output, before norm and ReLU, with a shortcut around it; `unet`
-after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1, or a single hidden channel
-(of 16, `reduction` leaves no more) may give 0 for every image and never learn (see `scse`).
+puts it on the second convolution's output, before norm and ReLU, with a shortcut around it;
+`minseg.unet` after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1, or a single
+hidden channel (of 16, `reduction` leaves no more) may give 0 for every image and never learn (see
+`minseg.scse`).
 
 **Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv
 1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:

@@ -12,7 +12,7 @@ for the gradient, and deep maps that already look like the answer. Only training
 *The five logit maps of a trained network, as probabilities, and below each the target at its size.
 The last has the weight 0, and so nothing to say.*
 
-**Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `unet`, with
+**Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `minseg.unet`, with
 `deep_supervision=True`); `target` (N, C, H, W). H and W are multiples of the coarsest factor, or
 targets lie up to half a block beside their logits.
 

@@ -2,11 +2,11 @@
 
 **Idea.** An encoder that has learnt ImageNet's thousand classes knows edges, textures and shapes
 before it sees its first slide; what is left to learn needs fewer images. EfficientNet's weights are
-published in five families. All compute the same equations (see `efficientnet`), but each names the
-tensors in its own way, and each was *trained* with its own padding, epsilon and input statistics,
-none of which is written in the file. With the wrong ones everything loads, nothing complains, and
-the features are a little off: Lite0 gives the cat in a photograph a probability of 0.39, with the
-other padding 0.37, with ImageNet's mean and deviation 0.36.
+published in five families. All compute the same equations (see `minseg.efficientnet`), but each
+names the tensors in its own way, and each was *trained* with its own padding, epsilon and input
+statistics, none of which is written in the file. With the wrong ones everything loads, nothing
+complains, and the features are a little off: Lite0 gives the cat in a photograph a probability of
+0.39, with the other padding 0.37, with ImageNet's mean and deviation 0.36.
 
 | family | trained by | licence | padding | epsilon | mean, deviation |
 |---|---|---|---|---|---|

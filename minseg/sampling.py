@@ -35,7 +35,7 @@ random order, ready to be cut into batches.
 | draws in a bin | - | with replacement | whole rounds first, then a random rest |
 
 What it costs: the network meets more glomeruli than a slide holds, and learns to expect them. The
-threshold, chosen on whole held-out slides, is there to take that back (`crossval`).
+threshold, chosen on whole held-out slides, is there to take that back (`minseg.crossval`).
 
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021; the bins: code of the winner
 of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap, `src/02_train`.

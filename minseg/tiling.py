@@ -139,8 +139,7 @@ def one_thread() -> Iterator[None]:
 def predict_bands(
     predict: Callable[[Tensor], Tensor], read: Callable[[int, int, int, int], np.ndarray],
     height: int, width: int, *, tile: int, stride: int, window: str = "linear", batch: int = 8,
-    device: str | torch.device = "cpu",
-) -> Iterator[tuple[int, Tensor]]:
+    device: str | torch.device = "cpu") -> Iterator[tuple[int, Tensor]]:
     """Predict an image of any size tile by tile and yield the blended result band by band.
     `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, on `device`, and returns probabilities
     (N, C, tile, tile). `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image; it is

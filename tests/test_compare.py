@@ -63,8 +63,8 @@ def test_runs_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
     assert "another number of epochs" in refused(make_run(tmp_path / "d", [1], {"a": 1, "b": 1}))
 
 
-def test_the_readme_shows_the_table_as_it_was_written():
+def test_the_page_shows_the_table_as_it_was_written():
     root = Path(__file__).parent.parent
     rows = json.loads((root / "docs/results/compare-random-imagenet.json").read_text())["rows"]
-    assert table(rows) in (root / "README.md").read_text()
+    assert table(rows) in (root / "docs/study.md").read_text()
     assert rows[1]["apart"] == {"weights": "imagenet"}  # and nothing else

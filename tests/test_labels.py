@@ -208,13 +208,13 @@ def test_a_mask_that_fits_nowhere_is_not_said_to_be_shifted(run, capsys):
     assert "s0   its mask" not in capsys.readouterr().out
 
 
-def test_the_readme_tells_what_the_check_found():
+def test_the_page_tells_what_the_check_found():
     root = Path(__file__).parent.parent
     found = json.loads((root / "docs/results/labels.json").read_text())
     hits = sum(row["found"] for row in found["rows"])
     assert found["found_in_first_tenth"] == hits / len(found["rows"]) >= 0.9
     assert found["largest_error_of_shift"] <= 5
-    text = " ".join((root / "README.md").read_text("utf-8").split())
+    text = " ".join((root / "docs/study.md").read_text("utf-8").split())
     assert (f"{hits} of {len(found['rows'])} are in the first tenth, and the shifts are named to "
             f"within {found['largest_error_of_shift']} pixel") in text
     assert found["command"] in text

@@ -173,11 +173,11 @@ def test_quick_gives_the_same_numbers_twice(tmp_path):
 PUBLISHED = sorted((ROOT / "docs/results").glob("study-*.json"))
 
 
-def test_the_readme_shows_the_table_as_it_was_written():
+def test_the_page_shows_the_table_as_it_was_written():
     studies = {path.stem.removeprefix("study-"): json.loads(path.read_text("utf-8"))
                for path in PUBLISHED}
     assert len(studies) >= 2
-    assert study.table(studies) in (ROOT / "README.md").read_text("utf-8")
+    assert study.table(studies) in (ROOT / "docs/study.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -198,11 +198,12 @@ def test_published_summaries_follow_from_their_lines(path):
     assert not any("dirty" in commit for commit in found["commit"])
 
 
-def test_every_interval_in_the_readme_is_in_a_summary():
+@pytest.mark.parametrize("page", ["README.md", "docs/study.md"])
+def test_every_interval_on_a_page_is_in_a_summary(page):
     found = [json.loads(path.read_text("utf-8")) for path in PUBLISHED]
     cells = " ".join(study.cell(row) for one in found for rows in
                      ([one["same_again"]], *one["effects"].values()) for row in rows)
-    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    text = " ".join((ROOT / page).read_text("utf-8").split())
     quoted = re.findall(r"[+-]\d\.\d+ \[[^\]]+\]", text)
     assert len(quoted) > 20
     for interval in quoted:
@@ -226,8 +227,8 @@ def test_a_study_grows_but_does_not_shrink(tmp_path):
     assert study.is_left(args, (SEAMS, 0, 0), {("baseline", 0, 0): {}})
 
 
-def test_the_readme_tells_the_error_at_seams():
-    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+def test_the_page_tells_the_error_at_seams():
+    text = " ".join((ROOT / "docs/study.md").read_text("utf-8").split())
     for path in PUBLISHED:
         found = json.loads(path.read_text("utf-8"))
         near, far = ({way: 100 * np.mean(errors[part]) for way, errors in

@@ -363,8 +363,8 @@ def test_negatives_are_drawn_anew_each_epoch_as_many_as_asked(data, tmp_path, mo
         drawn.append((mask_area[indices], indices.tolist(), options))
         return indices
 
-    train_indices = train.epoch_indices
-    monkeypatch.setattr(train, "epoch_indices", recording)
+    train_indices = prepare.epoch_indices
+    monkeypatch.setattr(prepare, "epoch_indices", recording)
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "2",
                 "--tile", "32", "--batch", "64", "--negatives", "0.5"])
     *_, first, second = drawn  # before them, draws to count

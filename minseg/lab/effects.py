@@ -22,9 +22,9 @@ simulations where half the noise is the network's, p <= 0.05 came in 20 % of use
 5 %. (Ways to predict are compared on the same networks: there p is right.) So look at the row that
 compares the baseline with itself at another seed, and believe what is much larger.
 
-Each fold is cut at the threshold that is best on the other folds (`crossval`), arm by arm. Where
-networks are not trained for long, that threshold may not suit the fold; `at_own_cut` tells how much
-of a difference is left when each fold is cut at its own best one, arm and baseline alike.
+Each fold is cut at the threshold that is best on the other folds (`minseg.crossval`), arm by arm.
+Where networks are not trained for long, that threshold may not suit the fold; `at_own_cut` tells
+how much of a difference is left when each fold is cut at its own best one, arm and baseline alike.
 
 **Source.** Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, section 13.3; Fisher,
 *The Design of Experiments*, 1935, section 21; Holm, *A Simple Sequentially Rejective Multiple Test

@@ -3,8 +3,8 @@
     python -m minseg.lab.figures                     all of them, into docs/figures/
     python -m minseg.lab.figures windows lovasz      some
 
-Those that show a network at work (`maps`) train two small ones first, into runs/figures-*.
-"""
+Those that show a network at work (`minseg.lab.maps`) train two small ones first, into
+runs/figures-*."""
 
 import math
 from collections.abc import Callable

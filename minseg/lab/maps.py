@@ -49,8 +49,8 @@ def trained(name: str, runs: Path) -> nn.Module:
 def picture(size: int = 256) -> tuple[Tensor, Tensor]:
     """An image that no network has seen, at the training scale, uint8 (size, size, 3), and its
     mask, (size, size) in {0, 1}."""
-    image, mask = (torch.from_numpy(array).float().reshape(size, SCALE, size, SCALE, -1).mean((1, 3))
-                   for array in synthetic_slide(SEED, size * SCALE, size * SCALE))
+    image, mask = (torch.from_numpy(array).float().reshape(size, SCALE, size, SCALE, -1)
+                   .mean((1, 3)) for array in synthetic_slide(SEED, size * SCALE, size * SCALE))
     return image.round().byte(), (mask[..., 0] >= 0.5).byte()
 
 
@@ -242,7 +242,8 @@ def draw_hypercolumn(path: Path, net: nn.Module) -> None:
     sheet.paste(shown(total[0, channel]), 1278, 1296, width)
     sheet.text(30, 1460, f"largest difference of the two: {difference:.0e} of the largest value",
                GREY)
-    sheet.text(30, 1500, f"shown: channel {channel} of {total.shape[1]}, before norm and ReLU", GREY)
+    sheet.text(30, 1500, f"shown: channel {channel} of {total.shape[1]}, before norm and ReLU",
+               GREY)
     sheet.save(path)
 
 
@@ -259,8 +260,8 @@ def draw_deep_supervision(path: Path, net: nn.Module) -> None:
         sheet.paste(heat(z[0, 0].sigmoid()), x, 150, 270, f"1/{2**k}: {z.shape[2]} x {z.shape[3]}")
         sheet.paste(heat(target[0, 0]), x, 470, 270)
         sheet.text(x, 790, f"weight {weight:.3f}")
-    sheet.text(30, 840, "above: the sigmoid of the logits, below: targets (nearest pixel). The last "
-               "has no weight and so has learned nothing.", GREY, 26)
+    sheet.text(30, 840, "above: the sigmoid of the logits, below: targets (nearest pixel). The "
+               "last has no weight and so has learned nothing.", GREY, 26)
     sheet.save(path)
 
 

@@ -2,7 +2,7 @@
 
 **Idea.** At a tile's border a network sees half of what surrounds a pixel, or none of it: it errs
 more there. Measured, that is the reason for overlap and for windows that fall towards the border
-(`tiling`); measured again on the blended result, it says what each window makes of it.
+(`minseg.tiling`); measured again on the blended result, it says what each window makes of it.
 
     error(d) = wrong pixels at distance d / all pixels at distance d
 

@@ -46,7 +46,7 @@ from ..data.datasets import Item
 from ..data.files import atomic
 from ..deep_supervision import deep_supervision_loss
 from ..run.checkpoint import load_model
-from ..run.prepare import draw, outside, prepare
+from ..run.prepare import draw, make_sampler, outside, prepare
 from ..run.report import Parser, Progress, duration
 from ..run.scores import count_saved, predict
 from ..run.step import Average, claimed, half, out_of_memory
@@ -110,7 +110,7 @@ def prepared(args: argparse.Namespace, arm: str,
     given = train.parse([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
     items, folds, tiles, _ = prepare(given)
     return (given, [item for item, other in zip(items, folds) if other == fold],
-            len(train.make_sampler(given, tiles, outside(tiles, folds, fold))(0)))
+            len(make_sampler(given, tiles, outside(tiles, folds, fold))(0)))
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:

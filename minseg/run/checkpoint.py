@@ -11,6 +11,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..data.files import atomic
 from ..unet import UNet
@@ -42,6 +43,23 @@ def load_progress(path: str | Path) -> dict | None:
         if getattr(error, "filename", None):  # it cannot be opened; torch's own errors have no name
             raise
         raise ValueError(f"{path}: is damaged: delete the folder and start the fold again")
+
+
+def put_back(path: Path, kept: dict, areas: Tensor, length: int) -> dict | None:
+    """Gives what is `kept` (name: network, optimiser ...) the states that training saved there;
+    returns the rest of it, None where there is nothing. ValueError where it was trained on other
+    tiles: `areas` and `length` (steps an epoch) tell."""
+    before = load_progress(path)
+    if before is None:
+        return None
+    if not torch.equal(before["areas"], areas) or before["length"] != length:
+        raise ValueError(f"{path}: was trained on other tiles: the data have changed since: give "
+                         "another --out")
+    for name, part in kept.items():
+        state = before.pop(name)
+        if state:  # a scaler that was off has nothing to say
+            part.load_state_dict(state)
+    return before
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:

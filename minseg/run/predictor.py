@@ -8,7 +8,7 @@ The same mathematics, with less work:
 - **Channels last**: the values of one pixel lie side by side, as convolutions want them.
 - **uint8 until the device**: a quarter of the bytes to copy.
 - **Mixed precision** (`amp`): bfloat16 where there is hardware for it, else on CUDA float16.
-- **All eight views of a tile as one batch**, see `tta`.
+- **All eight views of a tile as one batch**, see `minseg.tta`.
 """
 
 import copy

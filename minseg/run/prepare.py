@@ -7,8 +7,9 @@ slides and the tile cache.
 import argparse
 import csv
 import json
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ from ..data.synthetic import write_slides
 from ..data.tiles import Tiles, cut
 from ..efficientnet import EfficientNet
 from ..pretrained import load_weights
+from ..sampling import epoch_indices
 from .report import Progress
+from .step import seeded
 
 # Options that say where and how fast, not what: a run goes on with others as well.
 HOW = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations")
@@ -133,6 +136,24 @@ def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict]
 def outside(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
     """The tiles to train on when `fold` is held out: indices."""
     return torch.tensor([folds[slide] != fold for slide, _, _ in tiles.places]).nonzero()[:, 0]
+
+
+def make_sampler(args: argparse.Namespace, tiles: Tiles,
+                 train_on: Tensor) -> Callable[[int], list[list[list[int]]]]:
+    """`sample(epoch)` gives the epoch's steps: a list of batches each, lists of tiles. There are as
+    many in each epoch; what is too few for a step is left for another one."""
+
+    def drawn_in(epoch: int) -> Tensor:
+        ratio = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
+        bins = 4 if args.negatives == "balanced" else None
+        return train_on[epoch_indices(tiles.mask_area[train_on], negatives=ratio, bins=bins,
+                                      generator=seeded(args.seed, "epoch", epoch))]
+
+    drawn = len(drawn_in(0))
+    batch = min(args.batch, drawn)
+    parts = min(args.accumulate, drawn // batch)  # batches a step
+    steps = drawn // (batch * parts)
+    return lambda epoch: drawn_in(epoch)[: steps * parts * batch].view(steps, parts, batch).tolist()
 
 
 def settings(args: argparse.Namespace) -> dict:

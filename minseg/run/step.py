@@ -7,13 +7,18 @@
 - **Recomputed activations.** The backward pass wants every map of the forward pass. Keep only each
   block's input, and compute the block once more when its turn comes: a third more work for a
   fraction of the memory. Batch norm must not count the same batch twice.
+- **Averaged weights.** Every step is pulled about by its own few tiles. The mean of the weights of
+  the last steps lies closer to where they all point, costs one addition, and is what is scored and
+  kept.
 - **Nobody waits.** Asking the device for a loss's value stops everything until it is known. So
   values stay there, and are looked at once in `EVERY` steps.
 
 **Source.** Micikevicius et al., *Mixed Precision Training*, ICLR 2018, arXiv 1710.03740; Chen et
-al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174.
+al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174; Polyak and Juditsky,
+*Acceleration of Stochastic Approximation by Averaging*, SIAM J. Control Optim. 1992.
 """
 
+import argparse
 import copy
 import hashlib
 import signal
@@ -136,6 +141,26 @@ def out_of_memory(error: BaseException) -> bool:
     words = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
     kinds = MemoryError, torch.OutOfMemoryError
     return isinstance(error, kinds) or any(word in str(error) for word in words)
+
+
+class Stopped(Exception):
+    """Someone asked to stop; what was done is saved."""
+
+
+def what_to_do(error: Exception, args: argparse.Namespace, again: str) -> str | None:
+    """What to tell who trains: what went wrong, and the remedy. `again` is the command's options.
+    None for what no one foresaw."""
+    if isinstance(error, Stopped):
+        again = again.removesuffix(" --resume")
+        return f"stopped {error}; go on with\n    python train.py {again} --resume"
+    if isinstance(error, FloatingPointError):
+        return (f"{error}: the last good checkpoint, if there is one, goes on with --resume and a "
+                "lower --lr")
+    if out_of_memory(error):
+        return (f"out of memory on {args.device}: add --checkpoint-activations and go on with "
+                f"--resume, or, in another --out, lower --batch {args.batch} (and raise "
+                "--accumulate) or --tile")
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
 
 
 @contextmanager
