@@ -17,6 +17,7 @@ from PIL import Image
 import train
 
 from ..crossval import group_folds
+from ..data.files import atomic
 from ..data.synthetic import synthetic_slide
 from ..dice import dice_loss
 from ..lovasz import lovasz_hinge
@@ -282,6 +283,28 @@ def box(sheet: Sheet, x: float, y: float, width: float, colour, words: str) -> N
     sheet.text(x + width / 2 - 2, y + 40, words, PAPER, 30, "mm")
 
 
+# What of each figure tells it from the others when it is small: left, top, right, bottom.
+TELLING = {
+    "unet": (160, 130, 1100, 757), "efficientnet": (40, 110, 700, 550),
+    "compare-random-imagenet": (20, 10, 605, 400), "gates": (1200, 200, 1570, 447),
+    "scse": (750, 130, 1395, 560), "cbam": (420, 640, 1160, 980),
+    "hypercolumn": (300, 470, 1530, 1290), "dice": (130, 130, 1040, 737),
+    "lovasz": (600, 160, 1040, 453), "losses": (120, 140, 700, 527),
+    "deep_supervision": (110, 150, 970, 723), "sampling": (130, 430, 790, 870),
+    "seam": (550, 150, 1030, 470), "tta": (90, 150, 730, 577), "folds": (150, 150, 1065, 760),
+}
+
+
+def draw_small(folder: Path) -> None:
+    """Small copies, for a table, of the figures that lie in `folder`: into its folder small/."""
+    (folder / "small").mkdir(exist_ok=True)
+    for name, box in TELLING.items():
+        if (folder / f"{name}.png").exists():
+            with Image.open(folder / f"{name}.png") as whole, atomic(
+                    folder / "small" / f"{name}.png") as temporary:
+                whole.convert("RGB").resize((240, 160), Image.LANCZOS, box).save(temporary)
+
+
 FIGURES: dict[str, Callable[[Path], None]] = {
     "efficientnet": draw_efficientnet, "dice": draw_dice, "lovasz": draw_lovasz,
     "losses": draw_losses, "sampling": draw_sampling, "overlap": draw_overlap,
@@ -309,6 +332,7 @@ def main(argv: list[str] | None = None) -> None:
             draw, network = NETWORK_FIGURES[name]
             draw(path, trained(network, args.runs))
         print(path, flush=True)
+    draw_small(args.out)
 
 
 if __name__ == "__main__":
