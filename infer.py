@@ -33,6 +33,7 @@ from minseg.run.bands import Thumbnail, write_tiff
 from minseg.run.checkpoint import load_model
 from minseg.run.predictor import predictor, skip_flat
 from minseg.run.report import Parser, Progress, draw_outlines
+from minseg.run.step import out_of_memory
 
 PREVIEW = 1600  # pixels, the longer side
 
@@ -64,7 +65,7 @@ def parse(argv=None):
                        help="16-bit numbers in the network where they are good enough")
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then "
                        "faster")
-    group.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there)")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, metavar="DIR",
                        help="folder for the masks")
@@ -107,6 +108,7 @@ def load(args):
     if args.threshold is None:
         args.threshold = sum(fact["threshold"] for fact in facts) / len(facts)
     args.scale, args.microns = facts[0]["scale"], facts[0]["microns"]
+    # Hashes, for `settings`.
     args.models = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.model]
     return nets
 
@@ -161,8 +163,9 @@ def done(args):
         raise ValueError(f"{args.rle}: is the place of another file: give --rle another")
     for path in args.slides:
         there = [output for output in outputs(path, args) if output.exists()]
-        for output in there if path.exists() else ():
-            if carried(output) != settings(path, args):
+        note = settings(path, args) if there and path.exists() else None
+        for output in there if note else ():  # a missing slide is told when its turn comes
+            if carried(output) != note:
                 raise ValueError(f"{output}: exists already, made in another way: move it away, "
                                  "or give another --out")
         if len(there) == len(outputs(path, args)):
@@ -257,7 +260,11 @@ def main(argv=None):
         mask = outputs(path, args)[0]
         try:
             coder = read_back(mask) if path in complete else segment(path, predict, args)
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            if out_of_memory(error):
+                error = ValueError(f"{path}: out of memory: lower --batch or --tile")
+            elif not isinstance(error, (ValueError, OSError)):
+                raise
             warn(error if isinstance(error, ValueError) else f"{path}: {error}")
             failed += 1
             continue

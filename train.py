@@ -82,7 +82,7 @@ def options():
         help="passes over the tiles, 2.5 as well (default 20; synthetic 14)")
     add("--batch", type=int, default=8, metavar="N", help="tiles at once (default 8)")
     add("--accumulate", type=int, default=1, metavar="N",
-        help="batches a step: their gradients are added up (default 1)")
+        help="batches a step: their gradients are averaged (default 1)")
     add("--lr", type=float, default=5e-3, help="highest learning rate (default 5e-3)")
     add("--encoder-lr", type=float, default=0.5, metavar="SHARE",
         help="of --lr, for an encoder with --weights (default 0.5)")
@@ -93,7 +93,7 @@ def options():
         help="compute blocks twice instead of keeping their insides: less memory")
     add("--workers", type=int, default=2, metavar="N", help="threads that read ahead (default 2)")
     add("--seed", type=int, default=0, metavar="N", help="default 0")
-    add("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there)")
     add("--resume", action="store_true", help="go on with folds that were interrupted")
     add("--out", type=Path, metavar="DIR", help="default: runs/ and the name of the data")
     return parser
@@ -113,11 +113,11 @@ def parse(argv=None):
     if args.recipe:
         recipe = RECIPES[args.recipe]
         parser.set_defaults(**recipe)
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv)  # again, with the recipe's values as defaults
         words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
                  for name, value in recipe.items() if getattr(args, name) == value]
         print(f"--recipe {args.recipe}: {' '.join(words)}")
-    for name in ("then", "weights"):
+    for name in ("then", "weights"):  # "none" takes back what a recipe set
         setattr(args, name, None if getattr(args, name) == "none" else getattr(args, name))
     synthetic = args.data is None
     for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 14, 20)):
@@ -155,8 +155,9 @@ def build(args, steps):
     torch.manual_seed(args.seed)
     net = UNet(**network)
     if args.weights:
-        for ours, values in zip((net.mean, net.std), load_weights(net.encoder, args.weights)):
-            ours.copy_(torch.tensor(values).view_as(ours))
+        mean, std = load_weights(net.encoder, args.weights)  # sets padding and bn_eps, too
+        net.mean.copy_(torch.tensor(mean).view_as(net.mean))
+        net.std.copy_(torch.tensor(std).view_as(net.std))
     network.update(mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(),
                    padding=net.encoder.padding, bn_eps=net.encoder.bn_eps)
     return net.to(args.device, memory_format=torch.channels_last), network
@@ -165,7 +166,7 @@ def build(args, steps):
 def learning_rate(step, steps, first):
     """Share of the highest rate: up over a tenth (500 steps at most), then down half a cosine.
 
-    The `first` of all `steps` are a stage of their own, and so is the rest.
+    Each stage, the `first` of all `steps` and the rest, warms up and falls by itself.
     """
     step, steps = (step, first) if step < first else (step - first, steps - first)
     warm_up = max(1, min(500, steps // 10))
@@ -175,8 +176,8 @@ def learning_rate(step, steps, first):
 
 
 def training_step(net, loss, parts, optimizer, scaler, dtype=None, accumulate=1):
-    """One step: the gradients of `accumulate` parts (images, targets) are added up, the weights
-    moved. Returns the mean loss, which stays on the device: nobody waits for it here."""
+    """One step: the mean of the gradients of `accumulate` parts (images, targets) moves the
+    weights. Returns the mean loss, which stays on the device: nobody waits for it here."""
     total = 0
     for images, targets in parts:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -194,12 +195,15 @@ def training_step(net, loss, parts, optimizer, scaler, dtype=None, accumulate=1)
 
 def make_optimizer(net, args):
     """AdamW. Published weights move slowly; norms and biases are not shrunk."""
-    share = args.encoder_lr if args.weights else 1
-    return torch.optim.AdamW([
-        {"params": [p for name, p in net.named_parameters()
-                    if name.startswith("encoder.") == encoder and (p.ndim > 1) == shrunk],
-         "lr": args.lr * (share if encoder else 1), "weight_decay": 1e-2 * shrunk}
-        for encoder in (True, False) for shrunk in (True, False)], fused=True)
+    def params(encoder, shrunk):
+        return [p for name, p in net.named_parameters()
+                if name.startswith("encoder.") == encoder and (p.ndim > 1) == shrunk]
+
+    slow = args.lr * (args.encoder_lr if args.weights else 1)
+    return torch.optim.AdamW(
+        [{"params": params(encoder, shrunk), "lr": lr, "weight_decay": 1e-2 if shrunk else 0.0}
+         for encoder, lr in ((True, slow), (False, args.lr)) for shrunk in (True, False)],
+        fused=True)
 
 
 def train(args, tiles, train_on, held_out, folder):
@@ -218,6 +222,7 @@ def train(args, tiles, train_on, held_out, folder):
     average = Average(net, 1 - 1 / max(10, steps / 20))
 
     kept = {"net": net, "average": average.net, "optimizer": optimizer, "scaler": scaler}
+    # Steps done, rows of log.csv, this epoch's sum of losses, seconds spent before --resume.
     done, rows, total, spent = 0, [], torch.zeros((), device=args.device), 0.0
     if args.resume and (before := put_back(folder / "resume.pt", kept, tiles.mask_area,
                                             length)):
@@ -226,7 +231,7 @@ def train(args, tiles, train_on, held_out, folder):
     start = saved = time.monotonic()
     watch, bar = Watch(tiles.describe), Progress(steps, f"training {folder.name}", done)
 
-    def save():
+    def save():  # as things stand when it is called
         watch.check(average.floats)  # what is not finite is not kept
         save_progress(folder / "resume.pt", done=done, rows=rows, total=total.item(), length=length,
                       areas=tiles.mask_area, spent=spent + time.monotonic() - start,
@@ -263,11 +268,12 @@ def train(args, tiles, train_on, held_out, folder):
                         raise Stopped(f"after step {done} of {steps}")
                 bar.step(text=f"epoch {epoch + 1}/{epochs}")
 
-            watch.check(average.floats)
+            watch.check(average.floats)  # before minutes go into scoring a broken network
             # For the log only: nothing is chosen by it, or the score would flatter.
             quick = score(predict(average.net, held_out, args, overlap=0), held_out)
             seconds = spent + time.monotonic() - start - sum(row["seconds"] for row in rows)
-            rows.append({"epoch": epoch + 1, "steps": done, "stage": 1 + (done > first),
+            rows.append({"epoch": epoch + 1, "steps": done,
+                         "stage": 1 + (done > first),  # of the step before
                          "loss": round(total.item() / (done - epoch * length), 5),
                          "held_out_dice": round(quick["pooled_dice"], 5),
                          "seconds": round(seconds, 1)})
@@ -303,6 +309,7 @@ def main(argv=None):
     args = parse(argv)
     start, again = time.monotonic(), shlex.join(sys.argv[1:] if argv is None else argv)
     try:
+        # Also settles args.data, folds, fold, exclude and microns.
         items, folds, tiles, chosen = prepare(args)
         save_settings(args)
     except (ValueError, OSError, MemoryError) as error:
@@ -325,7 +332,7 @@ def main(argv=None):
                     train_and_score(args, items, folds, tiles, fold)
                 else:
                     print(f"{folder}: another process is at work there")
-        print(duration(time.monotonic() - start))
+        print(f"took {duration(time.monotonic() - start)}")
         summarize(args.out, items, folds)
     except Exception as error:
         if (words := what_to_do(error, args, again)) is None:

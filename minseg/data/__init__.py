@@ -1,7 +1,12 @@
-"""Slides and what is made of them, each in a file of its own.
+"""Slides and what is made of them.
 
-`slides` reads windows of images of any size; `rle` the run-length code of masks; `datasets` finds
-images, masks and groups in a folder; `tiles` cuts slides once into tiles on disk; `augment` turns
-and stains them anew; `synthetic` draws slides from a seed; `files` writes what is complete or not
-there at all.
+| file | |
+|---|---|
+| `minseg.data.slides` | windows of images of any size |
+| `minseg.data.rle` | the run-length code of masks |
+| `minseg.data.datasets` | images, masks and groups in a folder |
+| `minseg.data.tiles` | slides, cut once into tiles on disk |
+| `minseg.data.augment` | tiles, turned and stained anew |
+| `minseg.data.synthetic` | slides drawn from a seed |
+| `minseg.data.files` | files that are complete or not there at all |
 """

@@ -1,6 +1,12 @@
 """What `train.py` and `infer.py` need beside the tricks.
 
-`prepare` brings a run's data; `step` makes a step fast and keeps an eye on it; `predictor` turns
-networks into a function for `tiling`; `scores` says how good a run is; `checkpoint` keeps it;
-`bands` and `report` write large images, pictures and progress.
+| file | |
+|---|---|
+| `minseg.run.prepare` | options and data are checked, slides cut, folds made |
+| `minseg.run.step` | a step that is fast and small, and watched |
+| `minseg.run.predictor` | networks as a function for `minseg.tiling` |
+| `minseg.run.scores` | the log, the score of a fold, and that of all |
+| `minseg.run.checkpoint` | networks and their settings in files |
+| `minseg.run.bands` | large images, written band by band |
+| `minseg.run.report` | progress, curves, previews |
 """
