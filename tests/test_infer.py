@@ -217,6 +217,22 @@ def test_each_bad_slide_is_one_line_and_the_others_finish(model, slides, tmp_pat
     assert [row["id"] for row in csv.DictReader(open(table))] == ["kidney0", "kidney1"]
 
 
+def test_a_slide_that_needs_too_much_memory_is_one_line_and_the_others_finish(
+        model, slides, tmp_path, capsys, monkeypatch):
+    def segment(path, *rest):
+        if path.name == "kidney0.png":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return segmented(path, *rest)
+
+    segmented = infer.segment
+    monkeypatch.setattr(infer, "segment", segment)
+    with pytest.raises(SystemExit) as error:
+        infer.main([*slides, "--model", str(model), "--out", str(tmp_path / "out")])
+    line = f"infer.py: {slides[0]}: out of memory: lower --batch or --tile\n"
+    assert error.value.code == 1 and capsys.readouterr().err == line
+    assert (tmp_path / "out" / "kidney1.tiff").exists()
+
+
 def test_libraries_add_no_lines_of_their_own_to_that_of_a_bad_slide(model, slides, tmp_path):
     tifffile.imwrite(tmp_path / "whole.tiff", np.zeros((300, 255, 3), np.uint8), compression="zlib",
                      rowsperstrip=20)
