@@ -34,7 +34,7 @@ keeps its slope on the way; one pixel's worth of false probability, S = 1, costs
 ![The loss of an empty image](../docs/figures/dice.png)
 
 *The loss of an empty image over S. With smooth = 1 there is a slope all the way down to a tenth of
-a pixel's worth; with 1e-5 there is none.*
+a pixel's worth; with 1e-5 there is next to none.*
 
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.

@@ -95,6 +95,11 @@ def test_nothing_wider_than_the_finest_map_or_the_sum_is_kept_at_full_size():
     assert max(full_size_channels(literal, column, maps)) == sum(CHANNELS)  # as a check would see
 
 
+def test_the_projected_maps_hold_23_times_fewer_numbers_than_the_stack():
+    channels, sizes = (16, 32, 64, 128, 256), [(256 >> k) ** 2 for k in range(5)]
+    assert round(sum(channels) * sizes[0] / sum(channels[0] * size for size in sizes)) == 23
+
+
 def test_weights_start_as_those_of_one_convolution():
     torch.manual_seed(0)
     column = Hypercolumn([64, 128, 256], 64)

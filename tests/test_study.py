@@ -194,7 +194,9 @@ def test_published_summaries_follow_from_their_lines(path):
                                                      for row in found["effects"][family]]
     assert again["error_by_distance"] == found["error_by_distance"]
     assert 0.7 < found["baseline"]["dice"] < 0.95  # trained, and with room above
-    assert len(found["effects"]["training"]) >= 12 and len(found["effects"]["inference"]) == 14
+    few = path.stem == "study-sparse"  # what sampling does where most tiles hold nothing
+    assert len(found["effects"]["training"]) >= (2 if few else 12)
+    assert len(found["effects"]["inference"]) == 14
     assert not any("dirty" in commit for commit in found["commit"])
 
 
@@ -231,10 +233,11 @@ def test_the_page_tells_the_error_at_seams():
     text = " ".join((ROOT / "docs/study.md").read_text("utf-8").split())
     for path in PUBLISHED:
         found = json.loads(path.read_text("utf-8"))
-        near, far = ({way: 100 * np.mean(errors[part]) for way, errors in
-                      found["error_by_distance"].items()} for part in (slice(16), slice(16, 32)))
+        near = {way: 100 * np.mean(errors[:16]) for way, errors in
+                found["error_by_distance"].items()}
+        far = 100 * np.mean(found["error_by_distance"]["no overlap"][16:32])
         line = (f"| {path.stem.removeprefix('study-')} | {near['no overlap']:.2f} % | "
-                f"{far['no overlap']:.2f} % | ")
+                f"{far:.2f} % | ")
         line += " | ".join(f"{near[f'overlap 0.5, {window}']:.2f} %" for window in
                            ("uniform", "linear", "gaussian", "hann"))
         assert line in text

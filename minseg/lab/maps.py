@@ -88,7 +88,7 @@ def draw_unet(path: Path, net: nn.Module) -> None:
     """The letter U of maps: down the encoder, across by the skips, up the decoder."""
     image, mask = picture()
     sheet = Sheet(1640, "A U-Net at work: how strong each map is, the mean over its channels")
-    features, blocks = [], [f"block{k}" for k in (4, 3, 2, 1, 0)]
+    blocks = [f"block{k}" for k in (4, 3, 2, 1, 0)]
     with torch.inference_mode():
         x = (image.permute(2, 0, 1)[None] / 255 - net.mean) / net.std
         features = net.encoder.features(x)
@@ -126,16 +126,16 @@ def draw_gates(path: Path, net: nn.Module) -> None:
     """The map of each of three gates, over the image."""
     image, mask = picture()
     sheet = Sheet(620, "What three gates let through")
-    grey = np.asarray(Image.fromarray(image.numpy()).convert("L"))[..., None]
-    label = Image.fromarray(image.numpy())
-    sheet.paste(draw_outlines(np.asarray(label), mask, width=1), 30, 150, 370, "image and label",
-                smooth=True)
+    whole = Image.fromarray(image.numpy())
+    grey = np.asarray(whole.convert("L"))[..., None]
+    sheet.paste(draw_outlines(image.numpy(), mask.numpy(), width=1), 30, 150, 370,
+                "image and label", smooth=True)
     gates = [f"block{k}.gate" for k in (4, 3, 2)]
     for k, (gate, ((skip, deeper), _)) in enumerate(zip(gates, watched(net, image, gates))):
         with torch.inference_mode():
             alpha = net.get_submodule(gate).attention(skip, deeper)  # (1, 1, h, w)
         low, high = alpha.min().item(), alpha.max().item()
-        colours = shown(alpha[0, 0]).resize(label.size, Image.Resampling.BILINEAR)
+        colours = shown(alpha[0, 0]).resize(whole.size, Image.Resampling.BILINEAR)
         mixed = np.uint8(0.35 * grey + 0.65 * np.asarray(colours))
         x = 420 + k * 390
         sheet.paste(Image.fromarray(mixed), x, 150, 370, f"skip of stride {16 >> k}", smooth=True)
