@@ -16,14 +16,14 @@ W are 1 x 1; up is bilinear.
 
 ![The maps of three gates over a slide](../docs/figures/gates.png)
 
-*alpha of a trained network's three gates, laid over a slide that it has not seen. No label told the
-gates anything: that the finest of them opens at glomeruli, and the deepest nearly everywhere, is
-what helped the loss.*
+*alpha of a trained network's three gates, laid over a slide that it has not seen. The finest opens
+at glomeruli and at some other places; the deepest on the right, over glass too, and not at the
+left. No label told the gates so, only the loss.*
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|
 | theta | 1 x 1, skip downsampled | 2 x 2, stride 2, no bias | 1 x 1, BN | as the authors' code |
-| g | one level deeper | so; the deepest after 1 x 1, BN, ReLU | so, upsampled | as the paper |
+| g | one level deeper | the same; deepest: 1 x 1, BN, ReLU | the same, upsampled | as the paper |
 | psi | bias | bias | bias, BN | bias |
 | `inter_channels` | - | Cs / 2; in their networks Cs | the caller's | Cs / 2 |
 | W | - | 1 x 1, BN; CT network: once more, ReLU | none | 1 x 1, BN |
@@ -66,7 +66,7 @@ class AttentionGate(nn.Module):
 
     def attention(self, skip: Tensor, gate: Tensor) -> Tensor:
         """alpha: how much of each pixel of `skip` passes, (N, 1, H, W) in (0, 1)."""
-        theta, phi = self.theta(skip), self.phi(gate)  # (N, inter, H/2, W/2), twice
+        theta, phi = self.theta(skip), self.phi(gate)  # both (N, inter, H/2, W/2)
         if phi.shape[2:] != theta.shape[2:]:  # where sizes are odd: theta rounds down
             phi = F.interpolate(phi, theta.shape[2:], mode="bilinear")
         alpha = self.psi(F.relu(theta + phi)).sigmoid()  # (N, 1, H/2, W/2)

@@ -15,9 +15,9 @@ f is a k x k convolution of two maps to one, without bias.
 
 ![A map on its way through CBAM](../docs/figures/cbam.png)
 
-*A trained block on one map of a decoder. c calms half of the 32 channels; s, 0.04 on glass, shuts
-off where nothing can be. That glomeruli come out weak is no fault: to the convolutions that follow,
-weak is as good a sign as strong.*
+*A trained block on one map of a decoder. c leaves half of the 32 channels less than a half; s is
+lowest on glass (0.04). Some glomeruli come out weak, too, which the layers that follow can tell
+apart as well.*
 
 | what | paper | authors' code | timm | HuBMAP's winner | here |
 |---|---|---|---|---|---|

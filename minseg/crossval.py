@@ -13,12 +13,12 @@ possible largest fold.
 
 ![Images of nine patients in three folds](../docs/figures/folds.png)
 
-*Above all images, below the three folds. A letter is a patient.*
+*Above all images; below, drawn larger, the three folds. A letter is a patient.*
 
 **The threshold** turns probabilities into a mask. The one that suits some images best flatters them
 if they are then scored with it; choose it on images that the score does not use.
 
-    t* = argmax_t Dice(p >= t, target),        Dice pooled over all pixels of all images
+    t* = argmax_t Dice(p >= t, target),     Dice (see `minseg.dice`) over all pixels of all images
 
 So every image is predicted once, by the network that did not see its group, and fold k is cut at
 the threshold that is best on all *other* folds' images; then
@@ -33,10 +33,10 @@ and its positive pixels, (2, 256). Every threshold's Dice follows from them.
 4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
 BMC Bioinformatics 2006 (the flattery).
 
->>> group_folds(["a", "a", "b", "c"], [5, 1, 4, 3], k=2)
+>>> group_folds(["a", "a", "b", "c"], [5, 1, 4, 3], k=2)  # a: 6 positives; b and c: 7
 [0, 0, 1, 1]
->>> # all from 0.3 to 0.4 are right; the nearest to 1/2 is 101.5 / 255, half a level below 0.4
->>> best_threshold(torch.tensor([0.1, 0.4, 0.6, 0.3]), torch.tensor([0, 1, 1, 0]))
+>>> # all above 0.2 up to 0.4 are right; the nearest to 1/2 is 101.5 / 255, half a level below 0.4
+>>> best_threshold(torch.tensor([0.1, 0.4, 0.6, 0.2]), torch.tensor([0, 1, 1, 0]))
 (0.398, 1.0)
 """
 

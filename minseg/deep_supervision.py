@@ -1,8 +1,9 @@
 """# Deep supervision
 
 **Idea.** The loss sits at the end of the decoder and reaches its deep blocks only through all the
-others. Give each of them a logit map of its own and a loss of its own, at its own size: a short way
-for the gradient, and deep maps that already look like the answer. Only training uses these maps.
+others. Give each of them a logit map of its own and, but for the deepest, a loss of its own, at its
+own size: a short way for the gradient, and deep maps that already look like the answer. Only
+training uses these maps.
 
     loss = sum_k w_k loss(logits_k, target resized to logits_k)          k = 0: the finest
     w_k  proportional to 1, 1/2, 1/4 ..., but the coarsest 0; their sum is 1
@@ -37,9 +38,9 @@ winner's: tikutikutiku/kaggle-hubmap, `src/models.py` and `src/losses.py`.
 
 >>> [round(weight, 3) for weight in deep_supervision_weights(5)]
 [0.533, 0.267, 0.133, 0.067, 0.0]
->>> logits = [torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)]
+>>> logits = [torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)]
 >>> squared = lambda logits, target: ((logits - target) ** 2).mean()
->>> target = torch.ones(1, 1, 4, 4)  # only the finest is wrong, by 1, and its weight is 2/3
+>>> target = torch.ones(1, 1, 4, 4)  # finest, coarsest: wrong by 1, weights 2/3, 0
 >>> round(deep_supervision_loss(squared, logits, target).item(), 4)
 0.6667
 """

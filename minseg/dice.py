@@ -5,7 +5,7 @@
 perfect, 0 is disjoint.
 
     score = 2 |A and B| / (|A| + |B|)
-    loss  = 1 - (2 sum p t + smooth) / (sum p + sum t + smooth),     p = sigmoid(logits)
+    loss  = 1 - (2 sum p t + smooth) / (sum p + sum t + smooth),     p = sigmoid(logits), t = target
 
 The loss is the score with probabilities p for the set A (a "soft" Dice), so that it has a gradient;
 p stands unsquared in the denominator. V-Net squares it there; nnU-Net, segmentation_models.pytorch
@@ -29,17 +29,18 @@ all empty, every logit 0 (S = 32) or -7 (S = 0.058):
 segmentation_models.pytorch multiplies the loss by "has any positive", so an all-empty batch teaches
 nothing; in a mixed batch its empty images do count, through the batch's sums. MONAI's empty image
 costs 1 until it is nearly perfect, with next to no slope. With `smooth=1` the loss falls to 0 and
-keeps its slope on the way; one pixel's worth of false probability, S = 1, costs a half.
+has a slope as S gets small (at S = 1000 it is 1e-6); one pixel's worth of false probability, S = 1,
+costs a half.
 
 ![The loss of an empty image](../docs/figures/dice.png)
 
-*The loss of an empty image over S. With smooth = 1 there is a slope all the way down to a tenth of
-a pixel's worth; with 1e-5 there is next to none.*
+*The loss of an empty image over S, on a log axis. With smooth = 1 it falls from 1 to 0, mostly
+between S = 10 and 0.1; with 1e-5 it stays near 1.*
 
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.
 
->>> target = torch.tensor([[[[0., 1., 1., 0.]]]])
+>>> target = torch.tensor([[[[0., 1., 1., 0.]]]])  # smooth lowers the loss a little
 >>> for z in ([-9., 9., 9., -9.], [-9., 9., -9., -9.], [9., -9., -9., 9.]):  # right, half, wrong
 ...     logits = torch.tensor([[[z]]])
 ...     print(round(dice_score(logits > 0, target), 3), round(dice_loss(logits, target).item(), 3))

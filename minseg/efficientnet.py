@@ -13,17 +13,16 @@ channel on its own, weighs the channels, and narrows the map again:
 ![Channels of a block, and sizes of B0 to B7](../docs/figures/efficientnet.png)
 
 *Above: the channels of one block of B0. They are many only inside it, where each is filtered on its
-own; what one block hands to the next stays thin. Below: what compound scaling makes of the
-network.*
+own; what one block hands to the next stays thin. Below: the parameters of B0 to B7.*
 
 **Compound scaling.** For a coefficient phi, depth = 1.2^phi, width = 1.1^phi and resolution =
 1.15^phi, so that the multiply-adds grow like (1.2 * 1.1^2 * 1.15^2)^phi, about 2^phi. The authors
-published rounded (width, depth) pairs, `SCALES` below; channels are rounded to multiples of 8,
+pairs (width, depth), `SCALES` below, follow it loosely; channels are rounded to multiples of 8,
 repeats are rounded up.
 
 **Shapes.** `features` of an (N, 3, H, W) image are the five maps that a decoder wants: the stem's,
-then the last one before each further halving. B0 gives 32, 24, 40, 112 and 320 channels at strides
-2, 4, 8, 16 and 32.
+the last ones of strides 4, 8 and 16, and the last of all. B0 gives 32, 24, 40, 112 and 320 channels
+at strides 2, 4, 8, 16 and 32.
 
 **Stochastic depth** holds back overfitting: while training, a block that adds x drops its branch
 for some images. With probability p it passes x on, else x + branch / (1 - p). p grows linearly
@@ -181,7 +180,7 @@ class EfficientNet(nn.Module):
                                  bn_eps=bn_eps, drop=drop))
             c_in = c_out
         self.blocks = nn.ModuleList(blocks)
-        # Maps are taken after the stem and after the last block before each further halving.
+        # After the stem: the last blocks of strides 4, 8 and 16, and the last of all.
         halvings = [i for i, (_, stride, _, _) in enumerate(plan) if stride == 2]
         self.taps = [i - 1 for i in halvings[1:]] + [len(plan) - 1]
         self.feature_channels = (channels, *(plan[i][3] for i in self.taps))

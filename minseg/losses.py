@@ -1,8 +1,8 @@
 """# Sums of losses, and two stages
 
 **Idea.** Each loss sees something the others miss. Cross-entropy gives every pixel a clean gradient
-but counts background; Dice looks at regions, but coarsely; the Lovász hinge goes straight for the
-Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
+but counts background; Dice looks at regions, but says little about outlines; the Lovász hinge goes
+straight for the Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
 
     loss = w1 loss1 + w2 loss2 + ...          make_loss("bce+dice"), make_loss("0.5*bce+lovasz")
 
@@ -16,7 +16,7 @@ Each stage has one step at least.
 
 ![The learning rate of two stages](../docs/figures/losses.png)
 
-*The learning rate of 300 steps, as a share of the highest.*
+*The learning rate of 300 steps, Dice and then Lovász from step 180 (switch = 0.6).*
 
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
 

@@ -3,7 +3,8 @@
 **Idea.** We are judged by the Jaccard index (as by Dice, which rises and falls with it), but it is
 defined on *sets* of pixels and has no gradient. The Lovász extension turns a set function into a
 function of real numbers that agrees with it on the sets and is convex, because the Jaccard loss is
-submodular. Give it the pixels' hinges, and the result is a convex surrogate of 1 - Jaccard.
+submodular (an error adds less, the more pixels are wrong already). Give it the pixels' hinges, and
+the result is a convex surrogate of 1 - Jaccard.
 
     Delta(M) = |M| / |{t = 1} union M|            1 - Jaccard, if just the pixels in M are wrong
     e_i = 1 - z_i (2 t_i - 1)                     the error: what logit z_i lacks to be right by 1
@@ -11,18 +12,19 @@ submodular. Give it the pixels' hinges, and the result is a convex surrogate of 
     loss = sum_k m_(k) (Delta({1..k}) - Delta({1..k-1}))       pixels sorted: m_(1) >= m_(2) >= ...
 
 Read it as: let the pixels go wrong one by one, the worst first. Each pays its hinge, weighted by
-how much the Jaccard loss grew when it joined. The first errors cost most, and a small object's
-errors more than a large one's. The weights depend only on the order, so where no two hinges tie
-they are also the gradient with respect to m.
+how much the Jaccard loss grew when it joined. An error never costs more for joining later, and a
+small object's errors cost more than a large one's. The weights depend only on the order, so where
+no two hinges tie they are also the gradient with respect to m.
 
 **Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1} -> a scalar, the mean over all
 images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
 
 ![Three losses of two pixels](../docs/figures/lovasz.png)
 
-*All logits of two pixels; dark is right. 1 - Jaccard has steps: 0, 1/2 (the negative pixel is
-wrong), 1 (the positive one is), and no slope. The Lovász hinge is made of planes and has no valley
-but the right one. Dice is smooth, but flat again where it is most wrong.*
+*All logits of two pixels, one positive, one not; dark is right, a shade is a twelfth of the range.
+1 - Jaccard has steps: 0, 1/2 (the negative pixel is wrong), 1 (the positive one is), and no slope.
+The Lovász hinge is made of planes and has no valley but the right one. Dice (smooth = 0) is smooth,
+but flat again where it is most wrong.*
 
 **An image without positives** has Delta(M) = 1 for every M but the empty one: only the worst pixel
 pays, and only it has a gradient. An image of P positives and nothing else has Delta(M) = |M| / P:
@@ -30,9 +32,9 @@ the mean hinge.
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
-| hinge | max(0, e) | max(0, e) | elu(e) + 1: right pixels keep a pull | `margin` |
-| both classes | foreground | foreground | the mean of both | `symmetric` |
-| images | each | the batch; or each, in a Python loop | each, in a loop | one sort of all |
+| hinge | max(0, e) | max(0, e) | elu(e) + 1: right pixels keep a pull | `margin`: relu |
+| both classes | foreground | foreground | the mean of both | `symmetric`: off |
+| images | each | the batch; or each, in a loop | each, in a loop | each, no loop; or the batch |
 
 A hinge of 0 costs nothing wherever it stands, so only hinges above 0 need sorting. Late in training
 those are a few pixels in a hundred, which saves a CPU nearly the whole sort. A GPU has sorted all
@@ -43,7 +45,7 @@ Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1
 symmetric form come from Kaggle's TGS Salt Identification, 2018.
 
 >>> target = torch.tensor([1., 1., 0., 0.]).view(1, 1, 1, 4)
->>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -1., 1., -2.]):  # right, unsure, wrong
+>>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -1., 1., -2.]):  # worst hinge: 0, 1, 2
 ...     logits = torch.tensor(z).view(1, 1, 1, 4)
 ...     a, b = logits > 0, target > 0
 ...     cost = 1 - ((a & b).sum() / (a | b).sum()).item()  # the Jaccard loss

@@ -19,12 +19,12 @@ complains, and the features are a little off: Lite0 gives the cat in a photograp
 
 Google's are ported from TensorFlow. Where they all lie: `ADDRESSES` and `PACKAGED` below. SAME pads
 as little as the size needs and puts the odd pixel right and down, symmetric pads half the kernel on
-every side: of even sizes a stride of 2 keeps other pixels. ImageNet's mean is 0.485, 0.456, 0.406,
-its standard deviation 0.229, 0.224, 0.225 (red, green, blue).
-(1) Trained with SAME; torchvision runs and scores them with symmetric padding, and so does this.
-(2) Weights named `ra4` want 0.5 and 0.5. (3) Weights trained on adversarial images, `_ap` at timm
-and `adv-` at lukemelas, want 0.5 and 0.5, and so do timm's `tf_efficientnet_lite*`. (4) "imagenet"
-takes those of a noisy student (`ns`), who saw 300 million more images without labels.
+every side: so at even sizes a stride of 2 samples other pixels. ImageNet's mean is 0.485, 0.456,
+0.406, its standard deviation 0.229, 0.224, 0.225 (red, green, blue). (1) Trained with SAME;
+torchvision runs and scores them with symmetric padding, and so does this. (2) Weights named `ra4`
+want 0.5 and 0.5. (3) Weights trained on adversarial images, `_ap` at timm and `adv-` at lukemelas,
+want 0.5 and 0.5, and so do timm's `tf_efficientnet_lite*`. (4) "imagenet" takes those of a noisy
+student (`ns`), who saw 300 million more images without labels.
 
 **The family** is told by the state dict's keys, but for timm's two: those have the same keys and
 shapes, and only the file's name or `family` tells them apart. (2) and (3), too, are read from the
@@ -41,10 +41,11 @@ family belongs to: pytorch/vision `efficientnet.py`, huggingface/pytorch-image-m
 
 ![Held-out Dice, epoch by epoch](../docs/figures/compare-random-imagenet.png)
 
-*What it brings, on 107 images of nuclei: the same runs with random weights and with ImageNet's,
-held-out Dice.*
+*Lite0 on 107 images of nuclei, held-out Dice, mean of the folds: far ahead after one epoch, a
+little after ten.*
 
-In use: `mean, std = load_weights(encoder, "imagenet")`.
+In use: `mean, std = load_weights(net.encoder, "imagenet")`, net being a `minseg.unet.UNet`; its
+encoder then expects (x - mean) / std.
 
 >>> from minseg import EfficientNet
 >>> encoder = EfficientNet("efficientnet-b0", num_classes=0)

@@ -16,13 +16,13 @@ With R = 1 at least half of an epoch's tiles hold something to find.
 teaches other things than one with three whole ones. Cut the range of mask areas, up to the largest,
 into equal bins, and draw as many tiles from each that is not empty, together about as many as there
 are positives. Some tiles of a full bin have to wait for another epoch; those of a thin one come
-again and again (a single outlier in the last of four: a quarter of all draws).
+again and again (a single outlier: as often as each other bin gets draws).
 
 ![Which tiles an epoch sees](../docs/figures/sampling.png)
 
 *Sixty tiles, 18 of them with something to find, over six epochs. With R = 1 an epoch has 36 tiles
-instead of 60, with the other negatives each time; balanced bins draw the few large areas several
-times.*
+instead of 60, the negatives drawn anew; four bins draw the few large areas several times (4 from
+each, and as many negatives: 32).*
 
 **Shapes.** `mask_area` (T,), how much of each tile is positive, in any unit -> indices, int64, in
 random order, ready to be cut into batches.
@@ -61,7 +61,7 @@ def epoch_indices(mask_area: Tensor, *, negatives: float = 1.0, bins: int | None
     """The tiles of one epoch, int64 (K,), in random order; K is the same in every epoch.
     `mask_area` (T,) is 0 for negatives. `negatives` is how many of them there are for each positive
     (math.inf: all); `bins` balances the positives over that many equal ranges of area. ValueError
-    where no tile is positive, and for negative `negatives` or `bins`."""
+    where no tile is positive, and for `negatives` below 0 and `bins` below 1."""
     area = torch.as_tensor(mask_area)
     positive, negative = (area > 0).nonzero()[:, 0], (area <= 0).nonzero()[:, 0]
     if not len(positive):

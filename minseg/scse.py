@@ -8,14 +8,14 @@ place by all channels there (does it matter here?).
     s      = sigmoid(v . x + b)                          (N, 1, H, W)    v: one weight a channel
     output = c x + s x          or, with merge="max",  max(c x, s x)
 
-With c = s = 1/2 the sum is x itself: the block can start as if it were not there.
+With c = s = 1/2 the sum is x itself: so it starts nearly as if it were not there.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
 
 ![A map, its two weights, and the sum](../docs/figures/scse.png)
 
-*A trained block on one map of a decoder. c weighs its 32 channels, s its places: s is near 1 at the
-glomeruli and lower around them, so that they stand out more.*
+*A trained block on one map of a decoder. c weighs its 32 channels, s its places: from 0.79 just
+around glomeruli to 1 in them (and on glass), so that they stand out a little more.*
 
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|

@@ -14,8 +14,8 @@ tiles overlap, average them with a weight that falls towards the border of each.
 
 ![Two tiles and their weights along one row](../docs/figures/overlap.png)
 
-*The post's figure of two patches, measured: the ringed pixel lies deep in patch 1 and near the
-border of patch 2.*
+*Two tiles, the blog post's "patches", with linear weights: the ringed pixel lies deeper in patch 1,
+which has the greater say.*
 
 **The windows**, along one axis of T pixels at positions x = 1/2, 3/2 ... T - 1/2; the weight of a
 pixel is the product over both axes, scaled to a maximum of 1:
@@ -35,22 +35,24 @@ pixel is the product over both axes, scaled to a maximum of 1:
 tiles are blended in a band (C, T, width), and rows that no later tile touches are handed out at
 once: memory grows with the tile and the slide's width, never with its height.
 
+    (down the slide is to the right)
     tile row at y = 0     |####|                 rows [0, stride) are done: yield them
     tile row at stride       |####|              rows [stride, 2 stride) are done ...
     the last one                |####|           is moved in so that it ends with the slide
 
 ![A seam with and without overlap](../docs/figures/seam.png)
 
-*Probabilities of a trained network. Two tiles that meet do not know of each other: one finds its
-half of a glomerulus, the other nothing. With overlap a third tile sees the whole.*
+*Probabilities of a trained network. Tiles that meet do not know of each other: one finds its part
+of a glomerulus, the other misses the rest. Overlap mends it.*
 
 **Source.** *Tricks of Semantic Segmentation*, blog post ("the post"), 30 May 2021, its last figure.
 Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their
 middle higher also to nnU-Net (arXiv 1809.10486, section 2.4), whose code has the Gaussian.
 
+>>> # the last is moved in where it would stick out; one is enough where the tile is larger
 >>> tile_starts(10, tile=4, stride=3), tile_starts(11, tile=4, stride=3), tile_starts(3, 4, 3)
 ([0, 3, 6], [0, 3, 6, 7], [0])
->>> blend_window(4, "linear")[:, 1]
+>>> blend_window(4, "linear")[:, 1]  # 1/2, 3/2, 3/2, 1/2, over the largest
 tensor([0.3333, 1.0000, 1.0000, 0.3333])
 """
 
@@ -143,7 +145,7 @@ def predict_bands(
     """Predict an image of any size tile by tile and yield the blended result band by band.
     `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, on `device`, and returns probabilities
     (N, C, tile, tile). `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image; it is
-    called in a thread of its own, once for each row. Yields (y, float32 (C, rows, width)) on the
+    called in a thread of its own, for no row twice. Yields (y, float32 (C, rows, width)) on the
     CPU, from top to bottom, each row once. An image smaller than the tile is continued by its
     border pixels, and cut again. Memory is O(tile * width)."""
     weight = blend_window(tile, window).to(device)

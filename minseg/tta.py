@@ -28,11 +28,11 @@ Neural Networks*, NIPS 2012, section 4.1 (crops and reflections, averaged); the 
 Cohen and Welling, *Group Equivariant Convolutional Networks*, ICML 2016, arXiv 1602.07576.
 
 >>> import torch
->>> tile = torch.arange(4.).view(1, 1, 2, 2)
+>>> tile = 1 + torch.arange(4.).view(1, 1, 2, 2)
 >>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # sees one corner only
->>> flips_and_turns(upper_left)(tile)[0, 0]  # two of eight views put each corner there
-tensor([[0.0000, 0.2500],
-        [0.5000, 0.7500]])
+>>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter: two of eight views
+tensor([[0.2500, 0.5000],
+        [0.7500, 1.0000]])
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 **Idea.** An encoder that classifies images knows *what* is there, but its last map is 32 times
 smaller than the image. The decoder doubles that map five times, and each time sets beside it the
-encoder's map of the same size (the skip), which still knows *where*.
+encoder's map of the same size (the skip), which still knows exactly *where*.
 
     x5                      stride 32        the encoder's five maps are x1 ... x5
     d4 = block(x5, x4)      stride 16        block(d, x) = conv(conv([up(d), x]))
@@ -25,9 +25,9 @@ up: the border is repeated to the next multiple of 32 and cut off again at the e
 
 ![A U of maps](../docs/figures/unet.png)
 
-*A trained network on a slide that it has not seen. Down the encoder the maps get smaller, more in
-number and less like the picture; up the decoder the answer appears, first roughly where, then with
-its outline.*
+*A trained network on a slide that it has not seen (Lite0 with every trick; its gates, and the
+hypercolumn before the probability, are not drawn). Down the encoder the maps get smaller and, from
+x2 on, more in number; up the decoder the answer appears from d2 on, its outline last.*
 
 **The tricks**, each in a file of its own, off unless switched on, go where they are marked:
 
@@ -47,7 +47,7 @@ that library fixes the encoder's padding for the authors' image size, whatever t
 >>> net = UNet("efficientnet-b0").eval()
 >>> net(torch.rand(2, 3, 33, 70)).shape
 torch.Size([2, 1, 33, 70])
->>> sum(p.numel() for p in net.parameters())
+>>> sum(p.numel() for p in net.parameters())  # segmentation_models.pytorch's, less 412,160
 5839309
 """
 

@@ -92,15 +92,15 @@ def draw_windows(path: Path) -> None:
             step = width / len(values)
             sheet.line([(x + (i + 0.5) * step, bottom - 160 * float(v))
                         for i, v in enumerate(values)], colour)
-    sheet.text(60, 1080, "hann and linear add up to a constant: no pixel is favoured. The Gaussian "
-               "trusts the middle only;", GREY)
-    sheet.text(60, 1120, "the division by the sum mends what is uneven.", GREY)
+    sheet.text(60, 1080, "All but the Gaussian, which trusts the middle, add up to a constant;",
+               GREY)
+    sheet.text(60, 1120, "the division by the sum evens the Gaussian out.", GREY)
     sheet.save(path)
 
 
 def draw_lovasz(path: Path) -> None:
     """Three losses of two pixels, the first positive, the second not."""
-    sheet = Sheet(860, "Two pixels, the left one positive: the loss for all their logits")
+    sheet = Sheet(860, "Two pixels, one positive, one negative: the loss for all their logits")
     steps = torch.linspace(-3, 3, 61)
     first, second = torch.meshgrid(steps, steps.flip(0), indexing="xy")
     logits = torch.stack([first, second], -1).view(-1, 1, 1, 2)
@@ -139,8 +139,8 @@ def draw_sampling(path: Path) -> None:
     area = np.sort(np.concatenate([np.zeros(42), rng.beta(1, 3, 18) * 0.5]))[::-1].copy()
     step, left = 23, 130
     for top, words, options in ((150, "all tiles", {"negatives": math.inf}),
-                                (430, "--negatives 1: every positive, as many of the others", {}),
-                                (710, "--negatives balanced: big and small areas alike",
+                                (430, "negatives = 1: every positive, as many of the others", {}),
+                                (710, "bins = 4, too: big and small areas alike",
                                  {"bins": 4})):
         sheet.text(30, top - 36, words)
         for epoch in range(6):
@@ -188,7 +188,7 @@ def draw_folds(path: Path) -> None:
         total = sum(p for p, f in zip(positives, folds) if f == fold)
         sheet.text(x + 20, y + 40, f"{total} positives", GREY)
     sheet.text(30, 715, "Each fold is held out in turn; a patient's score comes from a network "
-               "that saw none of it.", GREY)
+               "that saw none of these images.", GREY)
     sheet.save(path)
 
 

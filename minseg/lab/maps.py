@@ -109,14 +109,14 @@ def draw_unet(path: Path, net: nn.Module) -> None:
         if 0 < k < 5:
             sheet.arrow((x0 + width + 12, y + width / 2), (x1 - 12, y + width / 2), GREY)
         y += width + 60
-    sheet.text(615, 586, "skip: where", GREY, 26, "mm")
+    sheet.text(615, 586, "skip: exactly where", GREY, 26, "mm")
     sheet.arrow((400, 1412), (545, 1500), GREY)
     sheet.arrow((690, 1500), (830, 1412), GREY)
     sheet.text(440, 1480, "what", GREY, 26, "rm")
     sheet.paste(heat(probability), 1200, 150, 340, "probability")
     sheet.arrow((1052, 290), (1188, 290), GREY)
     sheet.paste(draw_outlines(image.numpy(), probability >= 0.5, mask, width=1), 1200, 560, 340,
-                "at 1/2 (orange), label (blue)")
+                "over 1/2 (orange), label (blue)")
     sheet.text(1200, 950, "sizes: channels x height x width", GREY, 24)
     sheet.text(1200, 986, "dark: weak, yellow: strong", GREY, 24)
     sheet.save(path)
@@ -173,7 +173,7 @@ def draw_scse(path: Path, net: nn.Module) -> None:
     sheet.text(830, 520, f"{s.min():.2f} (dark) to {s.max():.2f} (yellow)", GREY, 26)
     sheet.paste(strength(result), 1220, 150, 340, "c x + s x")
     for x0 in (30, 1220):
-        sheet.text(x0, 520, "mean size over channels", GREY, 26)
+        sheet.text(x0, 520, "mean |x| over channels", GREY, 26)
     sheet.save(path)
 
 
@@ -189,7 +189,7 @@ def draw_cbam(path: Path, net: nn.Module) -> None:
         s = block.norm(block.spatial(torch.cat(maps, 1))).sigmoid()
     sheet = Sheet(1090, f"CBAM on the decoder's map of stride 2 ({size_of(x)})")
     sheet.paste(strength(x), 30, 150, 340, "x")
-    sheet.text(30, 515, "mean size over channels", GREY, 26)
+    sheet.text(30, 515, "mean |x| over channels", GREY, 26)
     sheet.text(480, 126, f"first c: {c.numel()} channels, sorted")
     channel_bars(sheet, c, 480, 150, 340, 340)
     sheet.paste(strength(x * c), 900, 150, 340, "x' = c x")
@@ -216,7 +216,8 @@ def draw_hypercolumn(path: Path, net: nn.Module) -> None:
     difference = ((total - literal).abs().max() / literal.abs().max()).item()
     sheet = Sheet(1560, "A hypercolumn, built in two ways")
     width, step = 236, 312
-    sheet.text(30, 110, "The decoder's maps: mean size over channels", GREY)
+    sheet.text(30, 110, "The decoder's maps: mean |x| over channels, colours by each one's range",
+               GREY)
     for k, m in enumerate(maps):
         sheet.paste(strength(m), 30 + k * step, 190, width, f"d{k}: {size_of(m)}")
     sheet.text(30, 500, "Taken literally: enlarge, stack, then one matrix W in each pixel", INK, 32)
@@ -253,7 +254,7 @@ def draw_deep_supervision(path: Path, net: nn.Module) -> None:
     seen = watched(net, image, [f"block{k}" for k in (1, 2, 3, 4)] + ["head"])
     with torch.inference_mode():
         logits = [seen[-1][1], *(head(d) for head, (_, d) in zip(net.deep_heads, seen[:-1]))]
-    sheet = Sheet(900, "Five answers, and the target that each is compared with")
+    sheet = Sheet(900, "Five answers, and the target at the size of each")
     for k, (z, weight) in enumerate(zip(logits, deep_supervision_weights(5))):
         x, target = 110 + k * 296, mask[None, None].float()
         target = F.interpolate(target, z.shape[2:], mode="nearest-exact")
@@ -304,7 +305,12 @@ def draw_seam(path: Path, net: nn.Module) -> None:
     for y in range(150, 150 + width, 24):
         for x in (30, 550):
             sheet.draw.line([(x + width / 2, y), (x + width / 2, y + 12)], ORANGE, 4)
-    sheet.text(30, 660, "dashes: where two tiles meet", GREY)
+    for row in range(-(-top // TILE) * TILE, bottom, TILE):
+        y = 150 + (row - top) * width / TILE
+        for x in range(30, 30 + width, 24):
+            sheet.draw.line([(x, y), (x + 12, y)], ORANGE, 4)
+            sheet.draw.line([(x + 520, y), (x + 532, y)], ORANGE, 4)
+    sheet.text(30, 660, "dashes: where tiles meet", GREY)
     sheet.save(path)
 
 
