@@ -22,6 +22,11 @@ In reading order:
 | `minseg.data` | slides, masks, tiles |
 | `minseg.run` | steps, scores, files, progress |
 | `minseg.lab` | programs that measure, and draw |
+
+Words: *glomeruli* are the kidney's round filters, *glass* is what lies empty around the tissue of a
+*slide*; *HuBMAP* is Kaggle's competition of 2021 to find glomeruli in slides ("HuBMAP: Hacking the
+Kidney"); *Dice* is the overlap of two masks, from 0 to 1; *nnU-Net*, *MONAI*, *timm*, *torchvision*
+and *segmentation_models.pytorch* are libraries that many use.
 """
 
 from .attention_gate import AttentionGate

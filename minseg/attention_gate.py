@@ -16,9 +16,9 @@ W are 1 x 1; up is bilinear.
 
 ![The maps of three gates over a slide](../docs/figures/gates.png)
 
-*alpha of a trained network's three gates, laid over a slide that it has not seen. The finest opens
-at glomeruli and at some other places; the deepest on the right, over glass too, and not at the
-left. No label told the gates so, only the loss.*
+*alpha of a trained network's three gates, laid over a slide that it has not seen. The finest
+(stride 4) opens at glomeruli and at some other places, stride 8 more vaguely; the deepest (stride
+16) only splits left from right: it has not found them. A gate has no target of its own.*
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|

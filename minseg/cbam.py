@@ -15,9 +15,9 @@ f is a k x k convolution of two maps to one, without bias.
 
 ![A map on its way through CBAM](../docs/figures/cbam.png)
 
-*A trained block on one map of a decoder. c leaves half of the 32 channels less than a half; s is
-lowest on glass (0.04). Some glomeruli come out weak, too, which the layers that follow can tell
-apart as well.*
+*A trained block on one map of a decoder (dark: low, yellow: high). c leaves half of the 32 channels
+less than a half; s is lowest on glass. Most glomeruli come out weak, too: s need not be large on
+the object.*
 
 | what | paper | authors' code | timm | HuBMAP's winner | here |
 |---|---|---|---|---|---|

@@ -15,7 +15,7 @@ The last has the weight 0, and so nothing to say.*
 
 **Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `minseg.unet`, with
 `deep_supervision=True`); `target` (N, C, H, W). H and W are multiples of the coarsest factor, or
-targets lie up to half a block beside their logits.
+targets lie up to almost a whole block beside their logits.
 
 The target is resized by its nearest pixel, so that it stays 0 or 1. Where the factor is even, four
 pixels lie equally near: nnU-Net takes the lower right one (`nearest-exact` in PyTorch; plain
@@ -40,9 +40,10 @@ winner's: tikutikutiku/kaggle-hubmap, `src/models.py` and `src/losses.py`.
 [0.533, 0.267, 0.133, 0.067, 0.0]
 >>> logits = [torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)]
 >>> squared = lambda logits, target: ((logits - target) ** 2).mean()
->>> target = torch.ones(1, 1, 4, 4)  # finest, coarsest: wrong by 1, weights 2/3, 0
+>>> target = torch.tensor([[0., 0.], [0., 1.]]).tile(1, 1, 2, 2)  # resized to 2 x 2: all 1
+>>> # 1/4 of the finest map is wrong, by 1, and its weight is 2/3; the coarsest has the weight 0
 >>> round(deep_supervision_loss(squared, logits, target).item(), 4)
-0.6667
+0.1667
 """
 
 from collections.abc import Callable, Sequence

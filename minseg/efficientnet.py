@@ -6,7 +6,8 @@ channel on its own, weighs the channels, and narrows the map again:
 
     expand    x -> 1x1 convolution, t times the channels      -> norm -> SiLU   (not if t = 1)
     depthwise      k x k, one filter a channel, stride 1 or 2 -> norm -> SiLU
-    squeeze        channel mean -> 1x1 -> SiLU -> 1x1 -> sigmoid, times the map
+    squeeze        channel mean -> 1x1, a quarter of x's channels -> SiLU -> 1x1 -> sigmoid, times
+                   the map
     project        1x1 convolution to c channels              -> norm        (no activation)
     add            + x, where the stride is 1 and the channels stay
 
@@ -35,8 +36,8 @@ with depth.
 | batch norm's momentum | 0.99 | 0.99 | 0.1, from B5 up 0.01 | 0.1 | 0.1 |
 | p of block i of n | 0.2, linear | 0.2 i / n | 0.2 i / n | an argument | `stochastic_depth` i / n |
 
-(TensorFlow's momentum 0.99 is PyTorch's 0.01: in a run of a few hundred steps the statistics it
-starts from would still be standing at the end.)
+(TensorFlow's momentum 0.99 is PyTorch's 0.01: after 100 steps the statistics it starts from would
+still weigh 37 %, with 0.1 nothing.)
 
 **Lite** (TensorFlow's `efficientnet/lite`, no paper) is made for phones: no squeeze, ReLU6 for
 SiLU, stem and head keep B0's width, the first and the last stage are never repeated more.
@@ -49,7 +50,7 @@ section 3. Stochastic depth: Huang et al., arXiv 1603.09382, section 3.
 >>> encoder = EfficientNet("efficientnet-b0", num_classes=0)
 >>> [tuple(f.shape[1:]) for f in encoder.features(torch.zeros(1, 3, 64, 96))]
 [(32, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
->>> sum(p.numel() for p in EfficientNet("efficientnet-b0").parameters())
+>>> sum(p.numel() for p in EfficientNet("efficientnet-b0").parameters())  # as torchvision's
 5288548
 """
 

@@ -21,7 +21,8 @@ to rounding, and nothing at full size is wider than d0 or the sum.
 ![Two ways to the same picture](../docs/figures/hypercolumn.png)
 
 *Both ways on the maps of a trained network: the stack of 496 maps and its projection, and five
-projections, enlarged and added. The pictures are the same, the numbers in between 23 times fewer.*
+projections, enlarged and added. The pictures are the same; the projections, before they are
+enlarged, hold 23 times fewer numbers than the stack.*
 
 **What it saves**, forward and backward in float32 on 2 images of 640 x 640: 0.21 GiB of memory
 beyond the maps where the concatenation takes 3.84 GiB, and on two cores of a CPU 0.8 s where that

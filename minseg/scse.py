@@ -8,14 +8,15 @@ place by all channels there (does it matter here?).
     s      = sigmoid(v . x + b)                          (N, 1, H, W)    v: one weight a channel
     output = c x + s x          or, with merge="max",  max(c x, s x)
 
-With c = s = 1/2 the sum is x itself: so it starts nearly as if it were not there.
+With c = s = 1/2 the sum is x itself, and the block starts around there.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
 
 ![A map, its two weights, and the sum](../docs/figures/scse.png)
 
-*A trained block on one map of a decoder. c weighs its 32 channels, s its places: from 0.79 just
-around glomeruli to 1 in them (and on glass), so that they stand out a little more.*
+*A trained block on one map of a decoder. c weighs its 32 channels. s, of its places, is highest in
+most glomeruli and on glass, but 0.95 or more nearly everywhere: here it is channels that are
+chosen.*
 
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|
@@ -38,7 +39,7 @@ arXiv 1808.08127. The winner of HuBMAP took `minseg.cbam` instead.
 >>> torch.equal(block(x), x)
 True
 >>> _ = nn.init.constant_(block.spatial.weight, 2), nn.init.constant_(block.spatial.bias, -3)
->>> block(x)[0, :, 0].detach()  # s = sigmoid(-1) left, where one channel is 0, sigmoid(1) right
+>>> block(x)[0, :, 0].detach()  # (1/2 + s) x; s: sigmoid(-1) left, sigmoid(1) right
 tensor([[0.7689, 1.2311],
         [0.0000, 1.2311]])
 """

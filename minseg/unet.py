@@ -25,9 +25,9 @@ up: the border is repeated to the next multiple of 32 and cut off again at the e
 
 ![A U of maps](../docs/figures/unet.png)
 
-*A trained network on a slide that it has not seen (Lite0 with every trick; its gates, and the
-hypercolumn before the probability, are not drawn). Down the encoder the maps get smaller and, from
-x2 on, more in number; up the decoder the answer appears from d2 on, its outline last.*
+*A trained network on a slide that it has not seen (Lite0 with gates, SCSE, hypercolumn and deep
+supervision; only maps are drawn). Down the encoder the maps get smaller and, from x2 on, more in
+number; up the decoder the answer appears from d2 on, its outline last.*
 
 **The tricks**, each in a file of its own, off unless switched on, go where they are marked:
 
@@ -47,8 +47,8 @@ that library fixes the encoder's padding for the authors' image size, whatever t
 >>> net = UNet("efficientnet-b0").eval()
 >>> net(torch.rand(2, 3, 33, 70)).shape
 torch.Size([2, 1, 33, 70])
->>> sum(p.numel() for p in net.parameters())  # segmentation_models.pytorch's, less 412,160
-5839309
+>>> sum(p.numel() for p in net.parameters()), 6_251_469 - 412_160  # the latter: see the table
+(5839309, 5839309)
 """
 
 import math

@@ -210,7 +210,7 @@ def draw_efficientnet(path: Path) -> None:
     sheet.draw.line([(135, 300 - thin - 6), (135, 118), (1415, 118)], GREY, 4)
     sheet.arrow((1415, 116), (1415, 300 - thin - 6), GREY)
     sheet.text(775, 94, "the shortcut: x is added again", GREY, 24, "mm")
-    sheet.text(30, 570, "Compound scaling: parameters of B0 to B7, in millions", size=36)
+    sheet.text(30, 570, "Parameters of B0 to B7, in millions", size=36)
     for k in range(8):
         with torch.device("meta"):  # shapes only, no memory
             count = sum(p.numel() for p in EfficientNet(f"efficientnet-b{k}").parameters()) / 1e6

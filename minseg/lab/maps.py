@@ -68,10 +68,15 @@ def watched(net: nn.Module, image: Tensor, parts: Sequence[str]) -> list[tuple[t
     return [seen[part] for part in parts]
 
 
+def span(values: Tensor) -> tuple[float, float]:
+    """The values that the darkest and the brightest colour stand for, in a map of its own range."""
+    low, high = values.float().quantile(torch.tensor(SHARES)).tolist()
+    return low, max(high, low + 1e-6)
+
+
 def shown(values: Tensor) -> Image.Image:
     """A map (H, W) in colours that its own values fill, but for the outermost."""
-    low, high = values.float().quantile(torch.tensor(SHARES)).tolist()
-    return heat(values, low, max(high, low + 1e-6))
+    return heat(values, *span(values))
 
 
 def strength(maps: Tensor) -> Image.Image:
@@ -134,7 +139,7 @@ def draw_gates(path: Path, net: nn.Module) -> None:
     for k, (gate, ((skip, deeper), _)) in enumerate(zip(gates, watched(net, image, gates))):
         with torch.inference_mode():
             alpha = net.get_submodule(gate).attention(skip, deeper)  # (1, 1, h, w)
-        low, high = alpha.min().item(), alpha.max().item()
+        low, high = span(alpha)
         colours = shown(alpha[0, 0]).resize(whole.size, Image.Resampling.BILINEAR)
         mixed = np.uint8(0.35 * grey + 0.65 * np.asarray(colours))
         x = 420 + k * 390
@@ -170,7 +175,7 @@ def draw_scse(path: Path, net: nn.Module) -> None:
     sheet.text(470, 126, f"c: {c.numel()} channels, sorted")
     channel_bars(sheet, c, 470, 150, 300, 340)
     sheet.paste(shown(s[0, 0]), 830, 150, 340, "s: every place")
-    sheet.text(830, 520, f"{s.min():.2f} (dark) to {s.max():.2f} (yellow)", GREY, 26)
+    sheet.text(830, 520, "{:.2f} (dark) to {:.2f} (yellow)".format(*span(s)), GREY, 26)
     sheet.paste(strength(result), 1220, 150, 340, "c x + s x")
     for x0 in (30, 1220):
         sheet.text(x0, 520, "mean |x| over channels", GREY, 26)
@@ -189,7 +194,8 @@ def draw_cbam(path: Path, net: nn.Module) -> None:
         s = block.norm(block.spatial(torch.cat(maps, 1))).sigmoid()
     sheet = Sheet(1090, f"CBAM on the decoder's map of stride 2 ({size_of(x)})")
     sheet.paste(strength(x), 30, 150, 340, "x")
-    sheet.text(30, 515, "mean |x| over channels", GREY, 26)
+    sheet.text(30, 515, "mean |x| over channels;", GREY, 26)
+    sheet.text(30, 550, "each map in its own range", GREY, 26)
     sheet.text(480, 126, f"first c: {c.numel()} channels, sorted")
     channel_bars(sheet, c, 480, 150, 340, 340)
     sheet.paste(strength(x * c), 900, 150, 340, "x' = c x")
@@ -197,7 +203,7 @@ def draw_cbam(path: Path, net: nn.Module) -> None:
                                       ("mean of x' over channels", maps[1]), ("then s", s))):
         sheet.paste(shown(part[0, 0]), 30 + 390 * k, 640, 340, name)
     sheet.paste(strength(result), 1200, 640, 340, "s x'")
-    sheet.text(810, 1006, f"{s.min():.2f} to {s.max():.2f}", GREY, 26)
+    sheet.text(810, 1006, "{:.2f} (dark) to {:.2f} (yellow)".format(*span(s)), GREY, 26)
     sheet.save(path)
 
 
@@ -236,10 +242,10 @@ def draw_hypercolumn(path: Path, net: nn.Module) -> None:
     for k, (term, m) in enumerate(zip(terms, small)):
         sheet.paste(shown(term[0, channel]), 30 + k * step, 990, width, f"W{k} d{k}"
                     if not k else f"up(W{k} d{k})")
-        sheet.text(30 + k * step, 1250, size_of(m), GREY, 24)
+        sheet.text(30 + k * step, 1250, "before up: " * (k > 0) + size_of(m), GREY, 22)
         sheet.text(30 + k * step + width + 38, 1108, "+" if k < 4 else "=", anchor="mm", size=40)
-    sheet.text(30, 1410, f"together {sum(m.numel() for m in small) / 1e6:.1f} million numbers; the "
-               "sum:")
+    sheet.text(30, 1410, f"before up {sum(m.numel() for m in small) / 1e6:.1f} million numbers; "
+               "the sum:")
     sheet.paste(shown(total[0, channel]), 1278, 1296, width)
     sheet.text(30, 1460, f"largest difference of the two: {difference:.0e} of the largest value",
                GREY)
