@@ -65,7 +65,8 @@ def parse(argv=None):
                        help="16-bit numbers in the network where they are good enough")
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then "
                        "faster")
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there)")
+    group.add_argument("--device", metavar="NAME",
+                       help="cpu, cuda or cuda:N (default: cuda if there)")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, metavar="DIR",
                        help="folder for the masks")

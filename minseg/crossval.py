@@ -1,8 +1,8 @@
 """# Local cross-validation
 
-**Idea.** Hold out some images, train on the others, score the held-out ones; trust that number and
-nothing else. It is worth as much as the split is honest: two pieces of one kidney look alike, so
-whoever trains on one and scores on the other measures memory. The unit that is held out is the
+**Idea.** Hold out some images, train on the others, score the held-out ones; trust that number, not
+a public ranking. It is worth as much as the split is honest: two pieces of one kidney look alike,
+so whoever trains on one and scores on the other measures memory. The unit that is held out is the
 *group* (the patient), never the image.
 
     fold(image) = f(group(image)),      positive pixels in each fold about equal
@@ -18,9 +18,9 @@ possible largest fold.
 **The threshold** turns probabilities into a mask. The one that suits some images best flatters them
 if they are then scored with it; choose it on images that the score does not use.
 
-    t* = argmax_t Dice(p >= t, target),     Dice (see `minseg.dice`) over all pixels of all images
+    t* = argmax_t Dice(p >= t, target),     Dice (`minseg.dice`) of the images it is chosen on
 
-So every image is predicted once, by the network that did not see its group, and fold k is cut at
+So every image is predicted once, by the network that did not see its group, and each fold is cut at
 the threshold that is best on all *other* folds' images; then
 
     pooled = Dice over the pixels of all images      group = Dice over those of one group

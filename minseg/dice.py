@@ -2,7 +2,7 @@
 
 **Idea.** Cross-entropy counts pixels, and nearly all of them are background. Dice compares two
 *regions*, the predicted A and the true B: twice what they share, over the sum of their sizes. 1 is
-perfect, 0 is disjoint.
+perfect, 0 is disjoint. Pixels that are background in both count nowhere.
 
     score = 2 |A and B| / (|A| + |B|)
     loss  = 1 - (2 sum p t + smooth) / (sum p + sum t + smooth),     p = sigmoid(logits), t = target
@@ -15,10 +15,10 @@ and MONAI (by default) do not.
 run over one image and channel, (H, W), or with `per_image=False` over one channel of the whole
 batch, (N, H, W); then the mean is taken.
 
-**The empty image** is where implementations part. Most tiles of a kidney slide hold no glomerulus,
-and for t = 0 the loss is S / (S + smooth) with S = sum p, whose slope
-smooth / (S + smooth)^2 tells how strongly false positives are pushed down. For one 8 x 8 image,
-all empty, every logit 0 (S = 32) or -7 (S = 0.058):
+**The empty image** is where implementations part. Most tiles of a kidney slide hold no glomerulus
+(the filters that are to be found), and for t = 0 the loss is S / (S + smooth) with S = sum p, whose
+slope smooth / (S + smooth)^2 tells how strongly false positives are pushed down. For one 8 x 8
+image, all empty, every logit 0 (S = 32) or -7 (S = 0.058):
 
 | | sums over | smooth | loss at 0 | gradient of one logit | loss at -7 | gradient of one logit |
 |---|---|---|---|---|---|---|
@@ -35,12 +35,13 @@ costs a half.
 ![The loss of an empty image](../docs/figures/dice.png)
 
 *The loss of an empty image over S, on a log axis. With smooth = 1 it falls from 1 to 0, mostly
-between S = 10 and 0.1; with 1e-5 it stays near 1.*
+between S = 10 and 0.1; with 1e-5 it stays near 1 down to S = 0.001. Black: an all-empty batch in
+segmentation_models.pytorch, always 0.*
 
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.
 
->>> target = torch.tensor([[[[0., 1., 1., 0.]]]])  # smooth lowers the loss a little
+>>> target = torch.tensor([[[[0., 1., 1., 0.]]]])  # smooth = 0 would lose 0, 0.333, 1
 >>> for z in ([-9., 9., 9., -9.], [-9., 9., -9., -9.], [9., -9., -9., 9.]):  # right, half, wrong
 ...     logits = torch.tensor([[[z]]])
 ...     print(round(dice_score(logits > 0, target), 3), round(dice_loss(logits, target).item(), 3))

@@ -5,14 +5,16 @@ but counts background; Dice looks at regions, but says little about outlines; th
 straight for the Jaccard index, but is hard to train from nothing. The usual remedy is a sum:
 
     loss = w1 loss1 + w2 loss2 + ...          make_loss("bce+dice"), make_loss("0.5*bce+lovasz")
+    bce  = -mean(t log p + (1 - t) log(1 - p))               p = sigmoid(logits), t = target
 
 **Two stages** are the other remedy: train with a tame loss until the network finds the objects,
-then switch to the one that is wanted. In each stage the learning rate (see `train.py`) warms up and
-falls to 0: what the optimiser remembers of the other loss fades during the warm-up.
+then switch to the one that is wanted. In each stage the learning rate (see `train.py`) warms up
+over a tenth of its steps (500 at most) and falls to 0 along half a cosine: what the optimiser
+remembers of the other loss fades during the warm-up.
 
-    loss in step t of T  =  first  if t < round(switch T),  else then       (t counts from 0)
+    loss in step s of S  =  first  if s < round(switch S),  else then       (s counts from 0)
 
-Each stage has one step at least.
+`switch` is the first stage's share. Each stage has one step at least.
 
 ![The learning rate of two stages](../docs/figures/losses.png)
 
@@ -26,7 +28,7 @@ cross-entropy + Dice.
 
 >>> loss = make_loss("0.5*bce+dice")
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])
->>> round(loss(logits, target).item(), 4)  # 0.5 * log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1)
+>>> round(loss(logits, target).item(), 4)  # 0.5 log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1), smooth = 1
 0.8466
 >>> first_stage(10, 0.6), first_stage(2, 0.9)  # steps 0 to 5, step 0
 (6, 1)

@@ -1,10 +1,10 @@
 """# The Lovász hinge
 
-**Idea.** We are judged by the Jaccard index (as by Dice, which rises and falls with it), but it is
-defined on *sets* of pixels and has no gradient. The Lovász extension turns a set function into a
-function of real numbers that agrees with it on the sets and is convex, because the Jaccard loss is
-submodular (an error adds less, the more pixels are wrong already). Give it the pixels' hinges, and
-the result is a convex surrogate of 1 - Jaccard.
+**Idea.** We are judged by Dice, or by the Jaccard index |A and B| / |A or B|, which rises and falls
+with it; but both are defined on *sets* of pixels and have no gradient. The Lovász extension turns a
+set function into a function of real numbers that agrees with it on the sets and is convex, because
+the Jaccard loss is submodular (an error adds less, the more pixels are wrong already). Give it the
+pixels' hinges, and the result is a convex surrogate of 1 - Jaccard.
 
     Delta(M) = |M| / |{t = 1} union M|            1 - Jaccard, if just the pixels in M are wrong
     e_i = 1 - z_i (2 t_i - 1)                     the error: what logit z_i lacks to be right by 1
@@ -12,9 +12,9 @@ the result is a convex surrogate of 1 - Jaccard.
     loss = sum_k m_(k) (Delta({1..k}) - Delta({1..k-1}))       pixels sorted: m_(1) >= m_(2) >= ...
 
 Read it as: let the pixels go wrong one by one, the worst first. Each pays its hinge, weighted by
-how much the Jaccard loss grew when it joined. An error never costs more for joining later, and a
-small object's errors cost more than a large one's. The weights depend only on the order, so where
-no two hinges tie they are also the gradient with respect to m.
+how much the Jaccard loss grew when it joined. An error never costs more for joining later, and
+errors cost more where positives are few. The weights depend only on the targets and the order, so
+where no two hinges tie they are also the gradient with respect to m.
 
 **Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1} -> a scalar, the mean over all
 images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
@@ -45,14 +45,14 @@ Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1
 symmetric form come from Kaggle's TGS Salt Identification, 2018.
 
 >>> target = torch.tensor([1., 1., 0., 0.]).view(1, 1, 1, 4)
->>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -1., 1., -2.]):  # worst hinge: 0, 1, 2
+>>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -2., 1., -2.]):  # hinges: 0; 1; 3 and 2
 ...     logits = torch.tensor(z).view(1, 1, 1, 4)
 ...     a, b = logits > 0, target > 0
 ...     cost = 1 - ((a & b).sum() / (a | b).sum()).item()  # the Jaccard loss
 ...     print(round(cost, 3), round(lovasz_hinge(logits, target).item(), 3))
 0.0 0.0
 0.5 0.5
-0.667 1.333
+0.667 1.833
 """
 
 import torch

@@ -1,8 +1,9 @@
 """# Sampling the negatives
 
-**Idea.** Glomeruli cover a few per cent of a kidney: most tiles hold none, look alike, and are soon
-learned. Train on every tile that holds something and on a random share of the others, *another*
-share each epoch: each tile gets its chance, and an epoch takes a fraction of the time.
+**Idea.** Glomeruli, the filters that are to be found, cover a few per cent of a kidney: most tiles
+hold none, look alike, and are soon learned. Train on every tile that holds something and on a
+random share of the others, *another* share each epoch: each tile gets its chance, and an epoch
+takes a fraction of the time.
 
     epoch = all positives + R negatives for each of them, drawn anew        R: `negatives`
 
@@ -21,8 +22,8 @@ again and again (a single outlier: as often as each other bin gets draws).
 ![Which tiles an epoch sees](../docs/figures/sampling.png)
 
 *Sixty tiles, 18 of them with something to find, over six epochs. With R = 1 an epoch has 36 tiles
-instead of 60, the negatives drawn anew; four bins draw the few large areas several times (4 from
-each, and as many negatives: 32).*
+instead of 60, the negatives drawn anew. Four bins, 4 draws each and as many negatives: 32; the
+largest area comes four times, one of the next three twice, some small ones have to wait.*
 
 **Shapes.** `mask_area` (T,), how much of each tile is positive, in any unit -> indices, int64, in
 random order, ready to be cut into batches.
@@ -35,7 +36,8 @@ random order, ready to be cut into batches.
 | draws in a bin | - | with replacement | whole rounds first, then a random rest |
 
 What it costs: the network meets more glomeruli than a slide holds, and learns to expect them. The
-threshold, chosen on whole held-out slides, is there to take that back (`minseg.crossval`).
+threshold of the mask, chosen on whole held-out slides, is there to take that back
+(`minseg.crossval`).
 
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021; the bins: code of the winner
 of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap, `src/02_train`.

@@ -17,33 +17,35 @@ tiles overlap, average them with a weight that falls towards the border of each.
 *Two tiles, the blog post's "patches", with linear weights: the ringed pixel lies deeper in patch 1,
 which has the greater say.*
 
-**The windows**, along one axis of T pixels at positions x = 1/2, 3/2 ... T - 1/2; the weight of a
+**The windows**, along one axis of T pixels at positions u = 1/2, 3/2 ... T - 1/2; the weight of a
 pixel is the product over both axes, scaled to a maximum of 1:
 
 | window | weight | |
 |---|---|---|
 | uniform | 1 | the plain average |
-| linear | min(x, T - x) | the distance to the nearest side: the post's idea at its simplest |
-| hann | sin^2(pi x / T) | as linear, but without a kink in the middle and flat at the border |
-| gaussian | exp(-(x - T/2)^2 / (2 (T/8)^2)) | nnU-Net's; the product is at least 1e-3, as MONAI's |
+| linear | min(u, T - u) | the distance to the nearest side: the post's idea at its simplest |
+| hann | sin^2(pi u / T) | as linear, but without a kink in the middle and flat at the border |
+| gaussian | exp(-(u - T/2)^2 / (2 (T/8)^2)) | nnU-Net's; the product is at least 1e-3, as MONAI's |
 
 ![Four windows and their sums](../docs/figures/windows.png)
 
 *The four windows, and what they sum to in tiles that overlap by half.*
 
-**Shapes.** uint8 (N, 3, T, T) goes to the network, probabilities (N, C, T, T) come back. Rows of
-tiles are blended in a band (C, T, width), and rows that no later tile touches are handed out at
-once: memory grows with the tile and the slide's width, never with its height.
+**Shapes.** A slide, uint8 (height, width, 3) -> float32 (C, height, width). Tiles, uint8 (N, 3, T,
+T), go to the network, probabilities (N, C, T, T) come back. Rows of tiles are blended in a band (C,
+T, width), and rows that no later tile touches are handed out at once: memory grows with the tile
+and the slide's width, never with its height.
 
-    (down the slide is to the right)
+    (left: the slide's top; right: its bottom)
     tile row at y = 0     |####|                 rows [0, stride) are done: yield them
     tile row at stride       |####|              rows [stride, 2 stride) are done ...
     the last one                |####|           is moved in so that it ends with the slide
 
 ![A seam with and without overlap](../docs/figures/seam.png)
 
-*Probabilities of a trained network. Tiles that meet do not know of each other: one finds its part
-of a glomerulus, the other misses the rest. Overlap mends it.*
+*The worst seam of one synthetic slide, probabilities of a trained network (wrong: at 1/2). Tiles
+that meet do not know of each other: one finds its part of a glomerulus, the other misses the rest.
+Overlap mends the seam, not the false spots.*
 
 **Source.** *Tricks of Semantic Segmentation*, blog post ("the post"), 30 May 2021, its last figure.
 Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their

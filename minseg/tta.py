@@ -10,7 +10,7 @@ eight times the work.
 
 ![Eight views of a tile](../docs/figures/tta.png)
 
-*What the network is given for one tile.*
+*What the network is given for one tile. Its answers are turned back and averaged.*
 
 The mean turns with the tile: p(h x) = h p(x) for each of the eight, for the sum over all g h is the
 sum over all g in another order. (A threshold chosen without views may not be the best with them:
@@ -30,7 +30,7 @@ Cohen and Welling, *Group Equivariant Convolutional Networks*, ICML 2016, arXiv 
 >>> import torch
 >>> tile = 1 + torch.arange(4.).view(1, 1, 2, 2)
 >>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # sees one corner only
->>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter: two of eight views
+>>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter of each: seen in two of eight views
 tensor([[0.2500, 0.5000],
         [0.7500, 1.0000]])
 """

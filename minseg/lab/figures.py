@@ -172,7 +172,7 @@ def draw_folds(path: Path) -> None:
     folds = group_folds(groups, positives, 3)
     colours = (BLUE, ORANGE, GREEN, RED, PURPLE, (86, 180, 233), (150, 140, 20), GREY, INK)
     scale = 1300 / sum(positives)
-    for y, order, caption in ((150, range(len(groups)), "images, as wide as they hold positives"),):
+    for y, order, caption in ((150, range(len(groups)), "images; width: positive pixels"),):
         sheet.text(30, y - 34, caption, GREY)
         x = 150.0
         for i in order:
@@ -188,7 +188,7 @@ def draw_folds(path: Path) -> None:
         total = sum(p for p, f in zip(positives, folds) if f == fold)
         sheet.text(x + 20, y + 40, f"{total} positives", GREY)
     sheet.text(30, 715, "Each fold is held out in turn; a patient's score comes from a network "
-               "that saw none of these images.", GREY)
+               "that saw none of that patient's images.", GREY)
     sheet.save(path)
 
 
@@ -242,7 +242,7 @@ def draw_dice(path: Path) -> None:
         plot.text(1130, 200 + 60 * row, words, colour)
     plot.line([plot.at(-3, 0), plot.at(3, 0)], INK)
     plot.text(1130, 320, "an empty batch in", INK)
-    plot.text(1130, 356, "segmentation_models", INK)
+    plot.text(1130, 356, "segmentation_models.pytorch", INK)
     plot.save(path)
 
 
