@@ -659,8 +659,9 @@ def undisturbed(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("where, after", [
-    ("training_step", 1), ("training_step", 5), ("score", 0), ("score", 1), ("save_log", 0),
-    ("save_fold", 0), ("save_model", 0)])
+    ("training_step", 5), ("score", 1), ("save_log", 0), ("save_model", 0),
+    *(pytest.param(*place, marks=pytest.mark.slow)
+      for place in (("training_step", 1), ("score", 0), ("save_fold", 0)))])
 def test_a_run_that_died_anywhere_goes_on_to_the_same_bits(undisturbed, data, tmp_path, monkeypatch,
                                                            where, after):
     calls, function = [], getattr(train, where)
