@@ -39,6 +39,8 @@ arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gat
 `grid_attention_layer.py`, `unet_CT_single_att_dsv_3D.py`.
 
 >>> import torch
+>>> from torch import nn
+>>> from minseg import AttentionGate
 >>> block = AttentionGate(skip_channels=1, gate_channels=1)
 >>> for layer, weight in ((block.theta, 0), (block.phi, 1), (block.psi, 8)):
 ...     _ = nn.init.constant_(layer.weight, weight)

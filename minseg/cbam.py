@@ -36,6 +36,9 @@ hidden channel (of 16, `reduction` leaves no more) may give 0 for every image an
 1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:
 tikutikutiku/kaggle-hubmap, `src/models.py`.
 
+>>> import torch
+>>> from torch import nn
+>>> from minseg import CBAM
 >>> flat, peak = torch.ones(4, 4), torch.zeros(4, 4)
 >>> peak[0, 0] = 16  # both have the mean 1
 >>> block, x = CBAM(1, spatial_norm=False), torch.stack([flat, peak])[:, None]

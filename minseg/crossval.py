@@ -33,6 +33,8 @@ and its positive pixels, (2, 256). Every threshold's Dice follows from them.
 4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
 BMC Bioinformatics 2006 (the flattery).
 
+>>> import torch
+>>> from minseg import best_threshold, group_folds
 >>> group_folds(["a", "a", "b", "c"], [5, 1, 4, 3], k=2)  # a: 6 positives; b and c: 7
 [0, 0, 1, 1]
 >>> # all above 0.2 up to 0.4 are right; the nearest to 1/2 is 101.5 / 255, half a level below 0.4

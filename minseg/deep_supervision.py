@@ -36,6 +36,8 @@ convolution does not learn, unless one gives other `weights`.
 MIC-DKFZ/nnUNet, `nnUNetTrainer._build_loss`; the targets: `DownsampleSegForDSTransform`. The
 winner's: tikutikutiku/kaggle-hubmap, `src/models.py` and `src/losses.py`.
 
+>>> import torch
+>>> from minseg.deep_supervision import deep_supervision_loss, deep_supervision_weights
 >>> [round(weight, 3) for weight in deep_supervision_weights(5)]
 [0.533, 0.267, 0.133, 0.067, 0.0]
 >>> logits = [torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1, 1)]

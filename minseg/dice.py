@@ -41,6 +41,8 @@ segmentation_models.pytorch, always 0.*
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.
 
+>>> import torch
+>>> from minseg import dice_loss, dice_score
 >>> target = torch.tensor([[[[0., 1., 1., 0.]]]])  # smooth = 0 would lose 0, 0.333, 1
 >>> for z in ([-9., 9., 9., -9.], [-9., 9., -9., -9.], [9., -9., -9., 9.]):  # right, half, wrong
 ...     logits = torch.tensor([[[z]]])

@@ -47,6 +47,8 @@ ICML 2019, arXiv 1905.11946: section 3.3 and table 1. MBConv: Sandler et al., *M
 1801.04381, figure 3. Squeeze: Hu et al., *Squeeze-and-Excitation Networks*, arXiv 1709.01507,
 section 3. Stochastic depth: Huang et al., arXiv 1603.09382, section 3.
 
+>>> import torch
+>>> from minseg import EfficientNet
 >>> encoder = EfficientNet("efficientnet-b0", num_classes=0)
 >>> [tuple(f.shape[1:]) for f in encoder.features(torch.zeros(1, 3, 64, 96))]
 [(32, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]

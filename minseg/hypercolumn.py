@@ -44,6 +44,8 @@ Fine-grained Localization*, CVPR 2015, arXiv 1411.5752; the change of places is 
 tikutikutiku/kaggle-hubmap, `src/models.py`.
 
 >>> import torch
+>>> from torch.nn import functional as F
+>>> from minseg import Hypercolumn
 >>> column, d0, d1 = Hypercolumn([16, 32], 8), torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)
 >>> stack = torch.cat([d0, F.interpolate(d1, scale_factor=2, mode="bilinear")], 1)
 >>> W = torch.cat([part.weight for part in column.project], 1)

@@ -26,6 +26,8 @@ remembers of the other loss fades during the warm-up.
 cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section 2.3) trains with
 cross-entropy + Dice.
 
+>>> import torch
+>>> from minseg.losses import first_stage, make_loss
 >>> loss = make_loss("0.5*bce+dice")
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])
 >>> round(loss(logits, target).item(), 4)  # 0.5 log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1), smooth = 1

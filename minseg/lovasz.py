@@ -44,6 +44,8 @@ of them before it could say how many are above 0.
 Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1. The ELU and the
 symmetric form come from Kaggle's TGS Salt Identification, 2018.
 
+>>> import torch
+>>> from minseg import lovasz_hinge
 >>> target = torch.tensor([1., 1., 0., 0.]).view(1, 1, 1, 4)
 >>> for z in ([2., 2., -2., -2.], [2., 0., -2., -2.], [2., -2., 1., -2.]):  # hinges: 0; 1; 3 and 2
 ...     logits = torch.tensor(z).view(1, 1, 1, 4)

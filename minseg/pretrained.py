@@ -50,6 +50,7 @@ In use, `net` being a `minseg.unet.UNet`, which normalises its input by two buff
     net.mean.copy_(torch.tensor(mean).view_as(net.mean))          and the same for std
 
 >>> from minseg import EfficientNet
+>>> from minseg.pretrained import names
 >>> encoder = EfficientNet("efficientnet-b0", num_classes=0)
 >>> for family in ("torchvision", "timm", "lukemelas"):
 ...     print(names(encoder, family)["blocks.1.branch.3"])  # the first depthwise one of stride 2

@@ -42,6 +42,8 @@ threshold of the mask, chosen on whole held-out slides, is there to take that ba
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021; the bins: code of the winner
 of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap, `src/02_train`.
 
+>>> import torch
+>>> from minseg import epoch_indices
 >>> area = torch.tensor([0, 0, 0, 0, 0, 0, .1, .5])  # 6 and 7 are positive: in every epoch
 >>> [epoch_indices(area, generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 2)]
 [[7, 5, 6, 1], [3, 7, 6, 0]]

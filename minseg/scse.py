@@ -33,6 +33,9 @@ about 0, its ReLU gives 0 for every image in about half of all runs, and then ne
 Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,
 arXiv 1808.08127. The winner of HuBMAP took `minseg.cbam` instead.
 
+>>> import torch
+>>> from torch import nn
+>>> from minseg import SCSE
 >>> block, x = SCSE(2), torch.tensor([[[[1., 1.]], [[0., 1.]]]])  # two channels, two places
 >>> for layer in (block.expand, block.spatial):  # sigmoid(0) is a half: nothing changes
 ...     _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)

@@ -51,6 +51,7 @@ Overlap mends the seam, not the false spots.*
 Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); weighing their
 middle higher also to nnU-Net (arXiv 1809.10486, section 2.4), whose code has the Gaussian.
 
+>>> from minseg import blend_window, tile_starts
 >>> # the last is moved in where it would stick out; one is enough where the tile is larger
 >>> tile_starts(10, tile=4, stride=3), tile_starts(11, tile=4, stride=3), tile_starts(3, 4, 3)
 ([0, 3, 6], [0, 3, 6, 7], [0])

@@ -28,6 +28,7 @@ Neural Networks*, NIPS 2012, section 4.1 (crops and reflections, averaged); the 
 Cohen and Welling, *Group Equivariant Convolutional Networks*, ICML 2016, arXiv 1602.07576.
 
 >>> import torch
+>>> from minseg import flips_and_turns
 >>> tile = 1 + torch.arange(4.).view(1, 1, 2, 2)
 >>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # sees one corner only
 >>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter of each: seen in two of eight views

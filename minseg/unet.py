@@ -44,6 +44,8 @@ that library fixes the encoder's padding for the authors' image size, whatever t
 
 **Source.** Ronneberger, Fischer and Brox, *U-Net*, MICCAI 2015, arXiv 1505.04597, figure 1.
 
+>>> import torch
+>>> from minseg import UNet
 >>> net = UNet("efficientnet-b0").eval()
 >>> net(torch.rand(2, 3, 33, 70)).shape
 torch.Size([2, 1, 33, 70])

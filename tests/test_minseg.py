@@ -1,3 +1,5 @@
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -9,8 +11,8 @@ import minseg
 
 ROOT = Path(__file__).parent.parent
 DATA_PACKAGES = ("tifffile", "PIL")
-
-
+TRICKS = ("unet efficientnet pretrained attention_gate scse cbam hypercolumn dice lovasz losses "
+          "deep_supervision sampling tiling tta crossval").split()
 NAMES = ("EfficientNet load_weights UNet AttentionGate SCSE CBAM Hypercolumn dice_loss dice_score "
          "lovasz_hinge deep_supervision_loss make_loss tile_starts blend_window predict_bands "
          "predict_image flips_and_turns epoch_indices group_folds best_threshold rle_encode "
@@ -42,3 +44,11 @@ def test_every_link_and_picture_of_a_page_is_there(page):
         titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M) if anchor else ()
         anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
         assert not anchor or anchor in anchors, link
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_the_example_of_a_trick_can_be_pasted(trick):
+    page = importlib.import_module(f"minseg.{trick}").__doc__
+    example = doctest.DocTestParser().get_doctest(page, {}, trick, None, 0)  # no names are there
+    assert len(example.examples) > 2
+    assert not doctest.DocTestRunner().run(example).failed
