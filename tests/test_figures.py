@@ -40,3 +40,13 @@ def test_an_unknown_figure_is_one_line(capsys):
     with pytest.raises(SystemExit) as error:
         main(["mona"])
     assert error.value.code == 2 and "windows" in capsys.readouterr().err
+
+
+def test_a_damaged_network_is_one_line_that_names_it(tmp_path, capsys):
+    model = tmp_path / "figures-cbam" / "fold0" / "model.pt"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"no network")
+    with pytest.raises(SystemExit) as error:
+        main(["cbam", "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
+    line = capsys.readouterr().err
+    assert error.value.code == 2 and str(model) in line and line.count("\n") == 1

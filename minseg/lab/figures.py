@@ -7,6 +7,7 @@ Those that show a network at work (`minseg.lab.maps`) train two small ones first
 runs/figures-*."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -323,16 +324,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR",
                         help="default docs/figures")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.figures or names:
-        path = args.out / f"{name}.png"
-        if name in FIGURES:
-            FIGURES[name](path)
-        else:
-            draw, network = NETWORK_FIGURES[name]
-            draw(path, trained(network, args.runs))
-        print(path, flush=True)
-    draw_small(args.out)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name in args.figures or names:
+            path = args.out / f"{name}.png"
+            if name in FIGURES:
+                FIGURES[name](path)
+            else:
+                draw, network = NETWORK_FIGURES[name]
+                draw(path, trained(network, args.runs))
+            print(path, flush=True)
+        draw_small(args.out)
+    except (ValueError, OSError) as error:
+        print(f"figures: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
