@@ -4,8 +4,8 @@
 
 The probabilities of several models are averaged. For each slide ID it writes ID.tiff, a mask of 0
 and 255 in the slide's own size, and ID.preview.png, the slide with the mask's outline;
---probabilities adds ID.probabilities.tiff (0 to 255 for 0 to 1), --rle one CSV with the run-length
-code of all masks.
+--probabilities adds ID.probabilities.tiff (0 to 255 for 0 to 1), --geojson ID.geojson (one polygon
+for each connected object, for QuPath), --rle one CSV with the run-length code of all masks.
 
 Slides stream: memory grows with their width, not with their height. Started again, it goes on with
 the slides that are not done.
@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from minseg import predict_bands
 from minseg.data.files import atomic
+from minseg.data.objects import Outlines
+from minseg.data.polygons import feature, read_note, write_features
 from minseg.data.rle import Encoder
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
@@ -50,6 +52,8 @@ def parse(argv=None):
     group.add_argument("--threshold", type=float, metavar="P",
                        help="probability from which a pixel is positive "
                        "(default: the mean of the models')")
+    group.add_argument("--white", type=int, metavar="N", help="value that is white in 16-bit slides "
+                       "that do not say it (default: as in training)")
     group = parser.add_argument_group("tiling")
     group.add_argument("--tile", type=int, metavar="PX", help="default: the tile of training")
     group.add_argument("--overlap", type=float, default=0.5, metavar="SHARE",
@@ -72,6 +76,10 @@ def parse(argv=None):
                        help="folder for the masks")
     group.add_argument("--probabilities", action="store_true",
                        help="write those, too, as 8-bit TIFF")
+    group.add_argument("--geojson", action="store_true",
+                       help="write objects as polygons, for QuPath")
+    group.add_argument("--min-area", type=int, default=0, metavar="PX",
+                       help="leave smaller objects out of --geojson: pixels of the slide (default 0)")
     group.add_argument("--rle", type=Path, metavar="FILE",
                        help="CSV with the columns id and predicted, HuBMAP's run-length form")
     args = parser.parse_args(argv)
@@ -81,6 +89,10 @@ def parse(argv=None):
     for name in ("tile", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: needs a number from 1 up")
+    if args.white is not None and not 0 < args.white < 65536:
+        parser.error(f"--white {args.white}: is a value of 16 bits, 1 to 65535")
+    if args.min_area < 0 or args.min_area and not args.geojson:
+        parser.error(f"--min-area {args.min_area}: needs pixels from 0 up, and --geojson")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold {args.threshold}: is a probability, 0 to 1")
     return args
@@ -92,14 +104,17 @@ def warn(text):
 
 
 def load(args):
-    """The networks. What they were trained for goes into `args`: scale, microns, and where they are
-    not given, tile and threshold."""
+    """The networks. What they were trained for goes into `args`: scale, microns, label, and where
+    they are not given, tile, threshold and white."""
     nets, facts = zip(*(load_model(path) for path in args.model))
     first = args.model[0]
     for path, fact in zip(args.model, facts):
         if fact["scale"] != facts[0]["scale"]:
             raise ValueError(f"{path}: has scale {fact['scale']}, {first} has "
                              f"{facts[0]['scale']}: run them one by one")
+        if not args.white and fact["white"] != facts[0]["white"]:
+            raise ValueError(f"{path}: was trained with --white {fact['white']}, {first} with "
+                             f"{facts[0]['white']}: choose with --white")
         if not args.tile and fact["tile"] != facts[0]["tile"]:
             raise ValueError(f"{path}: has tile {fact['tile']}, {first} has {facts[0]['tile']}: "
                              "choose with --tile")
@@ -108,7 +123,8 @@ def load(args):
     args.tile = args.tile or facts[0]["tile"]
     if args.threshold is None:
         args.threshold = sum(fact["threshold"] for fact in facts) / len(facts)
-    args.scale, args.microns = facts[0]["scale"], facts[0]["microns"]
+    args.scale, args.microns, args.label = (facts[0][n] for n in ("scale", "microns", "label"))
+    args.white = args.white or facts[0]["white"]
     # Hashes, for `settings`.
     args.models = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.model]
     return nets
@@ -117,6 +133,7 @@ def load(args):
 def outputs(path, args):
     """The files that a slide becomes, its mask first."""
     ends = [".tiff", ".preview.png"] + [".probabilities.tiff"] * args.probabilities
+    ends += [".geojson"] * args.geojson
     return [args.out / f"{path.stem}{end}" for end in ends]
 
 
@@ -133,14 +150,17 @@ def fingerprint(path):
 def settings(path, args):
     """All that a slide's files depend on. They carry it, so a second start knows its own."""
     names = ("models", "threshold", "scale", "tile", "overlap", "window", "tta", "skip_flat", "amp")
+    given = {name: getattr(args, name) for name in ("white", "min_area") if getattr(args, name)}
     return json.dumps({"slide": path.name, "bytes": path.stat().st_size,
                        "sample": fingerprint(path),
-                       **{name: getattr(args, name) for name in names}})
+                       **{name: getattr(args, name) for name in names}, **given})
 
 
 def carried(output):
     """The settings that a file carries, None where it is not ours."""
     try:
+        if output.suffix == ".geojson":
+            return read_note(output)
         if output.suffix == ".png":
             with Image.open(output) as image:
                 return image.info.get("Description")
@@ -176,10 +196,26 @@ def done(args):
     return complete
 
 
+@contextmanager
+def write_objects(file, slide, note, args):
+    """`with write_objects(...) as add: add(mask, probabilities) ...`, band by band, writes a polygon
+    for each connected object as soon as it is whole."""
+    outlines = Outlines(slide.full_height, slide.full_width, args.min_area)
+    with write_features(file, note) as write:
+        def write_all(objects):
+            for each in objects:
+                write(feature(each, args.label or "object", slide.microns))
+
+        yield lambda mask, probabilities: write_all(outlines.add(mask, probabilities))
+        write_all(outlines.finish())
+
+
 def segment(path, predict, args):
     """One slide: writes its files while it streams by; returns its mask's run-length coder."""
-    slide = open_slide(path, args.scale)
+    slide = open_slide(path, args.scale, args.white)
     height, width = slide.full_height, slide.full_width
+    for note in slide.notes:
+        warn(f"{path}: {note}")
     if args.microns and slide.microns and not 0.9 <= slide.microns / args.microns <= 1.1:
         warn(f"{path}: has {slide.microns:.3g} µm a pixel by its tags, the model was trained at "
              f"{args.microns:.3g}: resample it, or expect worse masks")
@@ -202,11 +238,14 @@ def segment(path, predict, args):
                           device=args.device)
     with ExitStack() as files:  # closed in reverse: the mask last, it says that the slide is done
         write_mask, *write_others = (files.enter_context(write_tiff(file, height, width, note))
-                                     for file in (mask_file, *others))
+                                     for file in (mask_file, *others) if file.suffix == ".tiff")
+        add_objects = (files.enter_context(write_objects(others[-1], slide, note, args))
+                       if args.geojson else lambda mask, band: None)
         for _, band in slide.enlarge(bands):
             band = band[0].numpy()  # (rows, width)
             mask = band >= args.threshold
             coder.add(mask)
+            add_objects(mask, band)
             mask = mask * np.uint8(255)
             small.add(mask)
             write_mask(mask)
@@ -216,7 +255,7 @@ def segment(path, predict, args):
         with atomic(preview) as temporary:
             info = PngInfo()
             info.add_text("Description", note)
-            image = picture.image() if coarse else open_slide(path, step).read_all()
+            image = picture.image() if coarse else open_slide(path, step, args.white).read_all()
             draw_outlines(image, small.image() >= 128).save(temporary, pnginfo=info)
     return coder
 

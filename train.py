@@ -23,7 +23,7 @@ from minseg.data.augment import augment
 from minseg.efficientnet import SCALES
 from minseg.losses import first_stage
 from minseg.run.checkpoint import put_back, save_model, save_progress
-from minseg.run.prepare import make_sampler, outside, prepare, save_settings
+from minseg.run.prepare import class_name, make_sampler, outside, prepare, save_settings
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import predict, save_fold, save_log, score, summarize
 from minseg.run.step import (Average, Stopped, Watch, claimed, half, recompute_activations, seeded,
@@ -59,6 +59,12 @@ def options():
         "(default); balanced: 1, and bins of mask area")
     add("--exclude", type=Path, metavar="FILE",
         help="leave images out: their IDs, one a line (a table: its first column)")
+    add("--label", nargs="+", metavar="NAME",
+        help="classes of polygons that are to be found (default: all but those to ignore)")
+    add("--ignore", nargs="+", metavar="NAME", help="classes of polygons that are void: neither "
+        "trained on nor scored; 255: that value in masks is void")
+    add("--white", type=int, metavar="N",
+        help="value that is white in 16-bit slides that do not say it (default 65535)")
     add = parser.add_argument_group("network").add_argument
     add("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
         help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
@@ -134,6 +140,10 @@ def parse(argv=None):
             parser.error(f"{option} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
+    if args.white is not None and not 0 < args.white < 65536:
+        parser.error(f"--white {args.white}: is a value of 16 bits, 1 to 65535")
+    if both := set(args.label or ()) & set(args.ignore or ()):
+        parser.error(f"--label and --ignore both name {', '.join(both)}")
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed {args.seed}: needs a whole number from 0 to 2^63 - 1")
     try:
@@ -300,7 +310,8 @@ def train_and_score(args, items, folds, tiles, fold):
     threshold = save_fold(folder, held_out, counts)
     state = {name: value.cpu() for name, value in net.state_dict().items()}
     save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
-               threshold=threshold, microns=args.microns)  # last: the fold is complete
+               threshold=threshold, microns=args.microns, white=args.white,
+               label=class_name(items))  # last: the fold is complete
     print(f"look at {folder / 'preview.png'}")
 
 

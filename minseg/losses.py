@@ -20,7 +20,13 @@ remembers of the other loss fades during the warm-up.
 
 *The learning rate of 300 steps, Dice and then Lovász from step 180 (switch = 0.6).*
 
+**Void pixels.** Where nobody looked, the target is 255. Such a pixel becomes background that the
+network already gets right: target 0, logit -10,000. Its loss is then exactly 0 in every term, and
+so is its gradient. (In BCE it still counts in the mean's denominator: with half of an image void,
+the other half weighs half.)
+
 **Shapes.** As its parts: `logits` and `target` (N, C, H, W) -> a scalar, in float32 or wider.
+`target` is in {0, 1, 255}.
 
 **Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice or
 cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section 2.3) trains with
@@ -32,6 +38,9 @@ cross-entropy + Dice.
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])
 >>> round(loss(logits, target).item(), 4)  # 0.5 log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1), smooth = 1
 0.8466
+>>> half_void = torch.tensor([[[[1., 0.], [255., 255.]]]])  # bce: 2 of 4 pixels; Dice: the upper two
+>>> round(loss(logits, half_void).item(), 4)  # 0.5 log 2 / 2 + 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
+0.5066
 >>> first_stage(10, 0.6), first_stage(2, 0.9)  # steps 0 to 5, step 0
 (6, 1)
 """
@@ -57,8 +66,8 @@ LOSSES = {"bce": bce_loss, "dice": dice_loss, "lovasz": lovasz_hinge}
 
 def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss that `spec` spells: names joined by +, each with an optional weight before a *.
-    Names are bce, dice and lovasz. ValueError for anything else, and for weights that are not
-    positive numbers."""
+    Names are bce, dice and lovasz. Void pixels, 255 in the target, cost nothing. ValueError for
+    anything else, and for weights that are not positive numbers."""
     terms = []
     for term in spec.split("+"):
         weight, name = term.split("*", 1) if "*" in term else ("1", term)
@@ -74,6 +83,8 @@ def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
         terms.append((factor, LOSSES[name]))
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
+        void = target > 1
+        logits, target = logits.masked_fill(void, -1e4), target.masked_fill(void, 0)
         return sum(factor * term(logits, target) for factor, term in terms)
 
     return loss

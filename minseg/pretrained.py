@@ -30,6 +30,10 @@ student (`ns`), who saw 300 million more images without labels.
 shapes, and only the file's name or `family` tells them apart. (2) and (3), too, are read from the
 file's name; a bare state dict has none, so `ra4`, `_ap` and `adv-` go unseen and get ImageNet's.
 
+**Wrappers.** `module.` (DataParallel, DDP, AveragedModel) and `_orig_mod.` (torch.compile) are
+taken off where all names begin so, and a checkpoint that holds one state dict beside other things
+(epoch, optimiser) is opened. One that holds several, such as `model` and `model_ema`, is refused.
+
 **Other input channels.** The stem's filters are for red, green and blue. For one channel they are
 added up: a stem that sees the same in all three gives the same. For n channels they are repeated,
 red, green, blue, red ..., and multiplied by 3 / n, which keeps the size of the sum. timm and
@@ -109,6 +113,7 @@ HEAD = (
     ("features.8.1",     "bn2",              "_bn1"),
     ("classifier.1",     "classifier",       "_fc"))
 SQUEEZE = re.compile(r"block\.\d\.fc|se\.conv_|_se_")  # what Lite leaves out
+EXPECTED = "expected the weights of an EfficientNet that classifies images"
 
 # Where the weights lie. The last eight hex digits of a name are the first of the
 # file's SHA-256. ra: trained with RandAugment; 320: on images of so many pixels.
@@ -167,10 +172,11 @@ def load_weights(encoder: nn.Module, source: Mapping[str, Tensor] | str | Path,
     """Loads published weights into an `EfficientNet` and returns the (mean, standard deviation),
     one number a channel, of the images in [0, 1] that they were trained on.
 
-    `source` is a state dict, a .pth or .safetensors file, or "imagenet": Lite0 to Lite2 from the
-    installed package, others from where `family` (default torchvision) publishes them. `family` is
-    a key of FAMILIES; by default the keys tell, and for timm's two the file's name. Sets the
-    encoder's padding and epsilon as well. Without a head, the checkpoint's is ignored.
+    `source` is a state dict or a checkpoint that holds one, a .pth or .safetensors file of either,
+    or "imagenet": Lite0 to Lite2 from the installed package, others from where `family` (default
+    torchvision) publishes them. `family` is a key of FAMILIES; by default the keys tell, and for
+    timm's two the file's name. Sets the encoder's padding and epsilon as well. Without a head, the
+    checkpoint's is ignored.
 
     ValueError says what is missing, left over or of the wrong shape; nothing is loaded then.
     """
@@ -183,6 +189,7 @@ def load_weights(encoder: nn.Module, source: Mapping[str, Tensor] | str | Path,
         file = where.rsplit("/", 1)[-1]
     else:
         state, where, file = read(Path(source)), str(source), own_name(Path(source))
+    state = unwrap(state, where)
     family = tell_family(encoder, state, where, file, family)
     _, padding, bn_eps = FAMILIES[family]
     if family == "torchvision" and encoder.name[-2:] in ("b5", "b6", "b7"):
@@ -202,6 +209,42 @@ def load_weights(encoder: nn.Module, source: Mapping[str, Tensor] | str | Path,
     return tuple((sum(values) / 3,) if channels == 1 else
                  tuple(values[i % 3] for i in range(channels))
                  for values in statistics(family, encoder.name, file))
+
+
+def unwrap(state: Mapping, where: str) -> Mapping[str, Tensor]:
+    """The one state dict in a checkpoint, without the prefixes of wrappers; what holds none is
+    returned as it is. ValueError where there are several, and for minseg's own checkpoints."""
+    parts, found = [("checkpoint", state)], {}
+    for path, part in parts:  # grows
+        if part.keys() >= {"network", "state", "tile"}:
+            raise ValueError(f"{where}: is a minseg checkpoint, a segmentation network: {EXPECTED}")
+        # Weights have names like features.0.0.weight; what an optimiser keeps of them has not.
+        if any("." in str(key) and isinstance(value, Tensor) and value.ndim > 1
+               for key, value in part.items()):
+            found[path] = part
+            continue
+        for key, value in part.items():
+            if (isinstance(key, str) and isinstance(value, Mapping)
+                    and all(value is not known for _, known in parts)):
+                parts.append((f"{path}[{key!r}]", value))
+    if len(found) > 1:
+        several = list(found)
+        raise ValueError(f"{where}: holds {len(found)} state dicts, {' and '.join(several[:3])}"
+                         f"{' ...' * (len(found) > 3)}: save the one that is meant, for example "
+                         f"torch.save({several[0]}, FILE)")
+    return without_prefixes(*found.values()) if found else state
+
+
+def without_prefixes(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict without the prefixes that wrappers (DataParallel, DDP, AveragedModel,
+    torch.compile) put before every name, and without the count that AveragedModel adds."""
+    while True:
+        keys = [key for key in state if key != "n_averaged"]
+        shared = [prefix for prefix in ("module.", "_orig_mod.")
+                  if keys and all(str(key).startswith(prefix) for key in keys)]
+        if not shared:
+            return state
+        state = {key.removeprefix(shared[0]): state[key] for key in keys}
 
 
 def own_name(path: Path) -> str:
@@ -247,6 +290,8 @@ def translate(encoder: nn.Module, state: Mapping[str, Tensor], where: str,
                 wrong.append(f"{key} is {tuple(value.shape)}, not {tuple(wanted[target].shape)}")
             elif not usable(value):
                 wrong.append(f"{key} holds no finite numbers")
+            elif wanted[target].is_floating_point() > value.is_floating_point():
+                wrong.append(f"{key} is {value.dtype}, not {wanted[target].dtype}")
             result[target] = value
     wrong += [f"{key} is left over" for key in state if key not in known]
     if wrong:
@@ -275,22 +320,19 @@ def tell_family(encoder: nn.Module, state: Mapping[str, Tensor], where: str, fil
                 family: str | None) -> str:
     """The family by the keys, and where they leave two, by the name of the `file`. ValueError where
     neither tells, where they are not the `family`'s, and where this is no EfficientNet at all."""
-    expected = "expected the weights of an EfficientNet that classifies images"
-    if "network" in state and "state" in state:
-        raise ValueError(f"{where}: is a minseg checkpoint, a segmentation network: {expected}")
     keys = [k for k, value in state.items() if isinstance(k, str) and isinstance(value, Tensor)]
     if not keys or len(keys) < len(state):
         others = ", ".join(str(key) for key in state if key not in keys)[:60]
-        raise ValueError(f"{where}: is no state dict (it holds {others or 'nothing'}): {expected}")
+        raise ValueError(f"{where}: is no state dict (it holds {others or 'nothing'}): {EXPECTED}")
     if any(key.startswith(("encoder.", "decoder.", "segmentation_head.")) for key in keys):
-        raise ValueError(f"{where}: is a segmentation network (it holds {keys[0]}): {expected}")
+        raise ValueError(f"{where}: is a segmentation network (it holds {keys[0]}): {EXPECTED}")
     candidates = [other for other, (column, *_) in FAMILIES.items()
                   if STEM[0][column] + ".weight" in state]
     # Other networks, too, begin with a stem of such a name.
     known = [name + ".weight" in state for other in candidates[:1]
              for name in names(encoder, other).values()]
     if not candidates or tell_size(state) is None and sum(known) < len(known) / 2:
-        raise ValueError(f"{where}: is another kind of network (it holds {keys[0]}): {expected}")
+        raise ValueError(f"{where}: is another kind of network (it holds {keys[0]}): {EXPECTED}")
     if "lite" in candidates:
         lite = not any(SQUEEZE.search(key) for key in keys)
         candidates = ["lite" if lite else "lukemelas"]

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch import nan as NAN
 
 from minseg import UNet
 from minseg.run.checkpoint import load_model, save_model
 
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
            "mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
-FACTS = {"scale": 2, "tile": 96, "threshold": 0.45, "microns": 0.65}
+FACTS = {"scale": 2, "tile": 96, "threshold": 0.45, "microns": 0.65, "white": 4095,
+         "label": "glomerulus"}
+UNKNOWN = {"microns": None, "white": None, "label": None}
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +56,42 @@ def test_mean_and_deviation_come_back(path):
     assert torch.equal(loaded.std.flatten(), torch.tensor(NETWORK["std"]))
 
 
-def test_scale_tile_threshold_and_size_of_a_pixel_come_back(path):
+def test_what_it_was_trained_for_comes_back(path):
     assert load_model(path)[1] == FACTS
 
 
-def test_a_checkpoint_that_does_not_know_the_size_of_a_pixel_says_none(path):
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_old_checkpoint_that_does_not_know_pixels_white_or_label_says_none(path, name):
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["microns"]  # as checkpoints were before
+    del checkpoint[name]  # as checkpoints were before
     torch.save(checkpoint, path)
-    assert load_model(path)[1] == {**FACTS, "microns": None}
+    assert load_model(path)[1] == {**FACTS, name: None}
+
+
+@pytest.mark.parametrize("wrap", [
+    torch.nn.DataParallel, torch.compile, lambda net: torch.nn.DataParallel(torch.compile(net)),
+    torch.optim.swa_utils.AveragedModel], ids=["parallel", "compiled", "both", "averaged"])
+def test_the_state_of_a_wrapped_network_is_that_of_the_network(path, net, wrap):
+    state = wrap(net).state_dict()
+    assert all(key.startswith(("module.", "_orig_mod.", "n_averaged")) for key in state)
+    save_model(path, NETWORK, state, **FACTS)
+    loaded, facts = load_model(path)
+    assert facts == FACTS
+    assert loaded.state_dict().keys() == net.state_dict().keys()
+    for key, value in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_a_prefix_that_some_names_lack_is_refused(path, net):
+    state = {("module." if "head" in key else "") + key: value
+             for key, value in net.state_dict().items()}
+    save_model(path, NETWORK, state, **FACTS)
+    assert 'RuntimeError: Error(s) in loading state_dict for UNet: Missing key(s)' in refused(path)
 
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_no_other_file(path, net):
     save_model(path, NETWORK, net.state_dict(), scale=4, tile=64, threshold=0.3)
-    assert load_model(path)[1] == {"scale": 4, "tile": 64, "threshold": 0.3, "microns": None}
+    assert load_model(path)[1] == {"scale": 4, "tile": 64, "threshold": 0.3, **UNKNOWN}
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
 
 
@@ -141,8 +166,11 @@ def test_a_bare_state_dict_or_tensor_or_list_is_refused(tmp_path, net):
     ({"network": {"encoder": "resnet50"}}, "resnet50"),
     ({"network": {"colour": 3}}, "colour"),
     ({"network": {**NETWORK, "encoder": "efficientnet-b1"}}, "RuntimeError"),
+    ({"network": {**NETWORK, "in_channels": 1, "mean": [0.5], "std": [0.5]}}, "1 channels and 1"),
+    ({"network": {**NETWORK, "classes": 2}}, "3 channels and 2 classes, not 3 and 1"),
     ({"state": {}}, "RuntimeError"),
-], ids=["unknown encoder", "unknown argument", "another encoder's weights", "no weights"])
+], ids=["unknown encoder", "unknown argument", "another encoder's weights", "one channel",
+        "two classes", "no weights"])
 def test_a_network_that_does_not_fit_is_refused(path, change, word):
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     assert word in refused(path)
@@ -156,11 +184,59 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, name):
     assert f"KeyError: '{name}'" in refused(path)
 
 
-@pytest.mark.parametrize("facts", [dict(threshold=float("nan")), dict(threshold=2.0), dict(tile=0),
-                                   dict(tile=None), dict(scale="x")])
-def test_facts_out_of_range_are_refused_with_the_file(tmp_path, facts):
-    path = tmp_path / "model.pt"
-    save_model(path, {"encoder": "efficientnet-lite0"}, UNet("efficientnet-lite0").state_dict(),
-               **{"scale": 1, "tile": 64, "threshold": 0.5, **facts})
-    with pytest.raises(ValueError, match="model.pt: is no minseg checkpoint"):
-        load_model(path)
+@pytest.mark.parametrize("name, value", [
+    ("scale", 0), ("scale", 1.5), ("scale", True), ("scale", "x"), ("scale", None),
+    ("tile", 0), ("tile", 64.0), ("tile", True), ("tile", None), ("tile", [64]),
+    ("threshold", NAN), ("threshold", 2.0), ("threshold", -0.1), ("threshold", True),
+    ("threshold", None), ("threshold", "0.5"), ("threshold", torch.tensor(0.5)),
+    ("microns", 0), ("microns", -1.0), ("microns", NAN), ("microns", float("inf")),
+    ("microns", "0.5"), ("microns", True),
+    ("white", 0), ("white", 4095.0), ("white", True), ("white", "4095"), ("white", NAN),
+    ("label", 3), ("label", ["nuclei"]), ("label", False)])
+def test_a_fact_of_another_type_or_out_of_range_is_refused_with_its_value(path, name, value):
+    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+    assert refused(path).endswith(f"(ValueError: it holds {{'{name}': {value!r}}})")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("scale", 1), ("tile", 1), ("threshold", 0), ("threshold", 1), ("threshold", 1.0),
+    ("microns", 1), ("microns", 0.25), ("white", 1), ("white", 65535), ("label", "")])
+def test_facts_at_the_edge_are_read(path, name, value):
+    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+    assert load_model(path)[1] == {**FACTS, name: value}
+
+
+def test_mean_and_deviation_that_were_unets_default_are_again(path, net):
+    network = {name: NETWORK[name] for name in ("encoder", "decoder_channels")}
+    save_model(path, network, net.state_dict(), **FACTS)
+    loaded, _ = load_model(path)
+    assert torch.equal(loaded.mean, UNet(**network).mean)
+    assert torch.equal(loaded.std, UNet(**network).std)
+
+
+@pytest.mark.parametrize("change", [
+    {"mean": [0.7, NAN, 0.6]}, {"mean": [123.7, 116.3, 103.5]}, {"mean": [0.7, 0.5, -0.1]},
+    {"std": [0.1, 0.2, 0.0]}, {"std": [0.1, NAN, 0.3]}, {"std": [58.4, 57.1, 57.4]},
+    {"std": [0.1, -0.2, 0.3]}])
+def test_mean_and_deviation_that_are_not_those_of_pixels_in_0_1_are_refused(path, net, change):
+    network = {**NETWORK, **change}
+    save_model(path, network, net.state_dict(), **FACTS)
+    assert f"(ValueError: its {[*change][0]} is not one of pixels in [0, 1]: " in refused(path)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize("spoil", [
+    lambda w: w * NAN, lambda w: w.to(torch.int8), lambda w: w.to(torch.complex64)])
+def test_weights_that_are_not_finite_or_not_floats_are_refused(path, net, spoil):
+    state = {**net.state_dict(), "head.weight": spoil(net.state_dict()["head.weight"])}
+    save_model(path, NETWORK, state, **FACTS)
+    assert refused(path).endswith(
+        "(ValueError: it holds weights that are not finite or not floats: head.weight)")
+
+
+def test_weights_of_half_precision_are_read_as_floats(path, net):
+    state = {key: value.half() if value.is_floating_point() else value
+             for key, value in net.state_dict().items()}
+    save_model(path, NETWORK, state, **FACTS)
+    for key, value in load_model(path)[0].state_dict().items():
+        assert torch.equal(value, state[key].to(value.dtype)), key

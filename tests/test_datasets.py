@@ -1,16 +1,14 @@
 """Data sets: both layouts are found whole, and whatever is wrong is named in one line."""
 
 import csv
-import pickle
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
-from PIL import Image
 
-from minseg.data.datasets import PATIENTS, Item, Mask, find_slides, read_table
-from minseg.data.rle import rle_encode
+from minseg.data.datasets import PATIENTS, Item, count_classes, find_slides, read_table
+from minseg.data.masks import Mask
 
 
 def noise(*shape, seed=0):
@@ -96,6 +94,31 @@ def test_an_image_without_a_mask_is_refused(tmp_path):
         f"{tmp_path / 'images' / 'b.jpg'}: has no mask: add {mask}")
 
 
+@pytest.mark.parametrize("suffix, whose", [
+    ("roi", "ImageJ's"), ("zip", "ImageJ's"), ("xml", "ASAP's or Aperio's"), ("ndpa", "Hamamatsu's")])
+def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tmp_path, suffix,
+                                                                              whose):
+    data_set(tmp_path, masks=("a.png", f"b.{suffix}"))
+    assert error_of(find_slides, tmp_path) == (
+        f"{tmp_path / 'masks' / 'b'}.{suffix}: {whose} format is not read: open it in QuPath and use "
+        "File > Export objects as GeoJSON")
+    (tmp_path / "masks" / "b.png").touch()
+    assert len(find_slides(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("suffix", ["czi", "mrxs", "dcm", "bmp", "jp2"])
+def test_images_in_other_formats_are_refused_with_the_export_that_works(tmp_path, suffix):
+    data_set(tmp_path, (f"a.{suffix}", "b.png"))
+    text = error_of(find_slides, tmp_path)
+    assert text.startswith(f"{tmp_path / 'images' / 'a'}.{suffix}: .{suffix} is not read: save it as")
+
+
+def test_slides_of_scanners_are_taken(tmp_path):
+    images = ("a.svs", "b.ndpi", "c.scn", "d.qptiff", "e.btf", "f.ome.tif", "g.tf8")
+    items = find_slides(data_set(tmp_path, images, [f"{Path(name).stem}.png" for name in images]))
+    assert [item.image.name for item in items] == list(images)
+
+
 @pytest.mark.parametrize("part", ["images", "masks"])
 def test_two_files_of_one_name_are_refused(tmp_path, part):
     data_set(tmp_path, **{part: ("a.png", "a.tif", "b.png")})
@@ -149,8 +172,8 @@ def test_images_of_one_patient_are_of_one_group(tmp_path):
 
 
 @pytest.mark.parametrize("patients", [
-    None, "image_file,patient_number\n", "image_file,patient_number\na.tiff,\nb.tiff\nz.tiff,1\n",
-    "patient_number,image_file\n7\n"], ids=["no file", "no lines", "no numbers", "no images"])
+    None, "image_file,patient_number\n", "image_file,patient_number\na.tiff,\nb.tiff\nz.tiff,1\n"],
+    ids=["no file", "no lines", "no numbers"])
 def test_images_without_a_patient_stand_alone(tmp_path, patients):
     assert [item.group for item in find_slides(hubmap(tmp_path, patients=patients))] == ["a", "b"]
 
@@ -238,19 +261,68 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path):
 
 
 def test_a_table_written_by_csv_comes_back(tmp_path):
-    groups = {"a": "p1", 'b "x"': "p,2", "c": "p1", "d": "two\nlines", "e": ""}
+    groups = {"a": "p1", 'b "x"': "p,2", "c": "p1", "d": "two lines", "e": ""}
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("id", "group"), *groups.items()])
     assert read_table(tmp_path / "a.csv", "id", "group") == groups
 
 
 def test_columns_may_stand_in_any_order_among_others(tmp_path):
-    (tmp_path / "a.csv").write_text("x,value,y,key\n1,v,2,k\n3,w,4,l,5\n")
+    (tmp_path / "a.csv").write_text("x,value,y,key\n1,v,2,k\n3,w,4,l,,\n")
     assert read_table(tmp_path / "a.csv", "key", "value") == {"k": "v", "l": "w"}
 
 
+@pytest.mark.parametrize("heading", ["ID,Group", " id , group ", "Id,\u00a0GROUP\u200b", "\n\nid,group"])
+def test_headings_may_have_any_case_and_spaces(tmp_path, heading):
+    (tmp_path / "a.csv").write_text(f"{heading}\na,p1\n", encoding="utf-8")
+    assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1"}
+
+
+@pytest.mark.parametrize("cell", ["p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", '"p1"',
+                                  ' "p1"', '" p1 "', "p1\t"], ids=ascii)
+def test_spaces_and_quotes_around_a_value_mean_nothing(tmp_path, cell):
+    (tmp_path / "a.csv").write_text(f"id,group\n\na , p1\n , \n b,{cell}\n", encoding="utf-8")
+    assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1", "b": "p1"}
+
+
+def test_accents_are_one_letter_or_two(tmp_path):
+    (tmp_path / "a.csv").write_text("id,group\na,J\u00fcrgen\nb,Ju\u0308rgen\n", encoding="utf-8")
+    assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "J\u00fcrgen", "b": "J\u00fcrgen"}
+
+
+@pytest.mark.parametrize("rows, words", [
+    ("a,p1,p2", "line 2 has more cells than there are headings: put quotes around what holds a comma"),
+    ('a,"p1\nb,p2', "line 3: unexpected end of data: mend its quotes"),
+    ('a,"p1"x', "line 2: ',' expected after '\"': mend its quotes"),
+    (" ,p1", "line 2 has no id: add it, or take out the line")])
+def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words):
+    (tmp_path / "a.csv").write_text(f"id,group\n{rows}\n")
+    assert error_of(read_table, tmp_path / "a.csv", "id", "group") == f"{tmp_path / 'a.csv'}: {words}"
+
+
+@pytest.mark.parametrize("other", ["P1", "p 1", "\uff501", "p\u00a01"], ids=ascii)
+def test_groups_that_differ_by_what_nobody_sees_are_refused(tmp_path, other):
+    data_set(tmp_path, groups=f"id,group\na,p1\nb,{other}\n".encode())
+    text = error_of(find_slides, tmp_path)
+    assert text.startswith(f"{tmp_path / 'groups.csv'}: has the groups ")
+    assert "'p1'" in text and text.endswith("write them alike if they are one, else give one "
+                                            "another name")
+
+
+@pytest.mark.parametrize("dash", "\u2010\u2011\u2012\u2013\u2014", ids=ascii)
+def test_kinds_of_dashes_are_one_dash(tmp_path, dash):
+    data_set(tmp_path, groups=f"id,group\na,p-1\nb,p{dash}1\n".encode())
+    assert "write them alike" in error_of(find_slides, tmp_path)
+
+
+def test_patients_that_differ_by_what_nobody_sees_are_refused(tmp_path):
+    hubmap(tmp_path, patients="image_file,patient_number\na.tiff,A1\nb.tiff , a1\n")
+    assert error_of(find_slides, tmp_path).startswith(
+        f"{tmp_path / PATIENTS}: has the patients 'A1' and 'a1'")
+
+
 @pytest.mark.parametrize("content", [
-    b"", b"id;group\na;p1\n", b"name,patient\na,p1\n", b"id\na\n", b"ID,group\na,p1\n",
+    b"", b"id;group\na;p1\n", b"name,patient\na,p1\n", b"id\na\n", b"id,group,Group\na,p1,p2\n",
     b"a,p1\nb,p2\n"])
 def test_a_table_without_the_columns_is_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
@@ -271,165 +343,64 @@ def test_a_key_with_two_values_is_refused(tmp_path):
         f"{tmp_path / 'a.csv'}: has two lines for b: keep one")
 
 
-# Masks
-
-
-MASK = (noise(45, 60, seed=2) > 127).astype(np.uint8)
-WINDOWS = [(0, 0, 45, 60), (0, 0, 1, 1), (44, 59, 1, 1), (7, 0, 11, 60), (0, 13, 45, 9),
-           (15, 15, 17, 18), (31, 47, 14, 13)]
-
-
-def file_mask(path, pixels, **options):
-    if path.suffix == ".png":
-        Image.fromarray(pixels).save(path)
-    elif pixels.dtype == bool:
-        Image.fromarray(pixels).save(path)  # tifffile would turn black and white round
-    else:
-        grey = pixels.ndim == 2 or pixels.shape[2] == 2
-        tifffile.imwrite(path, pixels, photometric="minisblack" if grey else "rgb", **options)
-    return Item("a", path.with_name("image.png"), path, "a")
-
-
-def run_mask(folder, code):
-    return Item("a1", folder / "train/a1.tiff", folder / "train.csv", "a1", code)
-
-
-def equals(mask, wanted=MASK):
-    for y, x, h, w in WINDOWS:
-        window = mask.read(y, x, h, w)
-        assert window.dtype == np.uint8
-        np.testing.assert_array_equal(window, wanted[y : y + h, x : x + w])
-
-
-@pytest.mark.parametrize("pixels", [
-    MASK, MASK * 255, MASK > 0, np.stack([MASK * 255] * 3, 2),
-    np.dstack([MASK * 255, np.full_like(MASK, 77)]),
-    np.dstack([MASK] * 3 + [np.full_like(MASK, 77)]),
-], ids=["0 and 1", "0 and 255", "one bit", "RGB", "grey and alpha", "RGBA"])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_windows_of_a_mask_are_windows_of_the_whole(tmp_path, pixels, suffix):
-    equals(Mask(file_mask(tmp_path / f"a.{suffix}", pixels), *MASK.shape))
-
-
-@pytest.mark.parametrize("value", [1, 255])
-@pytest.mark.parametrize("options", [
-    {"rowsperstrip": 7, "compression": "zlib"}, {"tile": (16, 32)},
-    {"tile": (16, 16), "compression": "zlib", "bigtiff": True}], ids=str)
-def test_masks_in_strips_and_tiles_are_read(tmp_path, value, options):
-    equals(Mask(file_mask(tmp_path / "a.tiff", MASK * np.uint8(value), **options), *MASK.shape))
-
-
-def test_masks_of_sixteen_bits_are_read(tmp_path):
-    equals(Mask(file_mask(tmp_path / "a.tif", MASK.astype(np.uint16) * 255), *MASK.shape))
-
-
-@pytest.mark.parametrize("ones", [MASK, np.zeros_like(MASK), np.ones_like(MASK)])
-def test_run_length_code_gives_the_same_windows_as_a_file(tmp_path, ones):
-    equals(Mask(run_mask(tmp_path, rle_encode(ones)), *ones.shape), ones)
-    equals(Mask(file_mask(tmp_path / "a.png", ones * 255), *ones.shape), ones)
-
-
-def test_a_mask_with_a_black_and_white_palette_is_read(tmp_path):
-    picture = Image.fromarray(MASK, "P")
-    picture.putpalette([0, 0, 0, 255, 255, 255])
-    picture.save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == "P"
-    equals(Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape))
-
-
-def test_items_can_be_sent_to_other_processes(tmp_path):
-    item = run_mask(tmp_path, "1 2")
-    assert pickle.loads(pickle.dumps(item)) == item
-
-
-@pytest.mark.parametrize("size", [(46, 60), (45, 59), (60, 45), (1, 1)])
-def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, size):
-    item = file_mask(tmp_path / "a.png", MASK)
-    assert error_of(Mask, item, *size) == (
-        f"{item.mask}: is 45 x 60 pixels, its image {size[0]} x {size[1]}: make them equal")
-
-
-@pytest.mark.parametrize("values, shown", [
-    ((0, 2), "values 0, 2:"), ((0, 1, 255), "values 0, 1, 255:"), ((1, 255), "values 1, 255:"),
-    ((0, 128, 255), "values 0, 128, 255:"), (range(6), "values 0, 1, 2, 3, 4, 5:"),
-    (range(7), "values 0, 1, 2, 3, 4, 5, ...:"),
-])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, shown, suffix):
-    pixels = np.array([[*values]] * 2, np.uint8)
-    item = file_mask(tmp_path / f"a.{suffix}", pixels)
-    text = error_of(Mask(item, *pixels.shape).read, 0, 0, *pixels.shape)
-    assert text.startswith(f"{item.mask}: holds the {shown}")
-    assert text.endswith(": a mask holds 0 and 1, or 0 and 255")
-
-
-@pytest.mark.parametrize("pixels", [
-    np.array([[0, 0.5, 1]], np.float32), np.array([[0, 0.5, 255]], np.float32),
-    np.array([[0, np.nan, 1]], np.float32), np.array([[0, -1, 1]], np.int16),
-    np.array([[0, -1, 0]], np.int16)], ids=str)
-def test_halves_and_negative_numbers_are_no_mask(tmp_path, pixels):
-    item = file_mask(tmp_path / "a.tif", pixels)
-    text = error_of(Mask(item, 1, 3).read, 0, 0, 1, 3)
-    assert text.startswith(f"{item.mask}: ") and text.endswith("0 and 1, or 0 and 255")
-
-
-@pytest.mark.parametrize("value", [0, 1, 255])
-def test_a_mask_of_one_value_is_read(tmp_path, value):
-    mask = Mask(file_mask(tmp_path / "a.png", np.full((3, 4), value, np.uint8)), 3, 4)
-    assert mask.read(0, 0, 3, 4).tolist() == [[min(value, 1)] * 4] * 3
-
-
-@pytest.mark.parametrize("first, second", [(1, 255), (255, 1)])
-def test_ones_in_one_window_and_255_in_another_are_refused(tmp_path, first, second):
-    pixels = np.zeros((30, 8), np.uint8)
-    pixels[2, 3], pixels[25, 4] = first, second
-    mask = Mask(file_mask(tmp_path / "a.png", pixels), 30, 8)
-    assert mask.read(0, 0, 10, 8).sum() == 1
-    assert not mask.read(10, 0, 10, 8).any()
-    assert error_of(mask.read, 20, 0, 10, 8) == (
-        f"{tmp_path / 'a.png'}: holds the values 0, 1, 255: a mask holds 0 and 1, or 0 and 255")
-
-
-def test_a_mask_in_colour_is_refused(tmp_path):
-    pixels = np.stack([MASK * 255] * 3, 2)
-    pixels[2, 3, 1] ^= 255
-    mask = Mask(file_mask(tmp_path / "a.png", pixels), *MASK.shape)
-    assert error_of(mask.read, 0, 0, *MASK.shape) == (
-        f"{tmp_path / 'a.png'}: is a mask in colour: expected one value a pixel")
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_a_mask_that_is_missing_or_no_image_is_refused(tmp_path, name):
-    item = Item("a", tmp_path / "b.png", tmp_path / name, "a")
-    assert error_of(Mask, item, 5, 7) == f"{tmp_path / name}: no such file"
-    item.mask.write_bytes(b"")
-    assert error_of(Mask, item, 5, 7).startswith(
-        f"{tmp_path / name}: cannot be read, replace it or take it out: ")
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("code, words", [
-    ("1 b", "else than whole numbers: '1 b'"),
-    ("1.0 2", "else than whole numbers: '1.0 2'"),
-    ("nan", "else than whole numbers"),
-    ("1 2 3", "has 3 numbers: they come in pairs"),
-    ("0 1", "run 0 1 leaves the image of 5 x 7 pixels"),
-    ("1 2 35 2", "run 35 2 leaves the image of 5 x 7 pixels"),
-    ("36 1", "run 36 1 leaves the image of 5 x 7 pixels"),
-    ("1 0", "run 1 0 leaves the image of 5 x 7 pixels"),
-    ("1 9223372036854775807", "run 1 9223372036854775807 leaves the image of 5 x 7 pixels"),
-    ("35 9223372036854775807", "run 35 9223372036854775807 leaves the image"),
-    ("9223372036854775807 9223372036854775807", "leaves the image of 5 x 7 pixels"),
-    ("-9223372036854775808 1", "run -9223372036854775808 1 leaves the image of 5 x 7 pixels"),
-    ("1 9223372036854775808", "else than whole numbers"),
-    ("1 " + "9" * 40, "else than whole numbers"),
-])
-def test_bad_run_length_code_is_refused_with_the_table_and_the_image(tmp_path, code, words):
-    text = error_of(Mask, run_mask(tmp_path, code), 5, 7)
-    assert text.startswith(f"{tmp_path / 'train.csv'}: a1: ") and words in text
-
-
 def test_paths_of_items_are_paths(tmp_path):
     for item in [*find_slides(data_set(tmp_path / "1")), *find_slides(hubmap(tmp_path / "2"))]:
         assert isinstance(item.image, Path) and isinstance(item.mask, Path)
         assert item.image.exists() and item.mask.exists()
+
+
+# Polygons
+
+
+def feature(name="glomerulus"):
+    ring = [[1, 1], [5, 1], [5, 5], [1, 5], [1, 1]]
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"classification": {"name": name}}}
+
+
+def test_polygons_may_be_the_mask_of_an_image(tmp_path):
+    data_set(tmp_path, masks=("a.geojson", "b.png"))
+    (tmp_path / "masks/a.geojson").write_text(json.dumps([feature(), feature("cortex"), feature()]))
+    items = find_slides(tmp_path, labels=["glomerulus"], ignore=["cortex", "255"], white=4095)
+    assert items[0] == Item("a", tmp_path / "images/a.png", tmp_path / "masks/a.geojson", "a",
+                            labels=("glomerulus",), ignore=("cortex", "255"), white=4095)
+    assert count_classes(items) == {"glomerulus": 2, "cortex": 1}
+
+
+def test_polygons_lie_beside_the_competitions_slides(tmp_path):
+    hubmap(tmp_path)
+    (tmp_path / "train/a.json").write_text(json.dumps([feature()]))
+    (tmp_path / "train/a-anatomical-structure.json").write_text(json.dumps([feature("cortex")]))
+    a, b = find_slides(tmp_path)
+    assert (a.runs, a.polygons, b.polygons) == ("1 1", tmp_path / "train/a.json", None)
+    a, b = find_slides(tmp_path, labels=["glomerulus"])  # run-length code has no classes
+    assert (a.runs, a.mask, a.polygons) == (None, tmp_path / "train/a.json", None)
+
+
+def test_the_competitions_slides_need_no_table_where_polygons_are_there(tmp_path):
+    hubmap(tmp_path, patients="image_file,patient_number\na.tiff,7\nb.tiff,7\n")
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train/a.json").write_text(json.dumps([feature()]))
+    assert "b.json, or" in error_of(find_slides, tmp_path)
+    (tmp_path / "train/b.json").write_text(json.dumps([feature()]))
+    assert [(item.mask.name, item.group) for item in find_slides(tmp_path)] == [
+        ("a.json", "7"), ("b.json", "7")]
+
+
+@pytest.mark.parametrize("options", [{"labels": ["Tumour"]}, {"ignore": ["Tumour"]}])
+def test_a_class_that_no_polygon_has_is_refused_with_those_that_are_there(tmp_path, options):
+    data_set(tmp_path, masks=("a.geojson", "b.png"))
+    (tmp_path / "masks/a.geojson").write_text(json.dumps([feature(), feature("cortex")]))
+    call = lambda: find_slides(tmp_path, **options)
+    assert error_of(call) == (
+        f"{tmp_path}: no polygon has the class Tumour: there are cortex, glomerulus")
+    (tmp_path / "masks/a.geojson").rename(tmp_path / "masks/a.png")
+    assert "holds no polygons" in error_of(call)
+
+
+def test_classes_that_differ_by_case_only_are_refused_where_one_is_named(tmp_path):
+    data_set(tmp_path, masks=("a.geojson", "b.png"))
+    (tmp_path / "masks/a.geojson").write_text(json.dumps([feature(), feature("Glomerulus")]))
+    assert len(find_slides(tmp_path)) == 2
+    assert "'Glomerulus' and 'glomerulus'" in error_of(
+        lambda: find_slides(tmp_path, labels=["glomerulus"]))

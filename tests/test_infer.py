@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import infer
 from minseg import UNet, predict_image, rle_decode, rle_encode
+from minseg.data.polygons import Polygons, read_polygons
 from minseg.data.slides import shrink
 from minseg.data.synthetic import synthetic_slide
 from minseg.run.checkpoint import save_model
@@ -527,3 +528,90 @@ def test_previews_of_large_slides_are_reduced(model, slides, tmp_path, monkeypat
     painted = (preview == (230, 159, 0)).all(2)
     assert preview.shape == small.shape == (38, 32, 3) and painted.any()
     assert found[painted].all() and (preview[~painted] == small[~painted]).all()
+
+
+# Polygons
+
+
+def drawn(path, mask):
+    """The features of a file, and the mask that they draw."""
+    content = json.loads(path.read_text())
+    assert content["type"] == "FeatureCollection"
+    return content["features"], Polygons(read_polygons(path), *mask.shape).window(0, 0, *mask.shape)
+
+
+def test_polygons_drawn_again_are_the_mask(model, slides, tmp_path):
+    infer.main([slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--geojson",
+                "--probabilities"])
+    mask = tifffile.imread(tmp_path / "o" / "kidney0.tiff")
+    features, again = drawn(tmp_path / "o" / "kidney0.geojson", mask)
+    np.testing.assert_array_equal(again * 255, mask)
+    measured = [each["properties"]["measurements"] for each in features]
+    assert sum(each["Area px^2"] for each in measured) == np.count_nonzero(mask)
+    probability = tifffile.imread(tmp_path / "o" / "kidney0.probabilities.tiff")[mask > 0] / 255
+    mean = sum(each["Area px^2"] * each["Mean probability"] for each in measured)
+    assert mean / np.count_nonzero(mask) == pytest.approx(probability.mean(), abs=0.003)
+    assert {each["properties"]["classification"]["name"] for each in features} == {"object"}
+
+
+def test_specks_are_left_out_of_the_polygons_and_areas_are_in_micrometres(tmp_path):
+    torch.manual_seed(0)
+    net = UNet(**NETWORK)
+    with torch.no_grad():
+        net.head.bias -= net.eval()(torch.rand(1, 3, 64, 64)).median()
+    save_model(tmp_path / "m.pt", NETWORK, net.state_dict(), scale=1, tile=64, threshold=0.5,
+               label="glomerulus")
+    tifffile.imwrite(tmp_path / "a.tif", synthetic_slide(0, 301, 255)[0], photometric="rgb",
+                     resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    found = []
+    for area in (0, 200):
+        out = tmp_path / str(area)
+        infer.main([str(tmp_path / "a.tif"), "--model", str(tmp_path / "m.pt"), "--out", str(out),
+                    "--geojson", "--min-area", str(area)])
+        found.append(drawn(out / "a.geojson", tifffile.imread(out / "a.tiff"))[0])
+    everything, large = found
+    areas = [each["properties"]["measurements"]["Area µm^2"] * 4 for each in everything]
+    assert 0 < len(large) == sum(area >= 200 for area in areas) < len(everything)
+    assert large[0]["properties"]["classification"]["name"] == "glomerulus"
+
+
+def test_polygons_know_their_own_and_are_not_overwritten(model, slides, tmp_path, capsys):
+    command = [slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--geojson"]
+    infer.main(command)
+    before = (tmp_path / "o" / "kidney0.geojson").read_bytes()
+    infer.main(command)
+    assert "there already" in capsys.readouterr().out
+    assert (tmp_path / "o" / "kidney0.geojson").read_bytes() == before
+    with pytest.raises(SystemExit):
+        infer.main([*command, "--threshold", "0.4"])
+    assert "exists already, made in another way" in capsys.readouterr().err
+
+
+def test_a_smallest_area_needs_polygons(model, slides, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        infer.main([slides[0], "--model", str(model), "--out", str(tmp_path), "--min-area", "9"])
+    assert capsys.readouterr().err.endswith(
+        ": --min-area 9: needs pixels from 0 up, and --geojson\n")
+
+
+# What a file does not say
+
+
+def test_white_comes_from_the_model_or_the_command_line(tmp_path, capsys):
+    torch.manual_seed(0)
+    state, maps = UNet(**NETWORK).state_dict(), []
+    save_model(tmp_path / "old.pt", NETWORK, state, scale=1, tile=64, threshold=0.5)
+    save_model(tmp_path / "new.pt", NETWORK, state, scale=1, tile=64, threshold=0.5, white=4095)
+    image = synthetic_slide(0, 128, 128)[0]
+    Image.fromarray(image).save(tmp_path / "plain.png")
+    tifffile.imwrite(tmp_path / "deep.tif", (image * (4095 / 255)).round().astype(np.uint16),
+                     photometric="rgb")
+    for name, model, *options in (("plain.png", "old"), ("deep.tif", "new"), ("deep.tif", "old"),
+                                  ("deep.tif", "old", "--white", "4095")):
+        out = tmp_path / f"{len(maps)}"
+        infer.main([str(tmp_path / name), "--model", str(tmp_path / f"{model}.pt"), "--out",
+                    str(out), "--probabilities", *options])
+        maps.append(tifffile.imread(next(out.glob("*.probabilities.tiff"))))
+        assert ("look dark" in capsys.readouterr().err) == (len(maps) == 3)
+    assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[3])
+    assert not np.array_equal(maps[0], maps[2])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minseg.data.datasets import Item, Mask
+from minseg.data.datasets import Item
+from minseg.data.masks import Mask
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import write_slides
 from minseg.lab import labels

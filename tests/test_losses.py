@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minseg import dice_loss, lovasz_hinge, make_loss
+from minseg import deep_supervision_loss, dice_loss, lovasz_hinge, make_loss
 from minseg.losses import bce_loss, first_stage
 
 
@@ -60,6 +60,61 @@ def test_sums_compute_in_float32_under_autocast(pair, dtype):
     wide = make_loss("bce+dice+lovasz")(logits.double(), target.double())
     assert wide.dtype == torch.float64
     assert value.item() == pytest.approx(wide.item(), rel=1e-5)
+
+
+# Pixels that nobody labelled: 255
+
+
+def half_void(pair):
+    """Logits and targets whose lower half is void, and the same without it."""
+    logits, target = (part.clone() for part in pair)
+    target[:, :, 3:] = 255
+    return (logits, target), (logits[:, :, :3], target[:, :, :3])
+
+
+@pytest.mark.parametrize("spec", ["dice", "lovasz", "dice+lovasz"])
+def test_void_pixels_are_not_there(pair, spec):
+    whole, rest = half_void(pair)
+    torch.testing.assert_close(make_loss(spec)(*whole), make_loss(spec)(*rest))
+
+
+def test_of_void_pixels_bce_counts_the_number_and_nothing_else(pair):
+    whole, rest = half_void(pair)
+    torch.testing.assert_close(2 * make_loss("bce")(*whole), make_loss("bce")(*rest))
+
+
+@pytest.mark.parametrize("spec", ["bce", "dice", "lovasz", "bce+dice+lovasz"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_void_pixels_have_no_gradient_whatever_the_network_says_there(pair, spec, dtype):
+    (logits, target), _ = half_void(pair)
+    logits, grads = logits.to(dtype), []
+    for there in (0, 3e4, -3e4):
+        logits[:, :, 3:] = there
+        leaf = logits.clone().requires_grad_()
+        make_loss(spec)(leaf, target).backward()
+        grads.append(leaf.grad)
+    assert not grads[0][:, :, 3:].any() and grads[0][:, :, :3].any()
+    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+
+
+@pytest.mark.parametrize("spec", ["bce", "dice", "lovasz"])
+def test_an_image_that_is_void_costs_exactly_nothing(pair, spec):
+    logits = pair[0].requires_grad_()
+    value = make_loss(spec)(logits, torch.full_like(logits, 255))
+    value.backward()
+    assert value.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.parametrize("spec", ["bce", "dice", "lovasz"])
+def test_void_pixels_are_left_out_at_every_size_of_deep_supervision(pair, spec):
+    torch.manual_seed(1)
+    logits = [torch.randn(2, 1, size, size) for size in (8, 4, 2)]
+    target = (torch.rand(2, 1, 8, 8) < 0.3).float()
+    target[:, :, 4:] = 255
+    value = deep_supervision_loss(make_loss(spec), logits, target)
+    rest = deep_supervision_loss(make_loss(spec), [part[:, :, : len(part[0, 0]) // 2]
+                                                   for part in logits], target[:, :, :4])
+    torch.testing.assert_close(value * (2 if spec == "bce" else 1), rest)
 
 
 @pytest.mark.parametrize("spec", ["", "focal", "bce+", "bce*dice", "0*bce", "-1*bce", "nan*bce",

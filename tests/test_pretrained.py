@@ -1,3 +1,4 @@
+import argparse
 import hashlib
 import pickle
 import sys
@@ -7,7 +8,7 @@ import torch
 
 from minseg import EfficientNet, UNet, load_weights
 from minseg.efficientnet import SCALES
-from minseg.pretrained import FAMILIES, adapt_stem, names, tell_size
+from minseg.pretrained import FAMILIES, adapt_stem, names, tell_size, without_prefixes
 from minseg.run.checkpoint import save_model
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -206,6 +207,14 @@ def test_tensors_without_finite_numbers_are_refused_before_any_is_loaded(spoil):
         assert f"{key} holds no finite numbers" in refusal(EfficientNet(num_classes=0), state)
 
 
+def test_weights_rounded_to_integers_are_refused():
+    state = checkpoint(random_encoder(), "torchvision")
+    state["features.8.1.bias"] = state["features.8.1.bias"].to(torch.int8)
+    assert refusal(EfficientNet(), state) == (
+        "state dict: does not fit efficientnet-b0: features.8.1.bias is torch.int8, not "
+        "torch.float32")
+
+
 def test_half_precision_stems_are_adapted_in_full():
     state = checkpoint(random_encoder(num_classes=0), "torchvision")
     encoder = EfficientNet(in_channels=1, num_classes=0)
@@ -287,6 +296,158 @@ def test_segmentation_checkpoints_in_place_of_an_encoders_are_told(tmp_path):
         f"{path}: is a minseg checkpoint, a segmentation network: {expected}")
     assert "state dict: is a segmentation network (it holds encoder.stem.0.weight)" in refusal(
         encoder, state)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """An encoder whose every tensor is random."""
+    return random_encoder(num_classes=0)
+
+
+@pytest.fixture(scope="module")
+def state(plain):
+    """What torchvision would publish of it."""
+    return checkpoint(plain, "torchvision")
+
+
+def training():
+    """What training keeps beside the network: an optimiser's moments have the weights' shapes."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.rand(1, 3, 9, 9)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    moments = optimizer.state_dict()
+    by_name = {"state": {"0.weight": moments["state"][0]}, "param_groups": []}  # as FSDP does
+    return {"epoch": 3, "arch": "efficientnet_b0", "best": torch.tensor(0.9), "ema": {},
+            "optimizer": moments, "optimizers": [moments], "by_name": by_name,
+            "lr_scheduler": scheduler.state_dict(), "scaler": {"scale": 65536.0, "growth": 0},
+            "scores": {"val.dice": torch.tensor(0.9)}, "rng": {"cpu": torch.get_rng_state()},
+            "criterion": {"weight": torch.ones(2)}, "none": None}
+
+
+@pytest.fixture
+def arrives(plain, tmp_path):
+    """Asserts that a checkpoint, as it is and from a file, makes an encoder what `plain` is."""
+
+    def check(source):
+        encoder, wanted = EfficientNet(num_classes=0), plain.state_dict()
+        torch.save(source, tmp_path / "checkpoint.pth")
+        for given in (source, tmp_path / "checkpoint.pth"):
+            for value in encoder.state_dict().values():
+                value.zero_()
+            encoder.padding = encoder.bn_eps = None
+            assert load_weights(encoder, given) == IMAGENET
+            assert (encoder.padding, encoder.bn_eps) == ("symmetric", 1e-5)
+            for key, value in encoder.state_dict().items():
+                assert torch.equal(value, wanted[key]), key
+
+    return check
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.",
+                                    "_orig_mod.module.", "module.module._orig_mod.module."])
+def test_prefixes_that_all_names_share_are_taken_off(prefix, state, arrives):
+    wrapped = {prefix + key: value for key, value in state.items()}
+    arrives(wrapped)
+    averaged = {"n_averaged": torch.tensor(5), **{f"module.{key}": wrapped[key] for key in wrapped}}
+    arrives(averaged)
+    assert all(key.startswith(prefix) for key in wrapped)  # what was given stays as it was
+
+
+def test_the_prefixes_are_those_of_torchs_wrappers():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    for wrapped in (torch.nn.DataParallel(net), torch.compile(net),
+                    torch.compile(torch.nn.DataParallel(torch.compile(net))),
+                    torch.optim.swa_utils.AveragedModel(torch.compile(net))):
+        assert wrapped.state_dict().keys() != net.state_dict().keys()
+        found = without_prefixes(wrapped.state_dict())
+        assert list(found) == ["0.weight", "0.bias"]
+        assert torch.equal(found["0.weight"], net[0].weight)
+    assert list(without_prefixes(net.state_dict())) == ["0.weight", "0.bias"]
+    assert without_prefixes({}) == {}
+
+
+def test_a_prefix_that_some_names_lack_stays_and_is_refused(state, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({("module." if "features.0" in key else "") + key: value
+                for key, value in state.items()}, path)
+    text = refusal(EfficientNet(num_classes=0), path)
+    assert f"{path}: is another kind of network (it holds module.features.0.0.weight)" in text
+    torch.save({**state, "module.features.0.0.weight": state["features.0.0.weight"]}, path)
+    assert refusal(EfficientNet(num_classes=0), path) == (
+        f"{path}: does not fit efficientnet-b0: module.features.0.0.weight is left over")
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model", "model_state_dict", "net", "model_ema"])
+def test_the_one_state_dict_among_other_things_is_opened(name, state, arrives):
+    arrives({**training(), name: state})
+
+
+def test_a_state_dict_that_lies_deeper_is_opened_and_its_prefix_taken_off(state, arrives):
+    wrapped = {"module." + key: value for key, value in state.items()}
+    arrives({**training(), "last": {**training(), "model": wrapped}})
+    arrives({"a": {"b": {"c": {"d": {"e": wrapped}}}}})
+    again = {"model": wrapped, "best": wrapped}  # twice the same
+    again["self"] = again
+    arrives(again)
+
+
+@pytest.mark.parametrize("one, other", [
+    ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("net", "teacher")])
+def test_of_two_state_dicts_neither_is_taken(one, other, state, arrives, tmp_path):
+    path, encoder = tmp_path / "weights.pth", EfficientNet(num_classes=0)
+    averaged = {"n_averaged": torch.tensor(3),
+                **{f"module.{key}": value.clone() for key, value in state.items()}}
+    torch.save({**training(), one: state, other: averaged}, path)
+    assert refusal(encoder, path) == (
+        f"{path}: holds 2 state dicts, checkpoint['{one}'] and checkpoint['{other}']: save the one "
+        f"that is meant, for example torch.save(checkpoint['{one}'], FILE)")
+    arrives(torch.load(path, weights_only=True)[other])  # the remedy
+
+
+def test_of_many_state_dicts_three_are_named_in_one_line(state):
+    many = {"deep": {f"net\n{k}": dict(state) for k in range(5)}}
+    assert refusal(EfficientNet(num_classes=0), many) == (
+        "state dict: holds 5 state dicts, checkpoint['deep']['net\\n0'] and checkpoint['deep']"
+        "['net\\n1'] and checkpoint['deep']['net\\n2'] ...: save the one that is meant, for "
+        "example torch.save(checkpoint['deep']['net\\n0'], FILE)")
+
+
+def test_a_checkpoint_without_a_network_or_with_more_among_its_tensors_is_refused(state, tmp_path):
+    path, encoder = tmp_path / "weights.pth", EfficientNet(num_classes=0)
+    for source, holds in [
+            (training(), "epoch, arch, ema, optim"), (training()["optimizer"], "state, param_gro"),
+            ({"epoch": 3, "model": {}}, "epoch, model"), ({}, "nothing"),
+            ({**state, "epoch": 3}, "epoch"), ({**state, "ema": state}, "ema"),
+            ({"model": {**state, "epoch": 3}}, "epoch")]:
+        torch.save(source, path)
+        text = refusal(encoder, path)
+        assert text.startswith(f"{path}: is no state dict (it holds {holds}"), text
+
+
+def test_torchvisions_own_training_checkpoints_are_read_unless_they_hold_objects(
+        state, arrives, tmp_path):
+    path, kept = tmp_path / "model_9.pth", {**training(), "model": state}
+    kept = {name: kept[name] for name in ("model", "optimizer", "lr_scheduler", "epoch")}
+    arrives({**kept, "args": {"lr": 0.1}})
+    torch.save({**kept, "args": argparse.Namespace(lr=0.1)}, path)
+    assert refusal(EfficientNet(num_classes=0), path) == (
+        f"{path}: holds more than tensors, which may be code, and was not opened: expected the "
+        ".pth or .safetensors file of an EfficientNet")
+
+
+def test_a_segmentation_network_inside_a_checkpoint_is_told(tmp_path):
+    encoder, path = EfficientNet("efficientnet-lite0", num_classes=0), tmp_path / "last.pth"
+    net = UNet("efficientnet-lite0").state_dict()
+    save_model(path, {"encoder": "efficientnet-lite0"}, net, scale=1, tile=64, threshold=0.5)
+    torch.save({"epoch": 3, "best": torch.load(path, weights_only=True)}, path)
+    expected = "expected the weights of an EfficientNet that classifies images"
+    assert refusal(encoder, path) == (
+        f"{path}: is a minseg checkpoint, a segmentation network: {expected}")
+    torch.save({**training(), "state_dict": {f"module.{key}": net[key] for key in net}}, path)
+    assert refusal(encoder, path) == (
+        f"{path}: is a segmentation network (it holds encoder.stem.0.weight): {expected}")
 
 
 def test_families_that_do_not_exist_or_do_not_fit_are_refused():

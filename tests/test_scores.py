@@ -10,7 +10,7 @@ from minseg import rle_encode
 from minseg.crossval import count_levels
 from minseg.data.datasets import Item
 from minseg.run import scores
-from minseg.run.scores import save_fold, save_log, score, summarize
+from minseg.run.scores import count_saved, save_fold, save_log, score, summarize
 
 
 def masks():
@@ -68,7 +68,7 @@ def test_where_nothing_is_positive_no_threshold_is_learned(items):
 def test_the_preview_shows_the_worst_and_the_best_with_prediction_and_label(
         items, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures: shown.extend(pictures))
+    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures, **_: shown.extend(pictures))
     save_fold(tmp_path / "f", items, predicted(tmp_path / "f", items, [100, 200, 0]))
     assert [caption for _, caption in shown] == [
         "id0: Dice 0.000", "id1: Dice 1.000", "id2: Dice 1.000"]
@@ -94,7 +94,7 @@ def test_of_many_images_the_four_worst_and_the_four_best_are_shown(tmp_path, mon
         tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found)
         counts.append(count_levels(torch.from_numpy(found), torch.from_numpy(target)))
     shown = []
-    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures: shown.extend(pictures))
+    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures, **_: shown.extend(pictures))
     save_fold(tmp_path, items, counts)
     assert [caption.split(":")[0] for _, caption in shown] == [
         f"id{i}" for i in (0, 1, 2, 3, 7, 8, 9, 10)]
@@ -110,7 +110,7 @@ def test_previews_of_large_images_are_reduced(tmp_path, monkeypatch):
     (tmp_path / "probabilities").mkdir()
     tifffile.imwrite(tmp_path / "probabilities" / "a.tiff", mask * np.uint8(255))
     shown = []
-    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures: shown.extend(pictures))
+    monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures, **_: shown.extend(pictures))
     save_fold(tmp_path, [item], [count_levels(*[torch.from_numpy(mask)] * 2)])
     assert shown[0][0].size == (16, 10)  # 61 x 37, 4 times smaller
 
@@ -144,7 +144,33 @@ def test_a_summary_counts_every_row_of_a_high_image(tmp_path):
         tifffile.imwrite(tmp_path / f"fold{fold}" / "probabilities" / f"id{fold}.tiff", levels)
         counts.append(count_levels(torch.from_numpy(levels), torch.from_numpy(mask)))
     summarize(tmp_path, items, [0, 1])
-    assert json.loads((tmp_path / "summary.json").read_text()) == score(counts, items, [0, 1])
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found.pop("objects")["missed"] > 5000
+    assert found == score(counts, items, [0, 1])
+
+
+def test_objects_are_counted_and_void_counts_nowhere(tmp_path, capsys):
+    label = np.zeros((300, 60), np.uint8)
+    label[10:30, 10:30] = label[240:290, 10:50] = label[100:120, 5:25] = 1
+    levels = np.where(label == 1, 200, 0).astype(np.uint8)
+    levels[100:120] = 0  # missed
+    levels[150:160, 10:20] = 200  # invented
+    label[200:230], levels[200:225, :] = 255, 200  # nobody knows
+    levels[210, 0] = 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 60, 3), np.uint8)).save(
+        tmp_path / "a.png")
+    Image.fromarray(label).save(tmp_path / "mask.png")
+    item = Item("a", tmp_path / "a.png", tmp_path / "mask.png", "a")
+    (tmp_path / "probabilities").mkdir()
+    tifffile.imwrite(tmp_path / "probabilities" / "a.tiff", levels)
+    count = count_saved(tmp_path, item)
+    assert count.sum(1).tolist() == [270 * 60, 400 + 2000 + 400]
+    save_fold(tmp_path, [item], [count])
+    found = json.loads((tmp_path / "score.json").read_text())
+    counts = {"found": 2, "missed": 1, "invented": 1}
+    assert found["objects"] == {**counts, "f1": 2 / 3, "images": {"a": counts}}
+    assert found["images"]["a"] == 2 * 2400 / (2400 + 100 + 2800)
+    assert "objects: 2 found, 1 missed, 1 invented; F1 0.6667" in capsys.readouterr().out
 
 
 def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):

@@ -5,17 +5,19 @@ import pickle
 import struct
 import threading
 import uuid
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch.nn import functional as F
 
-from minseg.data import slides
-from minseg.data.slides import Mapped, Segments, open_slide, shrink
+from minseg.data import slides, tiff
+from minseg.data.slides import open_slide, shrink
+from minseg.data.tiff import Mapped, Segments
 
 HEIGHT, WIDTH = 211, 173
 
@@ -129,7 +131,7 @@ def test_windows_of_every_layout(tmp_path, case, monkeypatch):
     write(path, *case)
     image = whole(path)
     check_windows(path, image, scales=(1, 2, 4))
-    monkeypatch.setattr(slides, "HELD", 2**10)  # nothing fits: the ways of large files
+    monkeypatch.setattr(tiff, "HELD", 2**10)  # nothing fits: the ways of large files
     check_windows(path, image, scales=(1, 3))
 
 
@@ -141,7 +143,7 @@ def test_the_cases_above_hold_every_pair_of_properties():
 
 def test_deflate_with_a_predictor_needs_no_codec_where_tifffile_has_its_own(tmp_path, monkeypatch):
     """The strip that is too big to hold is inflated and summed here."""
-    monkeypatch.setattr(slides, "HELD", 2**10)
+    monkeypatch.setattr(tiff, "HELD", 2**10)
     for dtype, order in itertools.product([np.uint8, np.uint16], "<>"):
         write(tmp_path / "a.tif", "HWC", "one piece", "zlib", False, False, order, dtype)
         assert isinstance(slides.open_source(tmp_path / "a.tif").pixels, Mapped)
@@ -220,7 +222,7 @@ def test_grey_is_repeated_and_alpha_dropped(tmp_path, name, pixels, expected):
 
 @pytest.mark.parametrize("held", [2**26, 2**10])
 def test_a_png_is_decoded_once(tmp_path, held, monkeypatch):
-    monkeypatch.setattr(slides, "HELD", held)
+    monkeypatch.setattr(tiff, "HELD", held)
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png")
     slide = open_slide(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(b"")
@@ -247,6 +249,72 @@ def test_a_palette_image_has_the_colours_of_its_palette(tmp_path):
 def test_one_bit_becomes_black_and_white(tmp_path, name):
     Image.fromarray(noise(5, 11) > 127).save(tmp_path / name)
     check_windows(tmp_path / name, np.dstack([(noise(5, 11) > 127) * np.uint8(255)] * 3), [1, 2])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_photograph_is_applied(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = Image.fromarray(smooth(3, np.uint8))
+    picture.save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as image:
+        stored = np.asarray(image)
+    turned = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1],
+              5: stored.swapaxes(0, 1), 6: np.rot90(stored, -1),
+              7: stored[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(stored)}[orientation]
+    check_windows(tmp_path / name, turned, [1, 2])
+
+
+def test_text_and_profiles_of_many_megabytes_do_no_harm(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("XML:com.adobe.xmp", "x" * 30 * 2**20, zip=True)
+    info.add_itxt("note", "y" * 30 * 2**20)
+    image = Image.fromarray(noise(HEIGHT, WIDTH, 3))
+    image.save(tmp_path / "a.png", pnginfo=info, icc_profile=bytes(30 * 2**20))
+    image.save(tmp_path / "a.tif", icc_profile=bytes(2 * 2**20))
+    for name in ("a.png", "a.tif"):
+        check_windows(tmp_path / name, noise(HEIGHT, WIDTH, 3), [1], 1)
+
+
+def png_16(path, values):
+    """A PNG of 16 bits in colour (or grey and alpha), which Pillow cannot write."""
+    height, width, channels = values.shape
+    rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), rows], 1)
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, part in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+                       (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")):
+        data += struct.pack(">I", len(part)) + name + part
+        data += struct.pack(">I", zlib.crc32(name + part))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_in_png_are_read_unless_they_are_too_dark_for_it(tmp_path, channels):
+    values = noise(9, 11, channels, dtype=np.uint16)
+    png_16(tmp_path / "a.png", values)
+    colours = (values >> 8)[..., : 1 if channels == 2 else 3]
+    assert np.array_equal(open_slide(tmp_path / "a.png").read_all(),
+                          np.broadcast_to(colours, (9, 11, 3)))
+    values[..., : channels - (channels != 3)] >>= 4
+    png_16(tmp_path / "b.png", values)
+    refused(tmp_path / "b.png", "16-bit colours", "save it as TIFF")
+
+
+def test_grey_of_16_bits_in_png_may_be_said_to_be_less(tmp_path):
+    values = noise(99, 111, dtype=np.uint16) >> 4
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert "--white 4095" in open_slide(tmp_path / "a.png").notes[0]
+    bright = pickle.loads(pickle.dumps(open_slide(tmp_path / "a.png", white=4095)))
+    assert np.array_equal(bright.read_all()[..., 0], np.floor(values * 255.0 / 4095 + 0.5))
+
+
+def test_an_animation_is_refused(tmp_path):
+    pictures = [Image.fromarray(noise(9, 11, 3, seed=i)) for i in range(2)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    refused(tmp_path / "a.png", "is an animation: save the picture that is meant")
 
 
 def test_sixteen_bits_are_rounded_to_the_nearest_of_eight(tmp_path):
@@ -290,7 +358,7 @@ def test_a_thumbnail_in_the_first_page_is_not_the_slide(tmp_path):
     check_windows(tmp_path / "a.tif", image)
 
 
-@pytest.mark.parametrize("kind, value", [(3, 300), (11, 300.0), (12, 300.0)],
+@pytest.mark.parametrize("kind, value", [(3, 700), (11, 700.0), (12, 700.0)],
                          ids=["short", "float", "double"])
 def test_a_resolution_of_another_number_type_refuses_no_slide(tmp_path, kind, value):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None,
@@ -302,12 +370,12 @@ def test_a_resolution_of_another_number_type_refuses_no_slide(tmp_path, kind, va
     place = struct.pack("<I", len(data)) if kind == 12 else packed
     data[at : at + 12] = struct.pack("<HHI", 282, kind, 1) + place
     (tmp_path / "a.tif").write_bytes(bytes(data) + packed)
-    assert open_slide(tmp_path / "a.tif").microns == pytest.approx(25400 / 300)
+    assert open_slide(tmp_path / "a.tif").microns == pytest.approx(25400 / 700)
     check_windows(tmp_path / "a.tif", RGB, scales=[1], count=1)
 
 
 def test_one_bit_in_one_large_compressed_strip(tmp_path, monkeypatch):
-    monkeypatch.setattr(slides, "HELD", 2**10)
+    monkeypatch.setattr(tiff, "HELD", 2**10)
     bits = noise(HEIGHT, WIDTH) > 127
     Image.fromarray(bits).save(tmp_path / "a.tif", compression="tiff_adobe_deflate",
                                tiffinfo={278: HEIGHT})
@@ -333,7 +401,7 @@ def test_channels_in_several_files_are_refused(tmp_path):
 def test_three_pictures_in_a_stack_are_not_three_colours(tmp_path, axes):
     tifffile.imwrite(tmp_path / "a.ome.tif", noise(3, 40, 50), photometric="minisblack",
                      metadata={"axes": axes}, ome=True)
-    refused(tmp_path / "a.ome.tif", "(3, 40, 50)")
+    refused(tmp_path / "a.ome.tif", "holds 3 images of 40 x 50 pixels")
 
 
 @pytest.mark.parametrize("unit, resolution, microns", [
@@ -455,7 +523,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
 def test_cut_off_files_are_refused_when_they_are_opened(tmp_path, options, held, share,
                                                         monkeypatch):
-    monkeypatch.setattr(slides, "HELD", held)
+    monkeypatch.setattr(tiff, "HELD", held)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(HEIGHT, WIDTH, 3), photometric="rgb", **options)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
@@ -474,8 +542,9 @@ def test_a_damaged_tile_is_refused_when_it_is_read(tiled):
 
 
 @pytest.mark.parametrize("shape, words", [
-    ((40, 50, 5), ["5"]), ((2, 40, 50, 3), ["(2, 40, 50, 3)", "grey, RGB or RGBA"]),
-    ((6, 40, 50), ["(6, 40, 50)"])])
+    ((40, 50, 5), ["holds 40 images of 50 x 5"]),
+    ((2, 40, 50, 3), ["(2, 40, 50, 3)", "grey, RGB or RGBA"]),
+    ((6, 40, 50), ["holds 6 images of 40 x 50"])])
 def test_other_shapes_are_refused(tmp_path, shape, words):
     tifffile.imwrite(tmp_path / "a.tif", noise(*shape), photometric="minisblack")
     refused(tmp_path / "a.tif", *words)

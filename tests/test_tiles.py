@@ -14,7 +14,7 @@ import tifffile
 import torch
 from PIL import Image
 
-import minseg.data.slides
+import minseg.data.tiff
 import minseg.data.tiles
 from minseg.data.datasets import Item
 from minseg.data.rle import rle_encode
@@ -178,7 +178,7 @@ def test_the_bytes_do_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypat
     wanted = contents(tmp_path)
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
-    monkeypatch.setattr(minseg.data.slides, "HELD", held)
+    monkeypatch.setattr(minseg.data.tiff, "HELD", held)
     cut(item, tmp_path / "cache", **{**ONE, "scale": scale})
     assert contents(tmp_path) == wanted
 
@@ -195,10 +195,53 @@ def test_facts_tell_the_slide_and_where_its_tiles_lie(tmp_path):
     assert facts.pop("area") == pytest.approx(
         [small[y : y + 16, x : x + 16, 3].mean() for y, x in places])
     path, = (tmp_path / "cache").glob("*.tiles")
-    assert facts == {"file": path.name, "height": 41, "width": 62, "microns": 0.5, "blank": 0,
-                     "positive": int(mask.sum()), "places": [[y, x] for y, x in places]}
+    assert facts == {"file": path.name, "height": 41, "width": 62, "microns": 0.5, "notes": [],
+                     "kind": "1", "positive": int(mask.sum()), "void": 0, "agreement": [0, 0],
+                     "blank": 0, "places": [[y, x] for y, x in places]}
     assert json.loads(path.with_suffix(".json").read_text()).items() >= facts.items()
     assert path.name.startswith("a-") and path.stat().st_size == len(places) * 24 * 24 * 4
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_void_is_kept_and_is_half_a_block_or_more(tmp_path, scale):
+    mask = np.where(blobs(41, 62, seed=1), 255, blobs(41, 62)).astype(np.uint8)
+    facts, tiles = cut_tiles(tmp_path, noise(41, 62), mask, scale=scale, tile=64)
+    assert (facts["kind"], facts["void"], facts["positive"]) == (
+        "void", (mask == 255).sum(), (mask == 1).sum())
+    _, kept = batch(tiles, [0])
+    for y, x in np.ndindex(-(-41 // scale), -(-62 // scale)):
+        block = mask[y * scale : (y + 1) * scale, x * scale : (x + 1) * scale]
+        void, known = (block == 255).mean(), block[block != 255]
+        wanted = 255 if void >= 0.5 else int(known.mean() >= 0.5)
+        tie = 0 < void < 0.5 and known.mean() == 0.5  # shares are rounded to 1/255
+        assert tie or kept[0, 0, y, x] == wanted, (y, x, block)
+
+
+def test_a_tile_where_all_is_void_is_left_out(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:16, :16], mask[20, 20] = 255, 1
+    facts, tiles = cut_tiles(tmp_path, noise(32, 32), mask)
+    assert facts["places"] == [[0, 16], [16, 0], [16, 16]] and facts["blank"] == 1
+    assert facts["area"] == [0, 0, 1 / 256]
+
+
+def test_other_classes_or_another_white_are_cut_anew(tmp_path):
+    item = slide(tmp_path, noise(32, 32), blobs(32, 32) * 255)
+    files = {cut(replace(item, **change), tmp_path / "cache", **ONE)["file"]
+             for change in ({}, {}, {"ignore": ("255",)}, {"white": 4095}, {"labels": ("a",)})}
+    assert len(files) == 4
+
+
+def test_run_length_code_and_polygons_are_compared(tmp_path):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:25, 10:40] = 1
+    item = with_runs(slide(tmp_path, noise(40, 60), mask), mask)
+    corners = [[10, 5], [40, 5], [40, 24], [10, 24], [10, 5]]  # a row less
+    polygons = tmp_path / "a.json"
+    polygons.write_text(json.dumps([{"type": "Feature", "properties": {}, "geometry": {
+        "type": "Polygon", "coordinates": [corners]}}]))
+    facts = cut(replace(item, polygons=polygons), tmp_path / "cache", **{**ONE, "scale": 2})
+    assert facts["agreement"] == [19 * 30, 20 * 30 + 19 * 30] and facts["positive"] == 600
 
 
 def test_a_size_that_is_not_known_is_null(tmp_path):
@@ -440,15 +483,27 @@ def test_names_may_hold_other_characters(tmp_path, name):
 
 
 def test_a_cut_that_fails_leaves_nothing(tmp_path):
-    mask = blobs(200, 40)
-    mask[199, 39] = 7
-    item, shares = slide(tmp_path, noise(200, 40), mask), []
-    with pytest.raises(ValueError, match="masks/a.png: holds the values 0, 1, 7"):
+    item, shares = slide(tmp_path, noise(200, 40), blobs(200, 40), suffix="tif", rowsperstrip=8,
+                         compression="zlib"), []
+    whole = item.image.read_bytes()
+    with tifffile.TiffFile(item.image) as file:
+        last = file.pages[0].dataoffsets[-1]
+    item.image.write_bytes(whole[:last] + bytes(len(whole) - last))
+    with pytest.raises(ValueError, match="images/a.tif: cannot be read"):
         cut(item, tmp_path / "cache", **ONE, progress=shares.append)
     assert sum(shares) > 0.5 and contents(tmp_path) == {}
-    Image.fromarray(mask * 0).save(item.mask)
+    item.image.write_bytes(whole)
     cut(item, tmp_path / "cache", **ONE)
     assert len(contents(tmp_path)) == 2
+
+
+def test_a_mask_of_other_values_is_refused_before_anything_is_cut(tmp_path):
+    mask, shares = blobs(200, 40), []
+    mask[199, 39] = 7
+    item = slide(tmp_path, noise(200, 40), mask)
+    with pytest.raises(ValueError, match="masks/a.png: holds the values 0, 1, 7"):
+        cut(item, tmp_path / "cache", **ONE, progress=shares.append)
+    assert not shares and contents(tmp_path) == {}
 
 
 def test_a_cut_that_fails_in_progress_or_in_writing_leaves_nothing(tmp_path, monkeypatch):

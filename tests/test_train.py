@@ -827,3 +827,125 @@ def test_full_precision_goes_on_in_half(undisturbed, data, tmp_path):
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume", "--amp",
                 "on"])
     assert (tmp_path / "o" / "fold0" / "model.pt").exists()
+
+
+# What masks mean: polygons, void, white
+
+
+def small_set(folder, masks, images=None):
+    """A data set of 64 x 64 pixels in two groups or more: masks are arrays, or features."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for i, mask in enumerate(masks):
+        image = noise_image(i) if images is None else images[i]
+        tifffile.imwrite(folder / f"images/a{i}.tif", image, photometric="rgb")
+        if isinstance(mask, list):
+            (folder / f"masks/a{i}.geojson").write_text(json.dumps(mask))
+        else:
+            Image.fromarray(mask).save(folder / f"masks/a{i}.png")
+    return folder
+
+
+def noise_image(seed):
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def box(left, top, right, bottom, name):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"classification": {"name": name}}}
+
+
+def square(value=1, rest=0):
+    mask = np.full((64, 64), rest, np.uint8)
+    mask[20:40, 10:30] = value
+    return mask
+
+
+TINY = "--scale 1 --tile 32 --epochs 0.2 --encoder efficientnet-lite0 --device cpu".split()
+
+
+def trained(capsys, folder, *options):
+    """What train.py prints, and its folder."""
+    capsys.readouterr()
+    out = folder.parent / f"run{len(list(folder.parent.iterdir()))}"
+    train.main(["--data", str(folder), "--out", str(out), *TINY, *map(str, options)])
+    return capsys.readouterr().out, out
+
+
+def test_polygons_train_and_their_classes_are_told(tmp_path, capsys):
+    features = [box(10, 20, 30, 40, "glomerulus"), box(0, 0, 64, 9, "fold")]
+    data = small_set(tmp_path / "data", [features, features, square()])
+    said, out = trained(capsys, data, "--ignore", "fold", "--folds", 3)
+    assert "polygons: 2 glomerulus (to be found), 2 fold (void)" in said
+    assert f"{2 * 9 / (3 * 64):.1%} of all pixels are void" in said
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["objects"]["found"] + summary["objects"]["missed"] == 3
+    assert load_model(out / "fold0" / "model.pt")[1]["label"] == "glomerulus"
+    said, _ = trained(capsys, data, "--label", "fold")
+    assert "polygons: 2 glomerulus (not used), 2 fold (to be found)" in said
+    assert "Tumour: there are fold, glomerulus" in refused(capsys, "--data", data, "--label", "Tumour")
+
+
+def test_what_is_void_changes_neither_the_network_nor_its_score(tmp_path, capsys):
+    """The labels that void hides may be anything."""
+    states = []
+    for name in ("a", "b"):
+        hidden = [] if name == "a" else [box(0, 41, 40, 60, "glomerulus")]
+        features = [box(10, 20, 30, 40, "glomerulus"), box(0, 40, 64, 64, "fold"), *hidden]
+        data = small_set(tmp_path / name / "data", [features] * 2)
+        _, out = trained(capsys, data, "--ignore", "fold")
+        score = json.loads((out / "fold0" / "score.json").read_text())
+        states.append((load_model(out / "fold0" / "model.pt")[0].state_dict(), score))
+    (first, score), (second, other) = states
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert score == other
+
+
+def test_masks_of_two_conventions_are_told_and_refused_where_255_may_be_void(tmp_path, capsys):
+    void = square(1)
+    void[:9] = 255
+    data = small_set(tmp_path / "mixed", [square(1), square(1), square(255)])
+    said, _ = trained(capsys, data)
+    assert "both are taken for objects; if 255 is void, say --ignore 255" in said
+    said, _ = trained(capsys, data, "--ignore", 255)
+    assert "of all pixels are void" in said
+    data = small_set(tmp_path / "unclear", [void, void, square(255)])
+    assert "is 255 void in both? Then say --ignore 255" in refused(
+        capsys, "--data", data, *TINY, "--out", tmp_path / "out")
+    said, _ = trained(capsys, data, "--ignore", 255)
+
+
+def test_what_files_do_not_say_is_told_once(tmp_path, capsys):
+    images = [noise_image(i).astype(np.uint16) * 16 for i in range(3)]
+    data = small_set(tmp_path / "data", [square()] * 3, images)
+    said, _ = trained(capsys, data)
+    assert said.count("look dark") == 1 and "(and 2 others like it)" in said
+    said, out = trained(capsys, data, "--white", 4095)
+    assert "look dark" not in said
+    assert load_model(out / "fold0" / "model.pt")[1]["white"] == 4095
+
+
+def test_run_length_code_is_used_beside_polygons_and_their_agreement_is_told(tmp_path, capsys):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    lines = ["id,encoding"]
+    for i in range(2):
+        tifffile.imwrite(tmp_path / f"data/train/a{i}.tiff", noise_image(i), photometric="rgb")
+        lines.append(f"a{i},{rle_encode(square())}")
+        drawn = [box(10, 20, 30, 40 - i, "glomerulus")]  # a1: a row less
+        (tmp_path / f"data/train/a{i}.json").write_text(json.dumps(drawn))
+    (tmp_path / "data/train.csv").write_text("\n".join(lines))
+    said, _ = trained(capsys, tmp_path / "data")
+    assert f"agree to a Dice of {2 * 780 / 1580:.4f}, in a1 {2 * 380 / 780:.4f}" in said
+    said, _ = trained(capsys, tmp_path / "data", "--label", "glomerulus")
+    assert "agree" not in said and "2 glomerulus (to be found)" in said
+
+
+def test_slides_without_a_patient_in_the_table_are_named(hubmap, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(hubmap, folder)
+    table = folder / prepare.PATIENTS
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:-1]))
+    said, _ = trained(capsys, folder)
+    assert f"{prepare.PATIENTS} has no patient for {lines[-1].split('.tiff')[0]}" in said

@@ -1,11 +1,31 @@
 """# Windows of images of any size
 
-`open_slide` reads windows of an image without loading it. A file becomes uint8 RGB where that has
-one clear meaning: grey is repeated three times, alpha is dropped, 16 bits are scaled from 0..65535
-to 0..255. Anything else is refused by name. At a coarser `scale` a pixel is the mean of a block of
-`scale` x `scale` pixels (blocks that the border cuts average what is left).
+`open_slide` reads windows of an image without loading it. A file becomes uint8 RGB where it has one
+clear meaning; anything else is refused in one line that names the file and the remedy. At a coarser
+`scale` a pixel is the mean of a block of `scale` x `scale` pixels (blocks that the border cuts
+average what is left).
 
-| the file | how a window is read |
+**What a file means**
+
+| in the file | read as | refused |
+|---|---|---|
+| several images, pages, series | the largest one; a pyramid's levels are one image | two of the same size; a stack; channels in several files; Ventana's overlapping tiles |
+| one channel; three; three planes or pages that an axis C or an unnamed one counts | grey, repeated three times; red, green, blue | two, four or more that ExtraSamples does not call alpha; three whose names in OME are stains |
+| alpha (ExtraSamples 1 or 2; a PNG's own) | dropped | |
+| red, green, blue and an unspecified fourth | red, green, blue, with a note | |
+| photometric, palette, mode | black is 0, RGB, YCbCr in JPEG; of PNG and JPEG also palettes and CMYK | white is 0, palettes, CMYK, CIELab in TIFF; JPEG 2000 in YCbCr (Aperio's 33003) |
+| bits | 1, 2, 4, 8, 10, 12, 14, 16 (OME's SignificantBits, BitsPerSample, SMaxSampleValue), scaled to 0..255 | 32 bits, signed and floating point; 16-bit colour PNG that uses an eighth of its range |
+| 16 bits that reach less than a quarter of their range | as they are, with a note: `white` is the remedy | |
+| fill order, predictor, either byte order, BigTIFF | undone | |
+| tiles that are left out (sparse files) | GDAL's NODATA, 255 in Philips' files, else 0 | where a NODATA value is none that a pixel can have |
+| orientation (EXIF, TIFF) | applied | |
+| micrometres per pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, else the resolution tags | whole 72 to 600 dots an inch say nothing |
+| colour profiles, gamma, text, of any size | not used | |
+| animated PNG | | yes |
+
+**How a window is read**
+
+| the file | how |
 |---|---|
 | TIFF, uncompressed, in one piece | memory-mapped for the moment of reading |
 | TIFF in tiles or strips | the few that are touched, decoded side by side, the last ones kept |
@@ -13,42 +33,31 @@ to 0..255. Anything else is refused by name. At a coarser `scale` a pixel is the
 | TIFF pyramid | from the coarsest level that divides `scale`; blocks make up the rest |
 | PNG, JPEG | has no windows: decoded whole, once; a large one then goes to a scratch file |
 
-Channels may lie side by side (H, W, 3) or in planes (3, H, W), in one page or in three. No file is
-held open and no lock is taken, so a slide may be read from threads and from forked workers, and it
-can be pickled. Scratch files have no name and vanish with the process.
+A slide may be read from threads and from forked workers, and it can be pickled.
 """
 
 import errno
-import logging
-import math
-import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import tiff
+from .tiff import Decoded, Mapped, Source, Turned, UnsupportedImage, open_tiff
+
 Image.MAX_IMAGE_PIXELS = None  # slides are large, and they are the user's own
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it also raises
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profiles, a scanner's text
+TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".bif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
-HELD = 2**26  # bytes: what is decoded in one piece and kept, and what is read in one go
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
-
-
-class UnsupportedImage(ValueError):
-    """A sound file that holds something else than this project reads."""
 
 
 def shrink(array: np.ndarray, scale: int) -> np.ndarray:
@@ -80,7 +89,7 @@ def read_blocks(window: Window, height: int, width: int, scale: int,
     """`shrink` of a window: (y, x, h, w) in scaled pixels of an image of `height` x `width` whole
     ones, out of which `window` reads a few rows of blocks at a time. (h, w, channels)."""
     left, right = x * scale, min((x + w) * scale, width)
-    rows = max(1, HELD // (3 * scale * max(1, right - left)) // scale)  # of blocks
+    rows = max(1, tiff.HELD // (3 * scale * max(1, right - left)) // scale)  # of blocks
     parts = []
     for top in range(y, y + max(h, 1), rows):
         bottom = min(top + rows, y + h)
@@ -107,260 +116,75 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read, replace it or take it out: {reason}")
 
 
-class Decoded:
-    """An image in memory, (H, W, C)."""
-
-    def __init__(self, array: np.ndarray):
-        self.array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        """(h, w, C)."""
-        return self.array[y : y + h, x : x + w]
-
-
-class Mapped:
-    """Pixels as they lie in a file, from `offset` on: (H, W, C), or in planes (C, H, W)."""
-
-    def __init__(self, file, offset: int, dtype: np.dtype, shape: tuple, planes: bool):
-        self._at = dict(filename=file, dtype=dtype, mode="r", offset=offset, shape=shape)
-        self.planes, self.dtype = planes, np.dtype(dtype).newbyteorder("=")
-        self.shape = (*shape[1:], shape[0]) if planes else tuple(shape)
-
-    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        """(h, w, C). Mapped anew each time: pages read earlier do not stay in this process."""
-        array = np.memmap(**self._at)
-        if self.planes:
-            array = np.moveaxis(array, 0, 2)
-        return np.array(array[y : y + h, x : x + w], self.dtype, order="C")
-
-
-class Segments:
-    """Pixels of a TIFF page, or of one page a plane, in tiles or strips: `shape` is (H, W, C)."""
-
-    def __init__(self, path: Path, pages: list, shape: tuple, planes: bool):
-        page = pages[0]
-        self.path, self.shape, self.planes, self.dtype = path, shape, planes, page.dtype
-        self._stored = page.dtype.newbyteorder(page.parent.byteorder)
-        height, width, channels = shape
-        self.high, self.wide = ((page.tilelength, page.tilewidth) if page.is_tiled
-                                else (min(page.rowsperstrip, height), width))
-        self.down, self.across = -(-height // self.high), -(-width // self.wide)
-        self.samples = 1 if planes else channels
-        self.offsets = [offset for p in pages for offset in p.dataoffsets]
-        self.counts = [count for p in pages for count in p.databytecounts]
-        if min(len(self.offsets), len(self.counts)) < len(self):
-            raise ValueError("some of its tiles or strips are missing")
-        self.compression, self.predictor = page.compression, page.predictor
-        self._decode = page.decode
-        self._paged = len(pages) > 1  # then segments are numbered within their page
-        self._tables = ({"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-                        if page.compression in (6, 7, 34892, 33007) else {})
-        self.size = self.high * self.wide * self.samples * page.dtype.itemsize  # bytes of one
-        row = self.size * len(self) // self.down  # the next window may begin in the middle of it
-        self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(self._segment)
-
-    def __len__(self) -> int:
-        return self.down * self.across * (self.shape[2] if self.planes else 1)
-
-    def _segment(self, index: int) -> np.ndarray:
-        """A tile or strip, decoded: (rows, columns, samples)."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offsets[index])
-            data = file.read(self.counts[index])
-        if not data:  # sparse files leave empty tiles out
-            return np.zeros((self.high, self.wide, self.samples), self.dtype)
-        index = index % (self.down * self.across) if self._paged else index
-        array, _, shape = self._decode(data, index, **self._tables)
-        return array[0, : shape[1], : shape[2]]
-
-    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        """(h, w, C), from the segments that it touches."""
-        out = np.empty((h, w, self.shape[2]), self.dtype)
-
-        def place(at: tuple[int, int, int]) -> None:
-            plane, row, column = at
-            segment = self.segment((plane * self.down + row) * self.across + column)
-            top, left = row * self.high, column * self.wide
-            y0, x0 = max(y, top), max(x, left)
-            y1, x1 = min(y + h, top + self.high), min(x + w, left + self.wide)
-            channels = slice(plane, plane + 1) if self.planes else slice(None)
-            out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = \
-                segment[y0 - top : y1 - top, x0 - left : x1 - left]
-
-        touched = list(product(range(self.shape[2] if self.planes else 1),
-                               range(y // self.high, -(-(y + h) // self.high)),
-                               range(x // self.wide, -(-(x + w) // self.wide))))
-        if len(touched) <= 2:
-            for at in touched:
-                place(at)
-        else:  # side by side: decoders let other threads run
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                list(pool.map(place, touched))
-        return out
-
-    def unpacked(self) -> Mapped:
-        """The same pixels from a scratch file, into which all segments are decoded here and now.
-        Memory stays small for Deflate; other compressions have no decoder that streams."""
-        scratch = tempfile.TemporaryFile(prefix="minseg-")
-        for index in range(len(self)):
-            streams = (self.compression in (1, 8, 32946) and self.counts[index]
-                       and self.dtype != bool)  # eight of those share a byte
-            for rows in self._rows(index) if streams else [self._segment(index)]:
-                scratch.write(np.ascontiguousarray(rows, self.dtype))
-        scratch.flush()
-        shape = (self.shape[2], *self.shape[:2]) if self.planes else self.shape
-        return Mapped(scratch, 0, self.dtype, shape, self.planes)
-
-    def _rows(self, index: int) -> Iterator[np.ndarray]:
-        """The rows of a strip, some at a time, (n, width, samples)."""
-        row = self.shape[1] * self.samples * self.dtype.itemsize
-        top = index % self.down * self.high
-        left, rest = row * min(self.high, self.shape[0] - top), b""  # bytes still to come
-        for data in self._inflated(index):
-            rest += data
-            whole = min(len(rest) // row * row, left)
-            rows = np.frombuffer(rest[:whole], self._stored)
-            rows = rows.reshape(-1, self.shape[1], self.samples)
-            if self.predictor == 2:  # each value was stored as the difference to its left one
-                rows = np.cumsum(rows, 1, dtype=self.dtype)
-            yield rows
-            rest, left = rest[whole:], left - whole
-        if left:
-            raise ValueError("a strip ends too early")
-
-    def _inflated(self, index: int) -> Iterator[bytes]:
-        """The bytes of a strip, never more than 16 MiB at a time: glass inflates a thousandfold."""
-        inflate = zlib.decompressobj()
-        with open(self.path, "rb") as file:
-            file.seek(self.offsets[index])
-            end = self.offsets[index] + self.counts[index]
-            while data := file.read(min(2**18, end - file.tell())):
-                while data and self.compression != 1:
-                    yield inflate.decompress(data, 2**24)
-                    data = inflate.unconsumed_tail
-                yield data
-        yield inflate.flush()
-
-
-@dataclass
-class Source:
-    """What `open_source` finds: `pixels` has .shape (H, W, C), .dtype and .window(y, x, h, w)."""
-
-    pixels: Decoded | Mapped | Segments
-    height: int  # of the whole image, of which `pixels` may be a smaller copy
-    width: int
-    factor: int  # how many times smaller
-    microns: float | None  # from one pixel of the whole image to the next, by the file's tags
-
-
 def open_source(path: str | Path, scale: int = 1) -> Source:
-    """The stored pixels of an image file, of a pyramid those of the level that `scale` needs.
-    ValueError names a file that cannot be read."""
+    """The stored pixels of an image file and what they mean, of a pyramid those of the level that
+    `scale` needs. ValueError names a file that cannot be read."""
     path = Path(path)
     with naming(path):
         with open(path, "rb") as file:
             start = file.read(4)
-        if start in TIFF_STARTS or path.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(path) as tiff:
-                return _open_tiff(path, tiff, scale)
-        with Image.open(path) as image:
-            if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                image = image.convert("RGB")
-            array = np.asarray(image)
-        if array.dtype == np.int32 and 0 <= array.min() and array.max() < 65536:
-            array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
-        array = array.reshape(*array.shape[:2], -1)
-        pixels = Decoded(array)
-        if array.nbytes > 2 * HELD:
-            scratch = tempfile.TemporaryFile(prefix="minseg-")
-            scratch.write(array)
-            scratch.flush()
-            pixels = Mapped(scratch, 0, array.dtype, array.shape, False)
-        return Source(pixels, *array.shape[:2], 1, None)
+        if start in TIFF_STARTS or path.suffix.lower() in TIFF_SUFFIXES:
+            return open_tiff(path, scale)
+        return open_picture(path)
 
 
-def _open_tiff(path: Path, tiff: tifffile.TiffFile, scale: int) -> Source:
-    whole = [series for series in tiff.series if not series.keyframe.is_reduced]
-    levels = (whole or tiff.series)[0].levels  # a first page may be a thumbnail
-    height, width = _layout(levels[0])[0][:2]
-    chosen, factor = levels[0], 1
-    for level in levels[1:]:  # from fine to coarse
-        h, w = _layout(level)[0][:2]
-        times = round(width / w)
-        if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
-            chosen, factor = level, times
-    shape, planes, plain = _layout(chosen)
-    page = chosen.keyframe
-    if page.photometric.name not in ("MINISBLACK", "RGB") and not (
-            page.photometric.name == "YCBCR" and page.compression.name == "JPEG"):
-        raise UnsupportedImage(f"its colours are {page.photometric.name}: save it as RGB or grey")
-    pages = list(chosen.pages)
-    if any(p is None or p.parent is not tiff for p in pages):
-        raise UnsupportedImage("its channels lie in several files: save it as one")
-    if chosen.dataoffset is not None:
-        dtype = page.dtype.newbyteorder(tiff.byteorder)
-        stored = (shape[2], *shape[:2]) if planes else shape
-        if chosen.dataoffset + math.prod(shape) * dtype.itemsize > path.stat().st_size:
-            raise ValueError("it ends too early")
-        pixels = Mapped(path, chosen.dataoffset, dtype, stored, planes)
-    elif not plain:
-        raise UnsupportedImage(f"has the axes {chosen.axes}: save it with the channels last")
-    else:
-        pixels = Segments(path, pages, shape, planes)
-        ends = (offset + count for offset, count in zip(pixels.offsets, pixels.counts))
-        if max(ends) > path.stat().st_size:
-            raise ValueError("it ends too early")
-        try:
-            pixels = pixels.unpacked() if pixels.size > 2 * HELD and not page.is_tiled else pixels
-            pixels.window(0, 0, 1, 1)
-        except ValueError as error:
-            if "imagecodecs" in str(error):
-                raise UnsupportedImage(f"{page.compression.name} compression needs the codecs "
-                                       "extra: python -m pip install 'minseg[codecs]'")
-            raise
-    return Source(pixels, height, width, factor, _microns(levels[0].keyframe))
-
-
-def _layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
-    """Its shape as (H, W, C); whether channels are stored as planes; whether a page is H x W."""
-    sizes = list(zip(level.get_shape(squeeze=False), level.get_axes(squeeze=False)))
-    sizes = [(n, axis) for n, axis in sizes if n > 1 or axis in "YX"]
-    shape, axes = [n for n, _ in sizes], "".join(axis for _, axis in sizes)
-    if len(shape) == 2:
-        return (*shape, 1), False, True
-    if len(shape) == 3 and axes.endswith("YX") and axes[0] not in "ZT" and shape[0] in (3, 4):
-        return (*shape[1:], shape[0]), True, True
-    if len(shape) == 3 and shape[2] in (2, 3, 4):
-        return tuple(shape), False, axes.startswith("YX")
-    raise UnsupportedImage(f"has the shape {tuple(shape)}: expected grey, RGB or RGBA")
-
-
-def _microns(page: tifffile.TiffPage) -> float | None:
-    """Micrometres from one pixel to the next, by the resolution tags: pixels an inch or a cm."""
-    value = page.tags.valueof("XResolution", default=0)
-    pixels, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
-    unit = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))
-    return unit * units / pixels if unit and pixels and units else None
+def open_picture(path: Path) -> Source:
+    """A PNG, a JPEG, or what else Pillow reads, decoded whole."""
+    with open(path, "rb") as file:
+        header = file.read(26)  # of a PNG: bits and colour type are the last two bytes
+    deep = header.startswith(b"\x89PNG") and header[24] == 16 and header[25] in (2, 4, 6)
+    palette, alpha = None, False
+    with Image.open(path) as image:
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # a camera's, with previews
+            raise UnsupportedImage("is an animation: save the picture that is meant")
+        if image.mode == "P":
+            colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            palette = np.zeros((256, 3), np.uint8)
+            palette[: len(colours)] = colours
+        elif image.mode in ("PA", "CMYK", "YCbCr", "LAB", "HSV"):
+            image = image.convert("RGB")
+        alpha = image.mode in ("LA", "RGBA")
+        array = np.asarray(ImageOps.exif_transpose(image))
+    if array.dtype == np.int32 and 0 <= array.min() and array.max() < 65536:
+        array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
+    array = array.reshape(*array.shape[:2], -1)
+    if deep and array[..., : array.shape[2] - alpha].max() < 32:  # Pillow keeps the upper 8 bits
+        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, of which "
+                               "PNG keeps too little here: save it as TIFF, and say --white")
+    pixels = Decoded(array)
+    if array.nbytes > 2 * tiff.HELD:
+        scratch = tempfile.TemporaryFile(prefix="minseg-")
+        scratch.write(np.ascontiguousarray(array))
+        scratch.flush()
+        pixels = Mapped(scratch, 0, array.dtype, array.shape, False)
+    wide = array.dtype == np.uint16
+    return Source(pixels, *array.shape[:2], white=65535 if wide else 255, says_white=not wide,
+                  alpha=alpha, palette=palette)
 
 
 class Slide:
     """An image of which windows are read. `height` and `width` are in scaled pixels, `full_height`
-    and `full_width` in the file's own; `microns` is the size of one of those, where known."""
+    and `full_width` in the file's own; `microns` is the size of one of those, where known. `notes`
+    are what the user should know of the file, a line each."""
 
-    def __init__(self, path: str | Path, scale: int = 1):
+    def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
         self.path, self.scale = Path(path), scale
-        self._source = source = open_source(path, scale)
-        channels, dtype = source.pixels.shape[2], source.pixels.dtype
-        if channels > 4:
-            raise ValueError(f"{path}: has {channels} channels: expected grey, RGB or RGBA")
+        self._asked, self._source = white, (source := open_source(path, scale))
+        dtype = source.pixels.dtype
         if dtype not in (bool, np.uint8, np.uint16):
             raise ValueError(f"{path}: holds {dtype} values: save it as 8 or 16 bits")
         self.full_height, self.full_width = source.height, source.width
         self.height, self.width = -(-source.height // scale), -(-source.width // scale)
-        self.microns = source.microns
+        self.microns, self.notes = source.microns, list(source.notes)
+        self._white = source.white if source.says_white else white or source.white
+        sure = source.says_white or white is not None
+        if not sure and (highest := self._highest()) < 2**14:
+            likely = 2 ** max(8, highest.bit_length()) - 1
+            self.notes.append(f"its 16-bit values reach {highest} of 65535 and look dark: if white "
+                              f"is less, say so (--white {likely})")
 
-    def __reduce__(self):
-        return open_slide, (self.path, self.scale)  # a copy in another process opens the file anew
+    def __reduce__(self):  # a copy in another process opens the file anew
+        return open_slide, (self.path, self.scale, self._asked)
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
@@ -383,12 +207,24 @@ class Slide:
 
     def _rgb(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         array = self._source.pixels.window(y, x, h, w)
+        if self._source.palette is not None:
+            return self._source.palette[array[:, :, 0]]
         array = array[:, :, : 1 if array.shape[2] <= 2 else 3]  # without alpha
         if array.dtype == bool:
             array = array.astype(np.uint8) * 255
-        elif array.dtype != np.uint8:
-            array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        elif self._white != 255 or array.dtype != np.uint8:
+            wide = np.minimum(array, self._white).astype(np.uint32)
+            array = ((wide * 255 + self._white // 2) // self._white).astype(np.uint8)
         return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
+
+    def _highest(self) -> int:
+        """The largest value in 64 small windows that are spread over the image."""
+        height, width = self._source.pixels.shape[:2]
+        colours = slice(0, -1 if self._source.alpha or self._source.extra else None)
+        with naming(self.path):
+            return max(int(self._source.pixels.window(
+                y * max(0, height - 16) // 7, x * max(0, width - 16) // 7, min(16, height),
+                min(16, width))[..., colours].max()) for y in range(8) for x in range(8))
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. As
@@ -412,9 +248,12 @@ class Slide:
             held = (y, band)
 
 
-def open_slide(path: str | Path, scale: int = 1) -> Slide:
+def open_slide(path: str | Path, scale: int = 1, white: int | None = None) -> Slide:
     """Opens an image file for reading windows, `scale` times smaller (a whole number from 1 up).
-    ValueError names a file that cannot be read."""
+    `white` is the value that is white in files of 16 bits that do not say it themselves (default
+    65535). ValueError names a file that cannot be read."""
     if scale != int(scale) or scale < 1:
         raise ValueError(f"scale is a whole number from 1 up, not {scale}")
-    return Slide(path, int(scale))
+    if white is not None and not 0 < white < 65536:
+        raise ValueError(f"white is a value of 16 bits, 1 to 65535, not {white}")
+    return Slide(path, int(scale), white)

@@ -8,15 +8,17 @@ it; where the slide ends, it is mirrored.
 
 **The cache.** A slide is cut once, from top to bottom, into a file of tiles at the training scale:
 
-    ID-KEY.tiles    uint8 (tiles, size, size, 4), size = tile + 2 margin: red, green, blue, mask
+    ID-KEY.tiles    uint8 (tiles, size, size, 4), size = tile + 2 margin: red, green, blue, mask;
+                    the mask is 1 to be found, 0 not, 255 void (nobody looked)
     ID-KEY.json     where each tile lies and how much of it is positive; written last
 
-KEY is a hash of all that the tiles depend on: the files (place, size, time of change), scale, tile,
-stride, margin. So folds and runs share them, and whatever is cut anew gets another name. A batch is
+KEY is a hash of all that the tiles depend on: the files (place, size, time of change), classes,
+white, scale, tile, stride, margin. So folds and runs share them, and whatever is cut anew gets another name. A batch is
 read from the files as it is needed; the operating system keeps in memory what fits.
 
 Blank glass teaches nothing after the first few tiles: those without a positive pixel and without
-contrast are not kept. Scoring never comes here, it reads the slides.
+contrast are not kept, nor are those where all is void. Scoring never comes here, it reads the
+slides.
 """
 
 import hashlib
@@ -33,8 +35,9 @@ import torch
 from torch import Tensor
 
 from ..tiling import read_strips, tile_starts
-from .datasets import Item, Mask
+from .datasets import Item
 from .files import atomic
+from .masks import VOID, Mask, drawn_instead
 from .slides import Slide, open_slide, read_blocks
 
 BLANK_CONTRAST = 5.0  # standard deviation of the brightness, of 255, below which nothing is there
@@ -43,20 +46,24 @@ BLANK_CONTRAST = 5.0  # standard deviation of the brightness, of 255, below whic
 def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin: int,
         progress: Callable[[float], None] = lambda share: None) -> dict:
     """Cuts one slide into the cache, unless it is there; `progress` is told each share of the work
-    that is done. Returns what the .json holds: file, height, width (of the image), microns,
-    positive (pixels), blank (tiles left out), places (y, x of the others, in scaled pixels) and
-    area (their share of positive pixels, without margin). ValueError names a file that is wrong."""
+    that is done. Returns what the .json holds: file, height, width (of the image), microns, notes
+    (of the image's file), kind (of the mask's, see `Mask`), positive and void (pixels), agreement
+    (with polygons, where run-length code is used beside them: shared pixels and those of both),
+    blank (tiles left out), places (y, x of the others, in scaled pixels) and area (their share of
+    positive pixels, without margin). ValueError names a file that is wrong."""
     mask = [item.id, item.runs] if item.runs is not None else _identity(item.mask)
-    key = json.dumps([1, _identity(item.image), mask, scale, tile, stride, margin])
+    key = json.dumps([2, _identity(item.image), mask, item.polygons and _identity(item.polygons),
+                      item.labels, item.ignore, item.white, scale, tile, stride, margin])
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = folder / f"{item.id}-{key}.tiles"
     facts = path.with_suffix(".json")
     if facts.exists() and path.exists():
         progress(1.0)
         return json.loads(facts.read_text())
-    slide = open_slide(item.image, scale)
+    slide = open_slide(item.image, scale, item.white)
     found = {"file": path.name, "height": slide.full_height, "width": slide.full_width,
-             "microns": slide.microns, "positive": 0, "blank": 0, "places": [], "area": []}
+             "microns": slide.microns, "notes": slide.notes, "kind": "", "positive": 0, "void": 0,
+             "agreement": [0, 0], "blank": 0, "places": [], "area": []}
     tops = tile_starts(slide.height, tile, stride)
     lefts = tile_starts(slide.width, tile, stride)
     edges = [(margin, margin + max(0, tile - n)) for n in (slide.height, slide.width)]
@@ -71,9 +78,9 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
                 kept = strip[:, x : x + tile + 2 * margin]
                 inner = kept[margin : margin + tile, margin : margin + tile]
                 inner = inner[: slide.height - y, : slide.width - x]  # without what is mirrored
-                area = inner[..., 3].mean()
+                area = (inner[..., 3] == 1).mean()
                 contrast = inner[::4, ::4, :3].mean(2).std()
-                if not area and contrast < BLANK_CONTRAST:
+                if not area and (contrast < BLANK_CONTRAST or (inner[..., 3] == VOID).all()):
                     found["blank"] += 1
                     continue
                 file.write(kept.tobytes())
@@ -95,18 +102,32 @@ def _identity(path: Path) -> list:
 
 
 def _labelled(slide: Slide, item: Item, found: dict) -> Callable[[int, int, int, int], np.ndarray]:
-    """A reader of windows (h, w, 4), image and mask, at the slide's scale. It adds up the positive
-    pixels that pass."""
-    mask = Mask(item, slide.full_height, slide.full_width)
+    """A reader of windows (h, w, 4), image and mask, at the slide's scale. It adds up in `found`
+    what passes."""
+    size = slide.full_height, slide.full_width
+    mask = Mask(item, *size)
+    found["kind"] = mask.kind
+    other = Mask(drawn_instead(item), *size) if item.runs is not None and item.polygons else None
 
-    def positives(y, x, h, w):
+    def shares(y, x, h, w):  # (h, w, 2): what is positive and what is void, 0 or 255
         whole = mask.read(y, x, h, w)
-        found["positive"] += int(np.count_nonzero(whole))
-        return whole * np.uint8(255)
+        positive, void = whole == 1, whole == VOID
+        found["positive"] += int(np.count_nonzero(positive))
+        found["void"] += int(np.count_nonzero(void))
+        if other is not None:
+            drawn = other.read(y, x, h, w) == 1
+            found["agreement"][0] += int(np.count_nonzero(drawn & positive))
+            found["agreement"][1] += int(np.count_nonzero(drawn) + np.count_nonzero(positive))
+        if not mask.has_void:
+            return positive[..., None] * np.uint8(255)
+        return np.stack([positive, void], 2) * np.uint8(255)
 
     def read(y, x, h, w):
-        share = read_blocks(positives, slide.full_height, slide.full_width, slide.scale, y, x, h, w)
-        return np.dstack([slide.read(y, x, h, w), share >= 128])  # half a block or more
+        blocks = read_blocks(shares, *size, slide.scale, y, x, h, w).astype(np.int16)
+        positive, void = blocks[..., 0], blocks[..., -1] if mask.has_void else np.int16(0)
+        # A block is void where half of it or more is, else positive where half of the rest is.
+        label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
+        return np.dstack([slide.read(y, x, h, w), label.astype(np.uint8)])
 
     return read
 

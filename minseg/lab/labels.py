@@ -47,11 +47,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.datasets import Item, Mask, find_slides
+from ..data.datasets import Item, find_slides
 from ..data.files import atomic
+from ..data.masks import VOID, Mask
 from ..data.slides import Slide, open_slide
 from ..data.synthetic import write_slides
-from ..run.prepare import leave_out
+from ..run.prepare import leave_out, of_masks
 from ..run.report import Parser, Progress, contact_sheet, draw_outlines
 from ..run.scores import open_saved
 from .bench import RESULTS, environment
@@ -70,7 +71,7 @@ def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: is no complete run ({error}): train all of its folds")
     found = []
-    for item in leave_out(find_slides(config["data"]), config.get("exclude")):
+    for item in leave_out(find_slides(config["data"], **of_masks(config)), config.get("exclude")):
         fold = next((fold for fold in range(len(summary["thresholds"])) if
                      (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()), None)
         if fold is None:
@@ -102,6 +103,8 @@ def disagreement(result: Slide, mask: Mask, threshold: float, side: int) -> dict
             h, w = min(BLOCK, height - y), min(BLOCK, width - x)
             p = torch.from_numpy(result.read(y, x, h, w)[..., 0]) / 255.0
             label = around(mask, height, width, y - REACH, x - REACH, *(2 * REACH + BLOCK,) * 2)
+            p[label[REACH : REACH + h, REACH : REACH + w] == VOID] = 0  # nothing to disagree with
+            label = (label == 1).double()
             here = label[REACH : REACH + h, REACH : REACH + w]
             apart = (p.double() - here) ** 2
             for name, part in (("apart", apart), ("size", p.double() ** 2 + here), ("label", here)):
@@ -176,7 +179,7 @@ def draw_regions(path: Path, rows: Sequence[dict]) -> None:
                      key=lambda region: -region[0])[:SHOWN]
     pictures = []
     for score, y, x, row in regions:
-        slide, half = open_slide(row["item"].image), row["side"]
+        slide, half = open_slide(row["item"].image, white=row["item"].white), row["side"]
         result, mask = open_saved(row["folder"], row["item"])
         top, left = (max(0, min(at - half, length - 2 * half))
                      for at, length in ((y, slide.height), (x, slide.width)))

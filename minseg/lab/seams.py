@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Item, Mask
+from ..data.datasets import Item
+from ..data.masks import VOID, Mask
 from ..data.slides import open_slide
 from ..run.predictor import predictor
 from ..tiling import predict_bands, tile_starts
@@ -55,7 +56,7 @@ def seams(net: nn.Module, items: Sequence[Item], args: argparse.Namespace) -> di
         bins = -(-stride // 2)
         counts = torch.zeros(2, bins, dtype=torch.int64)
         for item in items:
-            slide = open_slide(item.image, args.scale)
+            slide = open_slide(item.image, args.scale, item.white)
             mask = Mask(item, slide.full_height, slide.full_width)
             below, beside = (
                 distance_to_seam(length, full, args.scale, args.tile, stride) for length, full in
@@ -65,9 +66,9 @@ def seams(net: nn.Module, items: Sequence[Item], args: argparse.Namespace) -> di
                                   device=args.device)
             for y, band in slide.enlarge(bands):
                 rows, target = band.shape[1], torch.from_numpy(mask.read(y, 0, *band.shape[1:]))
-                wrong = (band[0] >= 0.5) != (target > 0)
+                wrong = (band[0] >= 0.5) != (target == 1)
                 distance = torch.minimum(below[y : y + rows, None], beside)
-                known = (distance >= 0) & distance.isfinite()
+                known = (distance >= 0) & distance.isfinite() & (target != VOID)
                 for count, part in zip(counts, (known & wrong, known)):
                     at = distance[part].long().clamp(max=bins - 1)
                     count += torch.bincount(at, minlength=bins)

@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..crossval import group_folds
-from ..data.datasets import Item, find_slides
+from ..data.datasets import PATIENTS, Item, clean, count_classes, find_slides
 from ..data.files import atomic
 from ..data.synthetic import write_slides
 from ..data.tiles import Tiles, cut
@@ -43,7 +44,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
         load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
     if args.data is None:
         args.data = draw(args.out.parent / "synthetic-slides")
-    items = find_slides(args.data)
+    items = find_slides(args.data, **of_masks(vars(args)))
     if args.exclude:
         args.exclude = read_ids(args.exclude, items)  # config.json holds them, not the file's name
         items = leave_out(items, args.exclude)
@@ -61,6 +62,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
     check_settings(args)
 
     facts, tiles = cut_all(items, args)
+    tell(items, facts)
     masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
     if not any(found["positive"] for found in facts):
         raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
@@ -76,12 +78,64 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
 
     print(f"{args.data}: {len(items)} images in {several} groups, {args.folds} folds of "
           + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
-    if all(item.group == item.id for item in items):
+    alone = [item.id for item in items if item.group == item.id]
+    if len(alone) == len(items):
         print("no groups: each image counts alone, and one patient may be on both sides")
+    elif alone and (Path(args.data) / PATIENTS).exists():
+        print(f"{PATIENTS} has no patient for {', '.join(alone)}: each of these counts alone")
     print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
           f"{int((tiles.mask_area > 0).sum())} of them with something to find; {tiles.blank} "
           "blank ones are left out of training")
     return items, folds, tiles, chosen
+
+
+def of_masks(options: dict) -> dict:
+    """What `find_slides` is told of masks and slides, out of a run's options."""
+    return {"labels": options.get("label") or (), "ignore": options.get("ignore") or (),
+            "white": options.get("white")}
+
+
+def class_name(items: Sequence[Item]) -> str | None:
+    """What the network learns to find, by the classes of polygons; None where there are none."""
+    classes = items[0].labels or sorted(count_classes(items).keys() - set(items[0].ignore))
+    return ", ".join(classes) or None
+
+
+def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints how files were understood where that can be asked; each kind of thing once. ValueError
+    where masks contradict each other."""
+    kinds = {found["kind"]: item.mask for item, found in zip(items, facts)}
+    if kinds.keys() >= {"255", "void"}:
+        raise ValueError(f"{kinds['255']}: holds 0 and 255, {kinds['void']} also 1: is 255 void in "
+                         "both? Then say --ignore 255, else write objects as 1")
+    if kinds.keys() >= {"255", "1"}:
+        print(f"{kinds['1']} holds 0 and 1, {kinds['255']} 0 and 255: both are taken for objects; "
+              "if 255 is void, say --ignore 255")
+    first = items[0]
+    if classes := count_classes(items):
+        def use(name: str) -> str:
+            return ("void" if name in first.ignore else
+                    "to be found" if name in first.labels or not first.labels else "not used")
+        print("polygons: " + ", ".join(f"{count} {name} ({use(name)})"
+                                       for name, count in classes.most_common()))
+    agreement = {item.id: found["agreement"] for item, found in zip(items, facts)
+                 if found["agreement"][1]}
+    if agreement:
+        shared, total = map(sum, zip(*agreement.values()))
+        worst = min(agreement, key=lambda id: agreement[id][0] / agreement[id][1])
+        print("run-length code is used; the polygons beside it agree to a Dice of "
+              f"{2 * shared / total:.4f}, in {worst} "
+              f"{2 * agreement[worst][0] / agreement[worst][1]:.4f}")
+    if void := sum(found["void"] for found in facts):
+        whole = sum(found["height"] * found["width"] for found in facts)
+        print(f"{void / whole:.1%} of all pixels are void: neither trained on nor scored")
+    notes: dict[str, list[str]] = {}
+    for item, found in zip(items, facts):
+        for note in found["notes"]:
+            notes.setdefault(re.sub(r"\d+", "", note), []).append(f"{item.image}: {note}")
+    for same in notes.values():
+        others = f" (and {len(same) - 1} others like it)" if len(same) > 1 else ""
+        print(f"{same[0]}{others}")
 
 
 def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
@@ -89,18 +143,18 @@ def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
     `id` above it. ValueError for one that no image has, and where no image would be left."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            named = {row[0].strip() for row in csv.reader(file) if row} - {""}
+            named = {clean(row[0]) for row in csv.reader(file) if row} - {""}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: --exclude takes a list of IDs")
     except (UnicodeDecodeError, csv.Error):
         raise ValueError(f"{path}: is no text: --exclude takes a list of IDs, one a line")
-    known = {item.id for item in items}
-    if unknown := sorted(name for name in named - known if name.lower() != "id"):
+    known = {clean(item.id): item.id for item in items}
+    if unknown := sorted(name for name in named - known.keys() if name.lower() != "id"):
         raise ValueError(f"{path}: names {', '.join(unknown[:3])}: no image has that ID: mend it, "
                          "or take it out")
-    if known <= named:
+    if known.keys() <= named:
         raise ValueError(f"{path}: leaves no image: keep only the IDs that are to be left out")
-    return sorted(named & known)
+    return sorted(known[name] for name in named & known.keys())
 
 
 def leave_out(items: Sequence[Item], ids: Sequence[str] | None) -> list[Item]:

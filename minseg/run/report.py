@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..data.files import atomic
 
 BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3
+LEGEND = "orange: prediction    blue: label"
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,11 +101,14 @@ def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
 
 def draw_outlines(image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None,
                   width: int | None = None) -> Image.Image:
-    """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue."""
+    """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue. Where
+    the target is 255 nobody knows what is there: it is hatched."""
     picture = image.copy()
     width = width or max(1, round(min(image.shape[:2]) / 400))
     if target is not None:
-        picture[outline(target, 2 * width)] = BLUE
+        y, x = np.indices(target.shape, sparse=True)
+        picture[(target == 255) & ((x + y) % (8 * width) < width)] = INK
+        picture[outline(target == 1, 2 * width)] = BLUE
     picture[outline(prediction, width)] = ORANGE
     return Image.fromarray(picture)
 
@@ -113,7 +117,8 @@ font = ImageFont.load_default  # Pillow's own: nothing to install
 
 
 def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
-                  side: int = 420, columns: int | None = None, size: int = 16) -> None:
+                  side: int = 420, columns: int | None = None, size: int = 16,
+                  legend: str = LEGEND) -> None:
     """Draws pictures with a caption each into one PNG, each at most `side` pixels a side; `size` is
     that of the letters."""
     columns = columns or min(len(pictures), 2 if len(pictures) < 6 else 4)
@@ -123,7 +128,7 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * step + gap + text), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap // 2), "orange: prediction    blue: label", INK, font(size))
+    draw.text((gap, gap // 2), legend, INK, font(size))
     for i, (picture, (_, caption)) in enumerate(zip(scaled, pictures)):
         x, y = gap + i % columns * (side + gap), gap + text + i // columns * step
         sheet.paste(picture, (x, y + text))

@@ -3,12 +3,14 @@
 Probabilities of held-out slides stay on disk: so folds can run as processes apart, and anyone can
 score them again. score.json and summary.json hold what `crossval.cross_validate` returns: a fold
 alone is cut at 0.5, and when every fold is there, each at the threshold that suits the others best.
+Beside Dice, they count objects (`minseg.data.objects`). Void pixels, which nobody labelled, count
+nowhere: what was predicted there is taken away first.
 """
 
 import argparse
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ..crossval import count_levels, cross_validate, threshold_of
-from ..data.datasets import Item, Mask
+from ..data.datasets import Item
 from ..data.files import atomic
+from ..data.masks import VOID, Mask
+from ..data.objects import count_objects, object_f1
 from ..data.slides import Slide, open_slide
 from ..tiling import predict_bands
 from .bands import write_tiff
 from .predictor import predictor
-from .report import contact_sheet, draw_curves, draw_outlines
+from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
 
@@ -57,22 +61,33 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
     stride, counts = max(1, round(args.tile * (1 - overlap))), []
     for item in items:
-        slide, total = open_slide(item.image, args.scale), 0
+        slide, total = open_slide(item.image, args.scale, item.white), 0
         mask = Mask(item, slide.full_height, slide.full_width)
         bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
                               stride=stride, window=window, batch=args.batch, device=args.device)
         with nullcontext(lambda band: None) if folder is None else write_tiff(
                 folder / f"{item.id}.tiff", slide.full_height, slide.full_width) as write:
             for y, band in slide.enlarge(bands):
-                band = (band[0] * 255).round().byte()  # (rows, width)
-                total += count_levels(band, torch.from_numpy(mask.read(y, 0, *band.shape)))
-                write(band.numpy())
+                band = (band[0] * 255).round().byte().numpy()  # (rows, width)
+                total += count_known(band, mask.read(y, 0, *band.shape))
+                write(band)
         counts.append(total)
     return counts
 
 
-def save_score(path: Path, found: dict) -> None:
-    """Writes what `score` found as JSON and prints it."""
+def count_known(levels: np.ndarray, label: np.ndarray) -> Tensor:
+    """`count_levels` of the pixels that are not void: uint8 probabilities and labels (H, W)."""
+    known = label != VOID
+    if not known.all():
+        levels, label = levels[known], label[known]
+    return count_levels(torch.from_numpy(levels), torch.from_numpy(label))
+
+
+def save_score(path: Path, found: dict, objects: dict[str, dict]) -> None:
+    """Writes what `score` found as JSON, with the `objects` counted in each image, and prints it."""
+    pooled = {name: sum(counts[name] for counts in objects.values())
+              for name in ("found", "missed", "invented")}
+    found = {**found, "objects": {**pooled, "f1": object_f1(pooled), "images": objects}}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
     print(f"\nDice of each group, the worst first (its images: {path}):")
@@ -82,6 +97,8 @@ def save_score(path: Path, found: dict) -> None:
           f"{found['mean_dice']:.4f}, standard deviation {found['sd_dice']:.4f}, worst "
           f"{found['worst_group']}; threshold "
           + ", ".join(f"{threshold:.2f}" for threshold in found["thresholds"]))
+    print("objects: {found} found, {missed} missed, {invented} invented; F1 {f1:.4f}".format(
+        **found["objects"]))
 
 
 def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> float:
@@ -91,19 +108,22 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
     dice, cut = list(found["images"].values()), found["thresholds"][0] * 255
     shown = sorted(range(len(dice)), key=dice.__getitem__)  # the worst first
     shown = shown if len(shown) <= 8 else shown[:4] + shown[-4:]
-    pictures = []
+    pictures, legend = [], LEGEND
     for item, value in ((items[i], dice[i]) for i in shown):
-        slide = open_slide(item.image)
+        slide = open_slide(item.image, white=item.white)
         step = max(1, -(-max(slide.height, slide.width) // PREVIEW))
-        probability = folder / "probabilities" / f"{item.id}.tiff"
-        small, probability = (open_slide(p, step).read_all() for p in (item.image, probability))
+        small = open_slide(item.image, step, item.white).read_all()
+        probability = open_slide(folder / "probabilities" / f"{item.id}.tiff", step).read_all()
         mask = Mask(item, slide.height, slide.width)
         pixels = range(0, slide.height, step)
         mask = np.stack([mask.read(y, 0, 1, slide.width)[0, ::step] for y in pixels])
+        if (mask == VOID).any():
+            legend = f"{LEGEND}    hatched: not labelled"
         pictures.append((draw_outlines(small, probability[..., 0] >= cut, mask),
                          f"{item.id}: Dice {value:.3f}"))
-    contact_sheet(folder / "preview.png", pictures)
-    save_score(folder / "score.json", found)
+    contact_sheet(folder / "preview.png", pictures, legend=legend)
+    save_score(folder / "score.json", found, {item.id: count_saved_objects(
+        folder, item, found["thresholds"][0]) for item in items})
     return found["best_threshold"]
 
 
@@ -117,7 +137,9 @@ def summarize(out: Path, items: Sequence[Item], folds: Sequence[int]) -> None:
               f"there), then {out / 'summary.json'}")
         return
     counts = [count_saved(out / f"fold{fold}", item) for item, fold in zip(items, folds)]
-    save_score(out / "summary.json", score(counts, items, folds))
+    found = score(counts, items, folds)
+    save_score(out / "summary.json", found, {item.id: count_saved_objects(
+        out / f"fold{fold}", item, found["thresholds"][fold]) for item, fold in zip(items, folds)})
 
 
 def open_saved(folder: Path, item: Item) -> tuple[Slide, Mask]:
@@ -134,10 +156,20 @@ def open_saved(folder: Path, item: Item) -> tuple[Slide, Mask]:
         raise ValueError(f"{path}: does not fit its mask ({error}): {again}")
 
 
+def read_saved(folder: Path, item: Item) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """An image's probabilities in a fold's folder and its mask, uint8 (rows, width), top to bottom."""
+    result, mask = open_saved(folder, item)
+    for y in range(0, result.height, 256):
+        area = y, 0, min(256, result.height - y), result.width
+        yield result.read(*area)[..., 0], mask.read(*area)
+
+
 def count_saved(folder: Path, item: Item) -> Tensor:
     """What `predict` returned for an image, from the probabilities in a fold's folder."""
-    result, mask = open_saved(folder, item)
-    return sum(count_levels(torch.from_numpy(result.read(y, 0, rows, result.width)[..., 0]),
-                            torch.from_numpy(mask.read(y, 0, rows, result.width)))
-               for y in range(0, result.height, 256)
-               for rows in [min(256, result.height - y)])
+    return sum(count_known(*pair) for pair in read_saved(folder, item))
+
+
+def count_saved_objects(folder: Path, item: Item, threshold: float) -> dict[str, int]:
+    """The objects of an image that were found, missed, invented, at a threshold."""
+    return count_objects(((levels >= threshold * 255) & (label != VOID), label == 1)
+                         for levels, label in read_saved(folder, item))

@@ -1,0 +1,180 @@
+"""# Masks: what is to be found, however it was marked
+
+A mask says of each pixel of an image: 1, to be found; 0, not; 255, nobody looked ("void"). It comes
+as a picture, as run-length code or as polygons, and is read in windows, so it is never whole in
+memory. What is read how, and what is refused, stands in the table of `minseg.data.datasets`.
+"""
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import tiff
+from .polygons import Polygon, Polygons, read_polygons
+from .rle import Runs
+from .slides import Window, naming, open_source
+from .tiff import Source
+
+if TYPE_CHECKING:
+    from .datasets import Item
+
+VOID = 255
+POLYGON_SUFFIXES = (".geojson", ".json")
+
+
+class Mask:
+    """A mask of which windows are read, at the size of its image, `height` x `width`. `has_void`:
+    whether it may hold 255; `kind`: what marks objects in a picture, "1", "255" or, where 255 is
+    void, "void" (else ""). ValueError where it has another size than its image, and where it holds
+    something else than a mask does."""
+
+    def __init__(self, item: "Item", height: int, width: int):
+        self.item, self.kind, self._void = item, "", None
+        drawn = item.mask if item.mask.suffix.lower() in POLYGON_SUFFIXES else item.polygons
+        if item.runs is not None:
+            try:
+                self._window = Runs(item.runs, height, width).window
+            except ValueError as error:
+                raise ValueError(f"{item.mask}: {item.id}: {error}")
+        elif drawn:
+            self._window = draw(item, drawn, height, width)
+        else:
+            self._open(height, width)
+        if drawn and item.ignore:
+            self._void = draw(item, drawn, height, width, ignored=True)
+        self.has_void = self._void is not None or self.kind == "void"
+
+    def _open(self, height: int, width: int) -> None:
+        self._source = open_source(self.item.mask)
+        if (self._source.height, self._source.width) != (height, width):
+            raise ValueError(f"{self.item.mask}: is {self._source.height} x {self._source.width} "
+                             f"pixels, its image {height} x {width}: make them equal")
+        self._meaning = meaning(self.item.mask, str(VOID) in self.item.ignore)
+        objects = [stored for stored, value in self._meaning.items() if value == 1]
+        self.kind = ("void" if VOID in self._meaning.values() else
+                     "" if not objects or self._source.pixels.dtype == bool else
+                     "1" if objects == [1] else "255")
+        self._window = self._from_file
+
+    def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """The window with its upper left corner at (y, x): uint8 (h, w), 1 to be found, 0 not, 255
+        where that is not known."""
+        window = self._window(y, x, h, w)
+        if self._void is not None:
+            window[self._void(y, x, h, w) > 0] = VOID
+        return window
+
+    def _from_file(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        with naming(self.item.mask):
+            array = self._source.pixels.window(y, x, h, w)[:, :, 0]
+        window = np.zeros(array.shape, np.uint8)
+        for stored, value in self._meaning.items():
+            if value:
+                window[array == stored] = value
+        return window
+
+
+def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = False) -> Window:
+    """Windows of the polygons of an image that are to be found (with no `labels`: all classes but
+    those to ignore), or of those to ignore. ValueError names one that is no area, and one that lies
+    outside the image."""
+    polygons = [each for each in polygons_of(path) if (
+        each.name in item.ignore if ignored else
+        each.name in item.labels if item.labels else each.name not in item.ignore)]
+    for each in polygons:
+        if each.rings is None:
+            raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, no "
+                             "area: export areas only, or give --label the classes that are areas")
+    try:
+        return Polygons(polygons, height, width).window
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}")
+
+
+def polygons_of(path: Path) -> list[Polygon]:
+    """`read_polygons`, which is not done again for a file that has not changed."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file")
+    return _read_polygons(path, facts.st_size, facts.st_mtime_ns)
+
+
+_read_polygons = lru_cache(4)(lambda path, size, time: read_polygons(path))
+
+
+def meaning(path: Path, ignore_255: bool = False) -> dict[float, int]:
+    """What each value that a mask's file holds means: 0, 1 or 255. ValueError where that is not
+    clear."""
+    facts = path.stat()
+    return _meaning(path, ignore_255, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(1024)
+def _meaning(path: Path, ignore_255: bool, size: int, time: int) -> dict[float, int]:
+    source = open_source(path)
+    stored = stored_values(path, source)
+    shown = {value: value for value in stored}
+    if source.palette is not None:
+        shown = palette_values(path, source.palette, stored)
+    # White is 255 whatever the number of bits. A single bit is 0 and 1 already.
+    shown = {value: VOID if each == source.white > 1 else each for value, each in shown.items()}
+    values = set(shown.values())
+    if ignore_255 and values <= {0, 1, VOID} or values == {0, 1, VOID}:
+        return shown
+    if values <= {0, 1} or values <= {0, VOID}:
+        return {value: int(each > 0) for value, each in shown.items()}
+    text = ", ".join(f"{value:g}" for value in sorted(stored)[:6]) + ", ..." * (len(stored) > 6)
+    raise ValueError(f"{path}: holds the values {text}: a mask holds 0 and 1, or 0 and 255, or all "
+                     "three (255: not labelled)")
+
+
+def stored_values(path: Path, source: Source) -> list[float]:
+    """The values in a mask's file, eight at most. ValueError where it is in colour, and where its
+    alpha shows another mask."""
+    if source.extra:
+        raise ValueError(f"{path}: has a channel that is neither colour nor alpha: save the mask "
+                         "alone")
+    height, width, channels = source.pixels.shape
+    rows = max(1, tiff.HELD // (width * channels * source.pixels.dtype.itemsize))
+    pairs: set[tuple] = set()  # (value, alpha)
+    for y in range(0, height, rows):
+        with naming(path):
+            array = source.pixels.window(y, 0, min(rows, height - y), width)
+        colours = array[:, :, : channels - source.alpha]
+        if colours.shape[2] > 1 and (colours != colours[:, :, :1]).any():
+            raise ValueError(f"{path}: is a mask in colour: expected one value per pixel")
+        value, alpha = colours[:, :, 0].ravel(), array[:, :, -1].ravel() if source.alpha else None
+        while len(value) and len(pairs) < 8:
+            first = value[0], 0 if alpha is None else alpha[0]
+            pairs.add(tuple(each.item() if hasattr(each, "item") else each for each in first))
+            others = value != first[0] if alpha is None else (
+                (value != first[0]) | (alpha != first[1]))
+            value, alpha = value[others], None if alpha is None else alpha[others]
+    values = [value for value, _ in pairs]
+    background = [alpha for value, alpha in pairs if not value]
+    objects = [alpha for value, alpha in pairs if value]
+    if len(set(values)) < len(values) or objects and background and max(background) > min(objects):
+        raise ValueError(f"{path}: its alpha shows another mask than its colour: flatten it, and "
+                         "save it without alpha")
+    return values
+
+
+def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dict[float, int]:
+    """What the indices of a palette stand for: in colours they are classes, as Pascal VOC has it;
+    in grey, the grey. ValueError where grey and index disagree on what is background."""
+    colours = {index: palette[index].tolist() for index in indices}
+    if any(len(set(colour)) > 1 for colour in colours.values()):
+        return {index: index for index in indices}
+    if any(bool(index) != bool(colour[0]) for index, colour in colours.items()):
+        raise ValueError(f"{path}: its palette shows other pixels black than those of value 0: save "
+                         "it without a palette")
+    return {index: colour[0] for index, colour in colours.items()}
+
+
+def drawn_instead(item: "Item") -> "Item":
+    """The same image with its polygons as mask, where it has both these and run-length code."""
+    return dataclasses.replace(item, runs=None, mask=item.polygons)

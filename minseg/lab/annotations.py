@@ -1,0 +1,252 @@
+"""# Annotations: polygons of a large slide, and regions that nobody labelled
+
+    python -m minseg.lab.annotations large      a slide of 30,000 x 30,000 pixels with 600 polygons
+    python -m minseg.lab.annotations hubmap     polygons beside run-length code
+    python -m minseg.lab.annotations void       half of each image void, and its labels there wrong
+
+`large` cuts training tiles, segments with polygons out, and makes a mask of polygons and polygons of
+the mask again; each in a process of its own, whose memory above that of the idle one is told.
+`hubmap` writes a slide in the competition's layout, and tells how far polygons and run-length code
+agree. `void` trains three times: with right labels, with wrong ones in one half of each image that
+is void by --ignore, and with these in earnest; what counts is Dice on the other halves.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..crossval import dice_of, dice_parts
+from ..data.datasets import Item, find_slides, read_table
+from ..data.files import atomic
+from ..data.masks import VOID, Mask
+from ..data.objects import Outlines
+from ..data.polygons import Polygons, feature, read_polygons, write_features
+from ..data.rle import rle_encode
+from ..data.slides import shrink
+from ..data.synthetic import write_slides
+from ..data.tiles import cut
+from ..run.report import Parser
+from ..run.scores import count_known, read_saved
+from .bench import RESULTS, environment, peak, write_large
+
+BAND = 256  # rows at a time
+
+
+def circle(y: float, x: float, radius: float, points: int, rng: np.random.Generator) -> list:
+    """A closed ring of x, y with a wavy outline."""
+    angle = np.arange(points) / points * 2 * math.pi
+    wave = radius * (1 + 0.15 * np.sin(3 * angle + rng.uniform(0, 6)) + rng.uniform(-0.02, 0.02,
+                                                                                      points))
+    ring = np.stack([x + wave * np.cos(angle), y + wave * np.sin(angle)], 1).round(2).tolist()
+    return [*ring, ring[0]]
+
+
+def draw_polygons(path: Path, size: int) -> None:
+    """600 polygons of 200 points that do not touch, of which 50 have a hole."""
+    rng, cell, features = np.random.default_rng(0), size // 25, []
+    for index, place in enumerate(rng.permutation(25 * 25)[:600].tolist()):
+        y, x = ((part + 0.5) * cell for part in divmod(place, 25))
+        radius = rng.uniform(0.2, 0.36) * cell
+        rings = [circle(y, x, radius, 200, rng)]
+        rings += [circle(y, x, radius / 3, 200, rng)] * (index < 50)
+        features.append({"type": "Feature", "properties": {
+            "classification": {"name": "glomerulus"}},
+            "geometry": {"type": "Polygon", "coordinates": rings}})
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+def write_polygons(path: Path, height: int, width: int, bands: Iterator[np.ndarray]) -> int:
+    """The polygons of a mask that comes in bands; how many there are."""
+    outlines, count = Outlines(height, width), 0
+    with write_features(path, "") as write:
+        for band in bands:
+            for found in outlines.add(band, band):
+                write(feature(found, "glomerulus"))
+                count += 1
+        for found in outlines.finish():
+            write(feature(found, "glomerulus"))
+            count += 1
+    return count
+
+
+def round_trip(folder: Path, size: int) -> dict:
+    """Polygons -> mask -> polygons -> mask, band by band."""
+    first = Mask(Item("slide", folder, folder / "masks" / "slide.geojson", "slide"), size, size)
+    rows = [(y, 0, min(BAND, size - y), size) for y in range(0, size, BAND)]
+    count = write_polygons(folder / "again.geojson", size, size,
+                           (first.read(*area) for area in rows))
+    again = Polygons(read_polygons(folder / "again.geojson"), size, size)
+    differ = sum(int(np.count_nonzero(first.read(*area) != again.window(*area))) for area in rows)
+    return {"polygons_out": count, "pixels_that_differ": differ}
+
+
+def cut_tiles(folder: Path, size: int) -> dict:
+    """The training cache, at a scale of 4."""
+    item = Item("slide", folder / "images" / "slide.tiff", folder / "masks" / "slide.geojson", "s")
+    (folder / "tiles").mkdir(exist_ok=True)
+    found = cut(item, folder / "tiles", scale=4, tile=256, stride=128, margin=32)
+    return {"tiles": len(found["places"]), "positive": found["positive"]}
+
+
+def segment(folder: Path, size: int) -> dict:
+    """infer.py's own loop with --geojson, and a network that finds what is dark."""
+    import infer
+
+    path = folder / "images" / "slide.tiff"
+    options = infer.parse([str(path), "--model", "none", "--out", str(folder / "out"), "--geojson",
+                           "--device", "cpu"])
+    options.out.mkdir(exist_ok=True)
+    options.models, options.scale, options.microns, options.label = [], 4, None, None
+    options.tile, options.threshold = 256, 0.5
+    infer.segment(path, lambda tiles: 1 - tiles.float().mean(1, keepdim=True) / 255, options)
+    return {"polygons_out": len(read_polygons(folder / "out" / "slide.geojson"))}
+
+
+def measured(job: Callable, *arguments) -> dict:
+    """What a job returns, its seconds, and the memory that it takes above an idle process, GiB."""
+    before, start = peak(), time.perf_counter()
+    found = job(*arguments)
+    return {"job": job.__name__, "seconds": round(time.perf_counter() - start, 1),
+            "peak_gib_above_idle": round(peak() - before, 3), **found}
+
+
+def large(args: argparse.Namespace) -> list[dict]:
+    """Cutting, segmenting and back, each in a process of its own."""
+    folder, rows = args.work / "large", []
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_large(folder / "images" / "slide.tiff", args.size, args.size)
+    draw_polygons(folder / "masks" / "slide.geojson", args.size)
+    for job in (round_trip, cut_tiles, segment):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(measured, (job, folder, args.size)))
+        print(rows[-1], flush=True)
+    shutil.rmtree(folder)
+    return [{"size": args.size, **row} for row in rows]
+
+
+def hubmap(args: argparse.Namespace) -> list[dict]:
+    """A synthetic slide in the competition's layout: wavy polygons, and run-length code of the
+    pixels that lie inside by more than half, counted on a grid five times as fine. The agreement is
+    what `cut` counts and train.py prints."""
+    folder, size, fine = args.work / "hubmap", 6000, 5
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data" / "train").mkdir(parents=True)
+    (folder / "tiles").mkdir()
+    drawn = folder / "data" / "train" / "slide.json"
+    write_large(drawn.with_suffix(".tiff"), size, size)
+    draw_polygons(drawn, size)
+    finer = [replace(each, rings=[ring * fine for ring in each.rings])
+             for each in read_polygons(drawn)]
+    finer = Polygons(finer, size * fine, size * fine)
+    mask = np.concatenate([shrink(finer.window(y, 0, 500, size * fine) * np.uint8(255), fine) >= 128
+                           for y in range(0, size * fine, 500)])
+    (folder / "data" / "train.csv").write_text(f"id,encoding\nslide,{rle_encode(mask)}\n")
+    item, = find_slides(folder / "data")
+    shared, total = cut(item, folder / "tiles", scale=4, tile=128, stride=64, margin=16)["agreement"]
+    print(f"Dice of run-length code and polygons: {2 * shared / total:.5f}")
+    return [{"size": size, "polygons": 600, "dice": round(2 * shared / total, 5)}]
+
+
+def plant(right: Path, wrong: Path) -> None:
+    """Copies a data set with its labels as polygons. In one half of each image, left and right in
+    turn, they are wrong: those of the next image, and none of its own; a polygon of the class
+    unlabelled covers that half."""
+    (wrong / "masks").mkdir(parents=True)
+    shutil.copytree(right / "images", wrong / "images")
+    shutil.copy(right / "groups.csv", wrong)
+    items = find_slides(right)
+    for index, item in enumerate(items):
+        mask = np.asarray(Image.open(item.mask)) > 0
+        other = np.asarray(Image.open(items[(index + 1) % len(items)].mask)) > 0
+        height, width = mask.shape
+        mask, half = mask.copy(), slice(0, width // 2) if index % 2 else slice(width // 2, width)
+        mask[:, half] = other[:height, half] & ~mask[:, half]
+        outlines = Outlines(height, width)
+        left, stop = half.start, half.stop
+        corners = [[left, 0], [stop, 0], [stop, height], [left, height], [left, 0]]
+        with write_features(wrong / "masks" / f"{item.id}.geojson", "") as write:
+            for found in outlines.add(mask, mask) + outlines.finish():
+                write(feature(found, "glomerulus"))
+            write({"geometry": {"type": "Polygon", "coordinates": [corners]},
+                   "properties": {"classification": {"name": "unlabelled"}}})
+
+
+def hold_out(table: Path) -> None:
+    """Makes two groups of all: a fifth of the patients is held out, whatever the labels are. (Else
+    folds would be balanced by positives, and not be the same with other labels.)"""
+    groups = read_table(table, "id", "group")
+    patients = sorted(set(groups.values()))
+    held = set(patients[-max(1, len(patients) // 5) :])
+    table.write_text("id,group\n" + "".join(
+        f"{id},{'held out' if group in held else 'others'}\n" for id, group in groups.items()))
+
+
+def void(args: argparse.Namespace) -> list[dict]:
+    """Three trainings for each seed, scored on the halves that are labelled, against the truth."""
+    import train
+
+    rows = []
+    for seed in range(args.seeds):
+        folder = args.work / f"void{seed}"
+        right, wrong = folder / "right", folder / "wrong"
+        if not wrong.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_slides(right, args.slides, seed=seed)
+            hold_out(right / "groups.csv")
+            plant(right, wrong)
+        truth = find_slides(right)
+        known = find_slides(wrong, ignore=["unlabelled"])
+        for name, options in (("right", ["--data", right]),
+                              ("void", ["--data", wrong, "--ignore", "unlabelled"]),
+                              ("wrong", ["--data", wrong, "--label", "glomerulus"])):
+            out = folder / "runs" / name
+            train.main([str(option) for option in (
+                *options, "--scale", 4, "--tile", 128, "--epochs", args.epochs, "--seed", seed,
+                "--folds", 2, "--fold", 1, "--resume", "--out", out)])
+            total = 0
+            for item, half in ((a, b) for a, b in zip(truth, known) if a.group == "held out"):
+                halves = (mask for _, mask in read_saved(out / "fold1", half))
+                for (levels, label), there in zip(read_saved(out / "fold1", item), halves):
+                    label = np.where(there == VOID, np.uint8(VOID), label)
+                    total = total + dice_parts(count_known(levels, label), 0.5)
+            rows.append({"seed": seed, "labels": name, "dice": round(dice_of(total), 4)})
+            print(rows[-1], flush=True)
+    for name in ("right", "void", "wrong"):
+        scores = [row["dice"] for row in rows if row["labels"] == name]
+        print(f"{name:6} mean Dice on the labelled halves {statistics.mean(scores):.4f}")
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    jobs = {"large": large, "hubmap": hubmap, "void": void}
+    parser = Parser(prog="python -m minseg.lab.annotations", description=__doc__.split("\n")[0][2:])
+    parser.add_argument("what", choices=jobs)
+    parser.add_argument("--size", type=int, default=30_000, help="of large: default 30000")
+    parser.add_argument("--slides", type=int, default=20, help="of void: default 20")
+    parser.add_argument("--seeds", type=int, default=2, help="of void: default 2")
+    parser.add_argument("--epochs", type=float, default=14, help="of void: default 14")
+    parser.add_argument("--work", type=Path, default=Path("runs/annotations"), metavar="DIR",
+                        help="for slides and runs (default runs/annotations)")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR",
+                        help="default docs/results")
+    args = parser.parse_args(argv)
+    rows = jobs[args.what](args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic(args.out / f"annotations-{args.what}.json") as temporary:
+        temporary.write_text(json.dumps({**environment("cpu"), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

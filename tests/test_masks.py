@@ -1,0 +1,382 @@
+"""Masks: each row of the table in `minseg.data.datasets` is read so, or refused so."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from minseg.data.datasets import Item
+from minseg.data.masks import Mask, drawn_instead
+from minseg.data.rle import rle_encode
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def error_of(call, *arguments):
+    """The text of the ValueError, which is one line."""
+    with pytest.raises(ValueError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+MASK = (noise(45, 60, seed=2) > 127).astype(np.uint8)
+WINDOWS = [(0, 0, 45, 60), (0, 0, 1, 1), (44, 59, 1, 1), (7, 0, 11, 60), (0, 13, 45, 9),
+           (15, 15, 17, 18), (31, 47, 14, 13)]
+
+
+def file_mask(path, pixels, **options):
+    if path.suffix == ".png":
+        Image.fromarray(pixels).save(path)
+    elif pixels.dtype == bool:
+        Image.fromarray(pixels).save(path)  # tifffile would turn black and white round
+    else:
+        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+        if channels in (2, 4):
+            options = {"extrasamples": ["unassalpha"], "planarconfig": "contig", **options}
+        tifffile.imwrite(path, pixels, photometric="minisblack" if channels < 3 else "rgb",
+                         **options)
+    return Item("a", path.with_name("image.png"), path, "a")
+
+
+def run_mask(folder, code):
+    return Item("a1", folder / "train/a1.tiff", folder / "train.csv", "a1", code)
+
+
+def equals(mask, wanted=MASK):
+    for y, x, h, w in WINDOWS:
+        window = mask.read(y, x, h, w)
+        assert window.dtype == np.uint8
+        np.testing.assert_array_equal(window, wanted[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("pixels", [
+    MASK, MASK * 255, MASK > 0, np.stack([MASK * 255] * 3, 2),
+    np.dstack([MASK * 255, np.full_like(MASK, 77)]),
+    np.dstack([MASK] * 3 + [np.full_like(MASK, 77)]),
+], ids=["0 and 1", "0 and 255", "one bit", "RGB", "grey and alpha", "RGBA"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_windows_of_a_mask_are_windows_of_the_whole(tmp_path, pixels, suffix):
+    equals(Mask(file_mask(tmp_path / f"a.{suffix}", pixels), *MASK.shape))
+
+
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("options", [
+    {"rowsperstrip": 7, "compression": "zlib"}, {"tile": (16, 32)},
+    {"tile": (16, 16), "compression": "zlib", "bigtiff": True}], ids=str)
+def test_masks_in_strips_and_tiles_are_read(tmp_path, value, options):
+    equals(Mask(file_mask(tmp_path / "a.tiff", MASK * np.uint8(value), **options), *MASK.shape))
+
+
+def test_masks_of_sixteen_bits_are_read(tmp_path):
+    equals(Mask(file_mask(tmp_path / "a.tif", MASK.astype(np.uint16) * 255), *MASK.shape))
+
+
+@pytest.mark.parametrize("ones", [MASK, np.zeros_like(MASK), np.ones_like(MASK)])
+def test_run_length_code_gives_the_same_windows_as_a_file(tmp_path, ones):
+    equals(Mask(run_mask(tmp_path, rle_encode(ones)), *ones.shape), ones)
+    equals(Mask(file_mask(tmp_path / "a.png", ones * 255), *ones.shape), ones)
+
+
+def test_a_mask_with_a_black_and_white_palette_is_read(tmp_path):
+    picture = Image.fromarray(MASK, "P")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "P"
+    equals(Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape))
+
+
+def test_items_can_be_sent_to_other_processes(tmp_path):
+    item = run_mask(tmp_path, "1 2")
+    assert pickle.loads(pickle.dumps(item)) == item
+
+
+@pytest.mark.parametrize("size", [(46, 60), (45, 59), (60, 45), (1, 1)])
+def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, size):
+    item = file_mask(tmp_path / "a.png", MASK)
+    assert error_of(Mask, item, *size) == (
+        f"{item.mask}: is 45 x 60 pixels, its image {size[0]} x {size[1]}: make them equal")
+
+
+@pytest.mark.parametrize("values, shown", [
+    ((0, 2), "values 0, 2:"), ((1, 255), "values 1, 255:"), ((0, 1, 2, 255), "values 0, 1, 2, 255"),
+    ((0, 128, 255), "values 0, 128, 255:"), (range(6), "values 0, 1, 2, 3, 4, 5:"),
+    (range(7), "values 0, 1, 2, 3, 4, 5, ...:"),
+])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, shown, suffix):
+    pixels = np.array([[*values]] * 2, np.uint8)
+    item = file_mask(tmp_path / f"a.{suffix}", pixels)
+    text = error_of(Mask, item, *pixels.shape)
+    assert text.startswith(f"{item.mask}: holds the {shown}")
+    assert text.endswith("a mask holds 0 and 1, or 0 and 255, or all three (255: not labelled)")
+
+
+@pytest.mark.parametrize("pixels", [
+    np.array([[0, 0.5, 1]], np.float32), np.array([[0, 0.5, 255]], np.float32),
+    np.array([[0, np.nan, 1]], np.float32), np.array([[0, -1, 1]], np.int16),
+    np.array([[0, -1, 0]], np.int16)], ids=str)
+def test_halves_and_negative_numbers_are_no_mask(tmp_path, pixels):
+    item = file_mask(tmp_path / "a.tif", pixels)
+    text = error_of(Mask, item, 1, 3)
+    assert text.startswith(f"{item.mask}: holds the values ")
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_a_mask_of_one_value_is_read(tmp_path, value):
+    mask = Mask(file_mask(tmp_path / "a.png", np.full((3, 4), value, np.uint8)), 3, 4)
+    assert mask.read(0, 0, 3, 4).tolist() == [[min(value, 1)] * 4] * 3
+
+
+# Regions that nobody labelled
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("held", [2**26, 2**4])
+def test_where_0_1_and_255_are_there_255_is_void(tmp_path, suffix, held, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    pixels = MASK.copy()
+    pixels[:9], pixels[-1, -1] = 0, 255  # which the first windows do not show
+    mask = Mask(file_mask(tmp_path / f"a.{suffix}", pixels), *MASK.shape)
+    assert mask.has_void and mask.kind == "void"
+    equals(mask, pixels)
+
+
+def test_255_is_void_where_one_says_so(tmp_path):
+    item = replace(file_mask(tmp_path / "a.png", MASK * 255), ignore=("255",))
+    mask = Mask(item, *MASK.shape)
+    assert mask.has_void
+    equals(mask, MASK * 255)
+    equals(Mask(replace(item, ignore=()), *MASK.shape))  # for the same file
+
+
+@pytest.mark.parametrize("pixels, kind", [
+    (MASK, "1"), (MASK * 255, "255"), (MASK * 0, ""), (MASK > 0, "")],
+    ids=["0 and 1", "0 and 255", "0", "one bit"])
+def test_a_mask_tells_what_marks_its_objects(tmp_path, pixels, kind):
+    mask = Mask(file_mask(tmp_path / "a.png", pixels), *MASK.shape)
+    assert mask.kind == kind and not mask.has_void
+
+
+# Bits, alpha, palettes, classes side by side
+
+
+@pytest.mark.parametrize("white, dtype", [(65535, np.uint16), (4095, np.uint16), (15, np.uint8)])
+def test_white_is_an_object_whatever_the_number_of_bits(tmp_path, white, dtype):
+    tags = [] if white == 65535 else [(341, 3, 1, white, True)]
+    tifffile.imwrite(tmp_path / "a.tif", MASK.astype(dtype) * white, metadata=None, extratags=tags)
+    equals(Mask(Item("a", tmp_path, tmp_path / "a.tif", "a"), *MASK.shape))
+
+
+def rgba(colour, alpha):
+    return np.dstack([np.asarray(colour, np.uint8)] * 3 + [np.asarray(alpha, np.uint8)])
+
+
+def test_an_opaque_object_on_a_transparent_background_is_read(tmp_path):
+    equals(Mask(file_mask(tmp_path / "a.png", rgba(MASK * 255, MASK * 255)), *MASK.shape))
+
+
+@pytest.mark.parametrize("pixels", [
+    rgba(MASK * 0 + 255, MASK * 255), rgba(MASK * 0, MASK * 255), rgba(MASK * 255, 255 - MASK * 255),
+    rgba(MASK * 255, noise(*MASK.shape)), np.dstack([MASK * 255, 255 - MASK * 255])],
+    ids=["white", "black", "the reverse", "noise", "grey"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("held", [2**26, 2**4])
+def test_alpha_that_shows_another_mask_than_the_colour_is_refused(tmp_path, pixels, suffix, held,
+                                                                  monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    item = file_mask(tmp_path / f"a.{suffix}", pixels)
+    assert error_of(Mask, item, *MASK.shape) == (
+        f"{item.mask}: its alpha shows another mask than its colour: flatten it, and save it "
+        "without alpha")
+
+
+def palette_mask(path, indices, colours):
+    picture = Image.fromarray(indices.astype(np.uint8))
+    picture.putpalette([value for colour in colours for value in colour])
+    picture.save(path)
+    return Item("a", path, path, "a")
+
+
+def test_the_indices_of_a_colourful_palette_are_classes(tmp_path):
+    colours = [(0, 0, 0), (128, 0, 0), *[(0, 128, 0)] * 253, (224, 224, 192)]  # Pascal VOC's
+    indices = np.where(noise(*MASK.shape) > 200, 255, MASK)
+    mask = Mask(palette_mask(tmp_path / "a.png", indices, colours), *MASK.shape)
+    assert mask.kind == "void"
+    equals(mask, indices)
+    mask = Mask(palette_mask(tmp_path / "b.png", MASK, colours), *MASK.shape)
+    equals(mask)
+
+
+def test_a_grey_palette_counts_by_its_grey(tmp_path):
+    grey = [(0, 0, 0), (9, 9, 9), (9, 9, 9), (255, 255, 255)]
+    equals(Mask(palette_mask(tmp_path / "a.png", MASK * 3, grey), *MASK.shape))
+
+
+@pytest.mark.parametrize("colours", [[(255,) * 3, (0,) * 3], [(255,) * 3, (128,) * 3]])
+def test_a_palette_that_shows_the_background_white_is_refused(tmp_path, colours):
+    item = palette_mask(tmp_path / "a.png", MASK, colours)
+    assert error_of(Mask, item, *MASK.shape) == (
+        f"{item.mask}: its palette shows other pixels black than those of value 0: save it without "
+        "a palette")
+
+
+def test_a_palette_of_more_classes_is_refused(tmp_path):
+    item = palette_mask(tmp_path / "a.png", noise(*MASK.shape) % 3, [(0,) * 3, (1, 2, 3), (4, 5, 6)])
+    assert "holds the values 0, 1, 2" in error_of(Mask, item, *MASK.shape)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("layout", ["plain", "contig", "separate", "png"])
+def test_classes_side_by_side_are_refused(tmp_path, classes, value, layout):
+    labels = noise(*MASK.shape) % classes
+    channels = np.eye(classes, dtype=np.uint8)[labels] * np.uint8(value)
+    path = tmp_path / ("a.png" if layout == "png" else "a.tif")
+    if layout == "png":
+        if classes > 4:
+            return
+        Image.fromarray(channels).save(path)
+    elif layout == "plain":
+        tifffile.imwrite(path, channels, photometric="minisblack")
+    else:
+        tifffile.imwrite(path, np.moveaxis(channels, 2, 0) if layout == "separate" else channels,
+                         photometric="minisblack", planarconfig=layout)
+    assert error_of(Mask, Item("a", path, path, "a"), *MASK.shape).startswith(f"{path}: ")
+
+
+def test_a_fourth_channel_of_a_mask_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([MASK] * 4), photometric="rgb",
+                     extrasamples=["unspecified"])
+    item = Item("a", tmp_path, tmp_path / "a.tif", "a")
+    assert "neither colour nor alpha" in error_of(Mask, item, *MASK.shape)
+
+
+def test_a_mask_is_turned_by_its_orientation_as_its_image_is(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.rot90(MASK) * 255).save(tmp_path / "a.png", exif=exif)
+    equals(Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape))
+
+
+def test_a_mask_in_colour_is_refused(tmp_path):
+    pixels = np.stack([MASK * 255] * 3, 2)
+    pixels[2, 3, 1] ^= 255
+    item = file_mask(tmp_path / "a.png", pixels)
+    assert error_of(Mask, item, *MASK.shape) == (
+        f"{tmp_path / 'a.png'}: is a mask in colour: expected one value per pixel")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_mask_that_is_missing_or_no_image_is_refused(tmp_path, name):
+    item = Item("a", tmp_path / "b.png", tmp_path / name, "a")
+    assert error_of(Mask, item, 5, 7) == f"{tmp_path / name}: no such file"
+    item.mask.write_bytes(b"")
+    assert error_of(Mask, item, 5, 7).startswith(
+        f"{tmp_path / name}: cannot be read, replace it or take it out: ")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("code, words", [
+    ("1 b", "else than whole numbers: '1 b'"),
+    ("1.0 2", "else than whole numbers: '1.0 2'"),
+    ("nan", "else than whole numbers"),
+    ("1 2 3", "has 3 numbers: they come in pairs"),
+    ("0 1", "run 0 1 leaves the image of 5 x 7 pixels"),
+    ("1 2 35 2", "run 35 2 leaves the image of 5 x 7 pixels"),
+    ("36 1", "run 36 1 leaves the image of 5 x 7 pixels"),
+    ("1 0", "run 1 0 leaves the image of 5 x 7 pixels"),
+    ("1 9223372036854775807", "run 1 9223372036854775807 leaves the image of 5 x 7 pixels"),
+    ("35 9223372036854775807", "run 35 9223372036854775807 leaves the image"),
+    ("9223372036854775807 9223372036854775807", "leaves the image of 5 x 7 pixels"),
+    ("-9223372036854775808 1", "run -9223372036854775808 1 leaves the image of 5 x 7 pixels"),
+    ("1 9223372036854775808", "else than whole numbers"),
+    ("1 " + "9" * 40, "else than whole numbers"),
+])
+def test_bad_run_length_code_is_refused_with_the_table_and_the_image(tmp_path, code, words):
+    text = error_of(Mask, run_mask(tmp_path, code), 5, 7)
+    assert text.startswith(f"{tmp_path / 'train.csv'}: a1: ") and words in text
+
+
+# Polygons
+
+
+def square(y, x, side, name="glomerulus", kind="Polygon"):
+    """A feature as QuPath writes it."""
+    ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+    properties = {"objectType": "annotation"}
+    if name:
+        properties["classification"] = {"name": name, "color": [200, 0, 0]}
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": [ring]},
+            "properties": properties}
+
+
+def polygon_item(folder, *features, **options):
+    path = folder / "a.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return Item("a", folder / "a.tif", path, "a", **options)
+
+
+def drawn(*squares, value=1):
+    mask = np.zeros((45, 60), np.uint8)
+    for y, x, side in squares:
+        mask[y : y + side, x : x + side] = value
+    return mask
+
+
+def test_polygons_are_a_mask(tmp_path):
+    item = polygon_item(tmp_path, square(3, 5, 20), square(20, 30, 9), square(1, 50, 4, None))
+    equals(Mask(item, 45, 60), drawn((3, 5, 20), (20, 30, 9), (1, 50, 4)))
+    assert not Mask(item, 45, 60).has_void
+
+
+def test_only_the_classes_that_are_named_are_found(tmp_path):
+    item = polygon_item(tmp_path, square(3, 5, 20), square(10, 10, 30, "cortex"))
+    equals(Mask(replace(item, labels=("glomerulus",)), 45, 60), drawn((3, 5, 20)))
+    equals(Mask(replace(item, labels=("glomerulus", "cortex")), 45, 60),
+           drawn((3, 5, 20), (10, 10, 30)))
+
+
+def test_a_class_to_ignore_is_void_also_on_top_of_objects(tmp_path):
+    item = polygon_item(tmp_path, square(3, 5, 20), square(10, 10, 30, "fold"), ignore=("fold",))
+    mask, wanted = Mask(item, 45, 60), drawn((3, 5, 20))
+    wanted[10:40, 10:40] = 255
+    assert mask.has_void
+    equals(mask, wanted)
+
+
+def test_polygons_to_ignore_are_void_in_run_length_code_too(tmp_path):
+    ones = drawn((3, 5, 20))
+    item = polygon_item(tmp_path, square(3, 5, 20), square(10, 10, 30, "fold"), ignore=("fold",))
+    item = replace(item, mask=tmp_path / "train.csv", polygons=item.mask, runs=rle_encode(ones))
+    ones[10:40, 10:40] = 255
+    equals(Mask(item, 45, 60), ones)
+    equals(Mask(drawn_instead(item), 45, 60), ones)
+
+
+def test_a_line_is_refused_unless_its_class_is_not_wanted(tmp_path):
+    line = {"type": "Feature", "geometry": {"type": "LineString", "coordinates": [[0, 0], [9, 9]]},
+            "properties": {"classification": {"name": "scale"}}}
+    item = polygon_item(tmp_path, square(3, 5, 20), line)
+    text = error_of(Mask, item, 45, 60)
+    assert text.startswith(f"{item.mask}: feature 2 (scale) is a LineString")
+    assert "--label" in text
+    equals(Mask(replace(item, labels=("glomerulus",)), 45, 60), drawn((3, 5, 20)))
+
+
+def test_a_polygon_outside_the_image_is_refused(tmp_path):
+    item = polygon_item(tmp_path, square(3, 5, 20), square(300, 500, 20))
+    text = error_of(Mask, item, 45, 60)
+    assert text.startswith(f"{item.mask}: ") and "outside the image of 45 x 60 pixels" in text
+
+
+def test_polygons_that_change_are_read_anew(tmp_path):
+    equals(Mask(polygon_item(tmp_path, square(3, 5, 20)), 45, 60), drawn((3, 5, 20)))
+    equals(Mask(polygon_item(tmp_path, square(3, 5, 20), square(20, 30, 9)), 45, 60),
+           drawn((3, 5, 20), (20, 30, 9)))

@@ -1,0 +1,332 @@
+"""Polygons: windows against one point-in-polygon test per pixel, and GeoJSON there and back."""
+
+import json
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from minseg.data.objects import Object, Outlines
+from minseg.data.polygons import (Polygon, Polygons, feature, read_note, read_polygons,
+                                  write_features)
+
+SQUARE = [[1, 1], [4, 1], [4, 5], [1, 5], [1, 1]]
+HOLE = [[2, 2], [2, 4], [3, 4], [3, 2], [2, 2]]
+
+
+def ring(*points):
+    return np.array([*points, points[0]], np.float64)
+
+
+# Windows
+
+
+def naive_mask(polygons, height, width):
+    """For each pixel: how many edges lie to the left of its centre, in exact numbers?"""
+    mask = np.zeros((height, width), np.uint8)
+    for polygon in polygons:
+        edges = [[Fraction(float(number)) for number in (*p, *q)] for points in polygon.rings
+                 for p, q in zip(points, points[1:])]
+        for y in range(height):
+            centre = y + Fraction(1, 2)
+            crossings = [x0 + (centre - y0) * (x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in edges
+                         if min(y0, y1) <= centre < max(y0, y1)]
+            for x in range(width):
+                mask[y, x] |= sum(each <= x + Fraction(1, 2) for each in crossings) % 2
+    return mask
+
+
+def some_polygons(seed, height, width):
+    """Up to five with up to three rings each, which may cross themselves and each other, and leave
+    the image. Some lie on pixel edges or centres."""
+    rng = np.random.default_rng(seed)
+    grid = rng.choice([1, 2, 1000])
+    size = np.array([width, height])
+    polygons = []
+    for _ in range(rng.integers(1, 6)):
+        middle = rng.uniform(0, size)
+        rings = [ring(*np.round((middle + rng.normal(0, size / 3, (rng.integers(3, 8), 2))) * grid)
+                      / grid) for _ in range(rng.integers(1, 4))]
+        rings.append(ring(*(np.round(middle * grid) / grid + [[-2, -2], [2, -2], [2, 2], [-2, 2]])))
+        polygons.append(Polygon("a", rings))
+    return polygons
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_pixels_are_inside_where_their_centre_is(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 20, 2)
+    polygons = some_polygons(seed, height, width)
+    whole, drawn = naive_mask(polygons, height, width), Polygons(polygons, height, width)
+    for _ in range(8):
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        h, w = rng.integers(0, height - y + 1), rng.integers(0, width - x + 1)
+        window = drawn.window(y, x, h, w)
+        assert window.dtype == np.uint8 and np.array_equal(window, whole[y : y + h, x : x + w])
+    assert np.array_equal(drawn.window(0, 0, height, width), whole)
+
+
+def test_polygons_on_pixel_edges_are_exact():
+    mask = Polygons([Polygon("a", [np.array(SQUARE), np.array(HOLE)])], 6, 6).window(0, 0, 6, 6)
+    wanted = np.zeros((6, 6), np.uint8)
+    wanted[1:5, 1:4], wanted[2:4, 2] = 1, 0
+    assert np.array_equal(mask, wanted)
+
+
+def test_areas_side_by_side_share_no_pixel_and_leave_none_out():
+    points = np.random.default_rng(0).integers(0, 41, (2, 2)) / 2  # pixel edges and centres
+    corners = [(0, 0), (20, 0), (20, 20), (0, 20)]
+    parts = [Polygon("a", [ring(a, b, points[0])]) for a, b in zip(corners, corners[1:] + corners)]
+    drawn = [Polygons([part], 20, 20).window(0, 0, 20, 20) for part in parts]
+    assert (sum(drawn) == 1).all()
+
+
+def test_a_polygon_in_the_hole_of_another_is_not_cut_by_it():
+    inner = [[2, 2], [3, 2], [3, 3], [2, 3], [2, 2]]
+    polygons = [Polygon("a", [np.array(SQUARE), np.array(HOLE)]), Polygon("b", [np.array(inner)])]
+    assert Polygons(polygons, 6, 6).window(0, 0, 6, 6).sum() == 11
+    assert Polygons(polygons + polygons, 6, 6).window(0, 0, 6, 6).sum() == 11  # a union
+
+
+def test_no_polygons_are_an_empty_mask():
+    assert not Polygons([], 3, 4).window(0, 0, 3, 4).any()
+
+
+def test_a_polygon_that_leaves_the_image_is_cut_off():
+    polygon = Polygon("a", [ring((-5, -7), (2, -7), (2, 99), (-5, 99))])
+    assert Polygons([polygon], 3, 4).window(0, 0, 3, 4).tolist() == [[1, 1, 0, 0]] * 3
+
+
+@pytest.mark.parametrize("x, y", [(4, 0), (0, 3), (-2, 0), (0, -2), (90_000, 90_000)])
+def test_a_polygon_outside_the_image_is_refused(x, y):
+    far = Polygon("glomerulus", [ring((x, y), (x + 2, y), (x + 2, y + 2))], 3)
+    with pytest.raises(ValueError) as error:
+        Polygons([Polygon("a", [np.array(SQUARE)]), far], 3, 4)
+    assert str(error.value) == (
+        "polygon 3 (glomerulus) lies outside the image of 3 x 4 pixels: its coordinates must be "
+        "pixels of the full image")
+
+
+def test_windows_of_a_large_slide_need_memory_for_themselves_only():
+    rng, turn = np.random.default_rng(0), np.linspace(0, 2 * np.pi, 201)
+    circle = np.stack([np.cos(turn), np.sin(turn)], 1)
+    circle[-1] = circle[0]
+    places = rng.uniform(500, 29_500, (600, 1, 2))
+    drawn = Polygons([Polygon("a", [place + 200 * circle]) for place in places], 30_000, 30_000)
+    tracemalloc.start()
+    try:
+        band = drawn.window(15_000, 0, 64, 30_000)
+        assert tracemalloc.get_traced_memory()[1] < 12 * band.nbytes
+    finally:
+        tracemalloc.stop()
+    y, x = np.mgrid[15_000:15_064, 0:30_000] + 0.5
+    near = places[abs(places[:, 0, 1] - 15_032) < 240][:, 0]
+    wanted = np.zeros(band.shape, bool)
+    for place in near:
+        wanted |= (x - place[0]) ** 2 + (y - place[1]) ** 2 < 200**2
+    assert len(near) > 3 and np.count_nonzero(band != wanted) < 0.01 * wanted.sum()
+
+
+# Reading
+
+
+def drawn_feature(name="glomerulus", kind="Polygon", coordinates=(SQUARE, HOLE), **more):
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates},
+            "properties": {"classification": {"name": name, "colorRGB": -3}}, **more}
+
+
+def read(folder, content):
+    path = folder / "a.geojson"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_polygons(path)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda features: {"type": "FeatureCollection", "features": features, "crs": None},
+    lambda features: features,
+], ids=["collection", "list"])
+def test_collections_and_lists_of_features_are_read(tmp_path, wrap):
+    a, b = read(tmp_path, wrap([drawn_feature(), drawn_feature("cortex", coordinates=[HOLE])]))
+    assert (a.name, a.number, a.kind, b.name, b.number) == (
+        "glomerulus", 1, "Polygon", "cortex", 2)
+    assert [each.tolist() for each in a.rings] == [SQUARE, HOLE]
+    assert a.rings[0].dtype == np.float64 and a.bounds == (1, 1, 4, 5)
+
+
+def test_a_single_feature_is_read(tmp_path):
+    [polygon] = read(tmp_path, drawn_feature())
+    assert polygon.bounds == (1, 1, 4, 5)
+
+
+def test_each_member_of_a_multipolygon_is_a_polygon(tmp_path):
+    parts = [[SQUARE, HOLE], [HOLE]]
+    found = read(tmp_path, [drawn_feature(), drawn_feature("b", "MultiPolygon", parts)])
+    assert [(each.name, each.number, len(each.rings)) for each in found] == [
+        ("glomerulus", 1, 2), ("b", 2, 2), ("b", 2, 1)]
+
+
+@pytest.mark.parametrize("properties, name", [
+    ({"classification": {"name": " Tumor "}}, "Tumor"),
+    ({"classification": {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}}, "Tumor: Positive"),
+    ({"classification": "Tumor"}, "Tumor"),
+    ({"classification": "two\nlines"}, "two lines"),
+    ({"classification": {"name": None}}, "unclassified"),
+    ({"classification": {"name": " "}}, "unclassified"),
+    ({"classification": {}}, "unclassified"),
+    ({"classification": None}, "unclassified"),
+    ({"objectType": "annotation", "name": "3"}, "unclassified"),
+    (None, "unclassified"),
+])
+def test_the_class_is_that_of_the_classification(tmp_path, properties, name):
+    [polygon] = read(tmp_path, drawn_feature(properties=properties))
+    assert polygon.name == name
+
+
+def test_open_rings_are_closed_and_heights_left_out(tmp_path):
+    [polygon] = read(tmp_path, drawn_feature(coordinates=[[[0, 0, 7], [2.5, 0], [2, 3, 7]]]))
+    assert polygon.rings[0].tolist() == [[0, 0], [2.5, 0], [2, 3], [0, 0]]
+
+
+def test_polygons_without_rings_are_left_out(tmp_path):
+    found = read(tmp_path, [drawn_feature(coordinates=[]), drawn_feature("b", "MultiPolygon", []),
+                            drawn_feature("c", "MultiPolygon", [[], [SQUARE]])])
+    assert [each.name for each in found] == ["c"]
+
+
+def test_a_nucleus_is_left_alone_and_so_is_a_byte_order_mark(tmp_path):
+    cell = drawn_feature(nucleusGeometry={"type": "Polygon", "coordinates": [HOLE]})
+    [polygon] = read(tmp_path, "\ufeff" + json.dumps([cell]))
+    assert len(polygon.rings) == 2
+
+
+@pytest.mark.parametrize("kind", ["Point", "MultiPoint", "LineString", "GeometryCollection", None])
+def test_what_is_no_area_is_kept_without_rings(tmp_path, kind):
+    found = read(tmp_path, [drawn_feature(), drawn_feature("b", kind, [1, 2])])
+    assert (found[1].name, found[1].rings, found[1].number, found[1].kind) == (
+        "b", None, 2, str(kind))
+
+
+BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, "2"]]])
+
+
+@pytest.mark.parametrize("content, words", [
+    ("", "is no JSON, or cut off, at line 1: open it in QuPath"),
+    ('[\n{"type": "Feature", "geom', "is no JSON, or cut off, at line 2: open it in QuPath"),
+    ("[" * 100_000, "JSON"),
+    ("3", "is other JSON, no GeoJSON with features: open it in QuPath and export it: File > Exp"),
+    ({"shapes": [], "version": "5"}, "is JSON of labelme, no GeoJSON"),
+    ({"images": [], "annotations": []}, "is JSON of COCO, no GeoJSON"),
+    ({"type": "FeatureCollection"}, "is other JSON, no GeoJSON"),
+    ({"type": "Polygon", "coordinates": [SQUARE]}, "is other JSON, no GeoJSON"),
+    ([[1, 2]], "its entry 1 is no feature of GeoJSON"),
+    ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is no feature of GeoJSON"),
+    ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
+     'has coordinates of a map ("crs"): pixels of the full image are needed'),
+    ([drawn_feature(geometry=None)], "feature 1 (glomerulus) has no geometry: delete it"),
+    ([drawn_feature(), BAD], "feature 2 (b c) has coordinates that are no rings of points x, y"),
+    *[([drawn_feature(coordinates=coordinates)], "feature 1 (glomerulus) has coordinates that are")
+      for coordinates in (
+          [[[1, 1], [2, float("nan")], [3, 3]]], [[[1, 1], [2, float("inf")], [3, 3]]],
+          [[[1, 1], [2, True], [3, 3]]], [[[1, 1], [2, None], [3, 3]]], [[[1, 1], [2], [3, 3]]],
+          [[[1], [2], [3]]], [[1, 2], [3, 4]], [["12", "34"]], [{"x": 1}], [[{"x": 1}]], [[]],
+          [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]], 7, None, [None])],
+    ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are no rings of points"),
+])
+def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
+    with pytest.raises(ValueError) as error:
+        read(tmp_path, content)
+    assert str(error.value).startswith(f"{tmp_path / 'a.geojson'}: ")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes('["glom\xe9rule"]'.encode("latin1"))
+    with pytest.raises(ValueError, match="a.json: is no text in UTF-8: open it in QuPath"):
+        read_polygons(tmp_path / "a.json")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError) as error:
+        read_polygons(tmp_path / "a.json")
+    assert str(error.value) == f"{tmp_path / 'a.json'}: no such file"
+
+
+# Writing
+
+
+def found(x=3):
+    return Object(10, 0.123456789, [np.array(SQUARE) + [x, 0], np.array(HOLE) + [x, 0]])
+
+
+def write(path, *features, note="a note"):
+    with write_features(path, note) as add:
+        for each in features:
+            add(each)
+    return json.loads(path.read_text())
+
+
+def test_a_feature_is_what_qupath_reads_as_an_annotation(tmp_path):
+    [written] = write(tmp_path / "a.geojson", feature(found(), "glomerulus"))["features"]
+    assert len(written.pop("id")) == 36
+    assert written == {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [[[x + 3, y] for x, y in SQUARE],
+                                                        [[x + 3, y] for x, y in HOLE]]},
+        "properties": {"objectType": "annotation",
+                       "classification": {"name": "glomerulus", "color": [200, 0, 0]},
+                       "measurements": {"Area px^2": 10, "Mean probability": 0.123457}}}
+
+
+def test_areas_are_in_square_micrometres_where_the_size_of_pixels_is_known():
+    assert feature(found(), "a", 0.5)["properties"]["measurements"]["Area µm^2"] == 2.5
+
+
+def test_each_line_is_a_feature(tmp_path):
+    path = tmp_path / "a.geojson"
+    for count in range(3):
+        content = write(path, *[feature(found(x), "a") for x in range(count)])
+        assert content["type"] == "FeatureCollection" and len(content["features"]) == count
+        first, *lines, last = path.read_text().splitlines()
+        assert [json.loads(line.rstrip(",")) for line in lines] == content["features"]
+        assert last == "]}" and path.read_bytes().isascii()
+
+
+def test_ids_differ_between_objects_and_notes_and_stay_from_run_to_run(tmp_path):
+    def ids(note):
+        features = [feature(found(x), "a") for x in range(3)]
+        return [each["id"] for each in write(tmp_path / "a", *features, note=note)["features"]]
+
+    assert ids("a") == ids("a") and len({*ids("a"), *ids("b")}) == 6
+
+
+@pytest.mark.parametrize("note", ["", "a note", 'quotes " and\nlines', "µ", "x" * 10_000])
+def test_the_note_is_read_back(tmp_path, note):
+    write(tmp_path / "a.geojson", feature(found(), "a"), note=note)
+    assert read_note(tmp_path / "a.geojson") == note
+
+
+@pytest.mark.parametrize("content", [
+    "", "[", "\x00\xff", '{"type":"FeatureCollection","features":[', '{"minseg":3,"features":[',
+    json.dumps([drawn_feature()]), "[{"], ids=range(7))
+def test_other_files_have_no_note(tmp_path, content):
+    (tmp_path / "a").write_text(content)
+    assert read_note(tmp_path / "a") is None
+    assert read_note(tmp_path / "b") is None
+
+
+def test_a_file_is_there_once_it_is_complete(tmp_path):
+    with pytest.raises(RuntimeError):
+        with write_features(tmp_path / "a.geojson", "") as add:
+            add(feature(found(), "a"))
+            raise RuntimeError
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_was_written_is_read_as_the_same_mask(tmp_path):
+    mask = np.random.default_rng(0).random((30, 40)) < 0.6
+    outlines = Outlines(30, 40)
+    objects = outlines.add(mask, mask) + outlines.finish()
+    write(tmp_path / "a.geojson", *[feature(each, "a") for each in objects])
+    polygons = read_polygons(tmp_path / "a.geojson")
+    assert np.array_equal(Polygons(polygons, 30, 40).window(0, 0, 30, 40), mask)

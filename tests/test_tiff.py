@@ -1,0 +1,373 @@
+"""What a TIFF means: each row of the table in `minseg.data.slides` is read so, or refused so."""
+
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from minseg.data.slides import open_slide
+from minseg.data.tiff import Segments
+
+
+def noise(*shape, dtype=np.uint8, highest=None, seed=0):
+    highest = np.iinfo(dtype).max if highest is None else highest
+    return np.random.default_rng(seed).integers(0, highest + 1, shape).astype(dtype)
+
+
+RGB, SMALL, GREY = noise(48, 64, 3), noise(24, 32, 3, seed=1), noise(48, 64)
+
+
+def read(path, **options):
+    return open_slide(path, **options).read_all()
+
+
+def refusal(path, **options):
+    """The one line that says why a file is not read."""
+    with pytest.raises(ValueError) as error:
+        open_slide(path, **options).read_all()
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+# Which image is meant
+
+
+def write_pages(path, *pages, ome=False, **options):
+    with tifffile.TiffWriter(path, ome=ome) as file:
+        for i, page in enumerate(pages):
+            metadata = {"axes": "YXS", "Name": f"image {i}"} if ome else None
+            file.write(page, photometric="rgb", metadata=metadata, **options)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("ome", [False, True])
+def test_of_several_images_the_largest_is_meant(tmp_path, order, ome):
+    pages = [SMALL, RGB]
+    write_pages(tmp_path / "a.tif", *(pages[i] for i in order), ome=ome)
+    assert np.array_equal(read(tmp_path / "a.tif"), RGB)
+
+
+def test_the_scan_of_a_leica_file_is_meant_and_not_its_macro_image(tmp_path):
+    def image(name, *sizes):  # (width, height, page) of each level
+        levels = "".join(f'<dimension sizeX="{w}" sizeY="{h}" r="{r}" ifd="{page}"/>'
+                         for r, (w, h, page) in enumerate(sizes))
+        w, h, _ = sizes[0]
+        return (f'<image name="{name}"><pixels sizeX="{w}" sizeY="{h}">{levels}</pixels></image>')
+
+    xml = ('<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+           '<collection name="c" sizeX="1" sizeY="1">' + image("macro", (32, 24, 0))
+           + image("scan", (64, 48, 1), (32, 24, 2)) + "</collection></scn>")
+    with tifffile.TiffWriter(tmp_path / "a.scn", bigtiff=True) as file:
+        options = dict(photometric="rgb", metadata=None, tile=(16, 16))
+        file.write(SMALL, description=xml, **options)
+        file.write(RGB, **options)
+        file.write(np.full((24, 32, 3), 7, np.uint8), **options)
+    assert np.array_equal(read(tmp_path / "a.scn"), RGB)
+    assert (read(tmp_path / "a.scn", scale=2) == 7).all()  # its own second level
+
+
+def test_label_and_macro_of_an_aperio_file_are_no_scan(tmp_path):
+    text = "Aperio Image Library v11.2.1 \r\n64x48 [0,0 64x48] (16x16) JPEG|AppMag = 20|MPP = 0.4990"
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        options = dict(photometric="rgb", metadata=None)
+        file.write(RGB, tile=(16, 16), description=text, **options)
+        file.write(SMALL, description="Aperio thumbnail", **options)
+        file.write(SMALL[:9], subfiletype=1, description="Aperio\nlabel 1x1", **options)
+        file.write(SMALL[:7], subfiletype=9, description="Aperio\nmacro 1x1", **options)
+    assert np.array_equal(read(tmp_path / "a.svs"), RGB)
+    assert open_slide(tmp_path / "a.svs").microns == 0.499
+
+
+def test_a_mask_of_transparency_is_no_image(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY > 9, subfiletype=4, photometric="minisblack", metadata=None)
+        file.write(RGB, photometric="rgb", metadata=None)
+    assert np.array_equal(read(tmp_path / "a.tif"), RGB)
+
+
+def test_two_images_of_one_size_are_refused(tmp_path):
+    write_pages(tmp_path / "a.ome.tif", RGB, 255 - RGB, ome=True)
+    assert "save the one that is meant" in refusal(tmp_path / "a.ome.tif")
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:  # grey and colour are two kinds of page
+        file.write(GREY, photometric="minisblack", metadata=None)
+        file.write(RGB, photometric="rgb", metadata=None)
+    assert "holds 2 images of 48 x 64 pixels" in refusal(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_pages_of_one_size_are_pictures_and_no_channels(tmp_path, count):
+    pages = [Image.fromarray(noise(48, 64, seed=i)) for i in range(count)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert f"holds {count} images of 48 x 64 pixels" in refusal(tmp_path / "a.tif")
+
+
+# What its channels are
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind, extra", [("minisblack", [0]), ("minisblack", [0, 0, 0]),
+                                         ("minisblack", [1, 0]), ("minisblack", [0, 2])])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_channels_that_are_not_said_to_be_alpha_are_refused(tmp_path, dtype, kind, extra, planar):
+    pixels = noise(48, 64, 1 + len(extra), dtype=dtype)
+    pixels = np.moveaxis(pixels, 2, 0) if planar == "separate" else pixels
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, planarconfig=planar,
+                     extrasamples=extra, metadata=None)
+    assert "ExtraSamples" in refusal(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("alpha", ["assocalpha", "unassalpha"])
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_alpha_is_dropped(tmp_path, alpha, colours, planar):
+    pixels = noise(48, 64, colours + 1)
+    stored = np.moveaxis(pixels, 2, 0) if planar == "separate" else pixels
+    tifffile.imwrite(tmp_path / "a.tif", stored, planarconfig=planar, extrasamples=[alpha],
+                     photometric="rgb" if colours == 3 else "minisblack", metadata=None)
+    assert np.array_equal(read(tmp_path / "a.tif"), np.broadcast_to(pixels[..., :colours],
+                                                                    (48, 64, 3)))
+    assert not open_slide(tmp_path / "a.tif").notes
+
+
+def test_a_fourth_channel_beside_red_green_and_blue_is_left_out_with_a_word(tmp_path):
+    pixels = noise(48, 64, 4)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    assert np.array_equal(read(tmp_path / "a.tif"), pixels[..., :3])
+    assert open_slide(tmp_path / "a.tif").notes == [
+        "its fourth channel is left out: it is not said to be alpha"]
+
+
+@pytest.mark.parametrize("names, colours", [
+    (["DAPI", "FITC", "TRITC"], False), (["Red", "Green", "Blue"], True), (["r", "g", "b"], True),
+    (["Channel 0", "Channel 1", "Channel 2"], True), (["C:0", "C:1", "C:2"], True), (None, True)])
+def test_three_channels_are_colours_unless_their_names_are_stains(tmp_path, names, colours):
+    pixels = np.moveaxis(RGB, 2, 0)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="minisblack",
+                     metadata={"axes": "CYX", **({"Channel": {"Name": names}} if names else {})})
+    if colours:
+        assert np.array_equal(read(tmp_path / "a.ome.tif"), RGB)
+    else:
+        assert "its channels are DAPI, FITC, TRITC" in refusal(tmp_path / "a.ome.tif")
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_other_numbers_of_stains_are_refused(tmp_path, count):
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise(count, 48, 64), photometric="minisblack",
+                     metadata={"axes": "CYX"})
+    assert f"holds {count} channels of 48 x 64" in refusal(tmp_path / "a.ome.tif")
+
+
+# What its numbers are
+
+
+def packed(values, bits):
+    """The bytes of values (H, W) of a few bits each; each row begins with a new byte."""
+    ones = (values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)
+    return np.packbits(ones.reshape(len(values), -1), axis=1).tobytes()
+
+
+def write_packed(path, values, bits, data=None, compression=1, order=1):
+    """A grey TIFF of `bits` a value, by hand."""
+    data = packed(values, bits) if data is None else data
+    height, width = values.shape
+    entries = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, compression),
+               (262, 3, 1), (266, 3, order), (273, 4, 8), (277, 3, 1), (278, 3, height),
+               (279, 4, len(data))]
+    file = b"II*\0" + (8 + len(data)).to_bytes(4, "little") + data
+    file += len(entries).to_bytes(2, "little")
+    for code, kind, value in sorted(entries):
+        file += b"".join(n.to_bytes(k, "little") for n, k in ((code, 2), (kind, 2), (1, 4),
+                                                              (value, 4)))
+    path.write_bytes(file + bytes(4))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 10, 12, 14])
+def test_few_bits_are_scaled_to_eight(tmp_path, bits):
+    if bits > 1:
+        pytest.importorskip("imagecodecs")
+    values = noise(20, 33, dtype=np.uint16, highest=2**bits - 1)
+    write_packed(tmp_path / "a.tif", values, bits)
+    wanted = np.floor(values * 255.0 / (2**bits - 1) + 0.5)
+    assert np.array_equal(read(tmp_path / "a.tif"), np.dstack([wanted] * 3))
+    assert not open_slide(tmp_path / "a.tif").notes
+
+
+def test_few_bits_without_a_decoder_are_refused_with_the_remedy(tmp_path):
+    try:
+        import imagecodecs  # noqa: F401
+        pytest.skip("imagecodecs is installed")
+    except ImportError:
+        write_packed(tmp_path / "a.tif", noise(20, 33, highest=3), 2)
+        assert "2 bits needs the codecs extra" in refusal(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("white", [1023, 4095, 4000])
+def test_sixteen_bits_are_scaled_by_the_largest_value_that_the_file_names(tmp_path, white):
+    values = noise(48, 64, 3, dtype=np.uint16, highest=white)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", metadata=None,
+                     extratags=[(341, 3, 3, (white,) * 3, True)])
+    wanted = np.floor(values * 255.0 / white + 0.5)
+    assert np.array_equal(read(tmp_path / "a.tif"), wanted)
+    assert not open_slide(tmp_path / "a.tif").notes
+    assert np.array_equal(read(tmp_path / "a.tif", white=60_000), wanted)  # the file knows better
+
+
+def test_eight_bits_are_scaled_where_the_file_names_fewer_but_not_by_its_statistics(tmp_path):
+    for largest, scaled in ((15, True), (243, False)):
+        values = noise(48, 64, highest=largest)
+        tifffile.imwrite(tmp_path / "a.tif", values, metadata=None,
+                         extratags=[(341, 3, 1, largest, True)])
+        wanted = values * 17 if scaled else values
+        assert np.array_equal(read(tmp_path / "a.tif")[..., 0], wanted)
+
+
+def test_significant_bits_of_ome_are_taken(tmp_path):
+    values = noise(48, 64, dtype=np.uint16, highest=4095)
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 12})
+    assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], np.floor(values * 255.0 / 4095 + 0.5))
+
+
+def test_dark_sixteen_bits_are_told_once_and_white_mends_them(tmp_path):
+    values = noise(480, 640, 3, dtype=np.uint16, highest=4000)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.read_all().max() == 16
+    note, = slide.notes
+    assert "of 65535" in note and note.endswith("say so (--white 4095)")
+    bright = open_slide(tmp_path / "a.tif", white=4095)
+    assert not bright.notes
+    assert np.array_equal(bright.read_all(), np.floor(values * 255.0 / 4095 + 0.5))
+    assert (open_slide(tmp_path / "a.tif", white=100).read_all()[values >= 100] == 255).all()
+
+
+def test_sixteen_bits_that_use_their_range_need_no_word(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16))
+    assert not open_slide(tmp_path / "a.tif").notes
+
+
+@pytest.mark.parametrize("white", [0, -1, 65536])
+def test_white_is_a_value_of_sixteen_bits(tmp_path, white):
+    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    with pytest.raises(ValueError, match=f"not {white}"):
+        open_slide(tmp_path / "a.tif", white=white)
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize("held", [2**26, 2**6])
+def test_bits_may_be_stored_the_other_way_round(tmp_path, compression, bits, held, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    values = noise(48, 64, highest=2**bits - 1)
+    data = packed(values, bits)
+    data = np.frombuffer(zlib.compress(data) if compression == 8 else data, np.uint8)
+    data = np.packbits(np.unpackbits(data, bitorder="little")).tobytes()
+    write_packed(tmp_path / "a.tif", values, bits, data, compression, order=2)
+    wanted = values if bits == 8 else values * 255
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], wanted)
+
+
+def test_jpeg_2000_in_ycbcr_is_refused(tmp_path):
+    pytest.importorskip("imagecodecs")
+    tifffile.imwrite(tmp_path / "a.svs", RGB, photometric="rgb", compression=33003, tile=(16, 16))
+    assert "YCbCr in JPEG 2000: save it as RGB" in refusal(tmp_path / "a.svs")
+
+
+# Tiles that are left out
+
+
+def write_sparse(path, image, nodata=None, tile=16, **options):
+    tags = [] if nodata is None else [(42113, 2, None, nodata, True)]
+    cells = [image[y : y + tile, x : x + tile] for y in range(0, image.shape[0], tile)
+             for x in range(0, image.shape[1], tile)]
+    with tifffile.TiffWriter(path) as file:
+        file.write(iter([None if (cell == image[0, -1]).all() else cell for cell in cells]),
+                   shape=image.shape, dtype=image.dtype, tile=(tile, tile), compression="zlib",
+                   metadata=None, extratags=tags, **options)
+
+
+@pytest.mark.parametrize("dtype, nodata, value", [
+    (np.uint8, "255", 255), (np.uint8, "7", 7), (np.uint8, "200.0", 200), (np.uint8, None, 0),
+    (np.uint16, "65535", 65535), (np.uint8, "0", 0)])
+def test_a_tile_that_is_left_out_holds_the_nodata_value(tmp_path, dtype, nodata, value):
+    image = np.full((48, 64, 3), value, dtype)
+    image[:16, :16] = noise(16, 16, 3, dtype=dtype)
+    write_sparse(tmp_path / "a.tif", image, nodata, photometric="rgb")
+    assert isinstance(open_slide(tmp_path / "a.tif")._source.pixels, Segments)
+    wanted = image if dtype == np.uint8 else np.round(image / 257)
+    assert np.array_equal(read(tmp_path / "a.tif"), wanted)
+
+
+@pytest.mark.parametrize("nodata", ["-9999", "nan", "256", "inf", "0.5", "none"])
+def test_a_nodata_value_that_no_pixel_can_have_is_refused_where_tiles_are_left_out(tmp_path,
+                                                                                   nodata):
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = noise(16, 16, 3)
+    write_sparse(tmp_path / "a.tif", image, nodata, photometric="rgb")
+    assert f"are to be {nodata}" in refusal(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", image, photometric="rgb", tile=(16, 16), metadata=None,
+                     extratags=[(42113, 2, None, nodata, True)])
+    assert np.array_equal(read(tmp_path / "b.tif"), image)
+
+
+# Which side is up
+
+
+@pytest.mark.parametrize("layout", ["mapped", "strips", "tiles", "planes"])
+@pytest.mark.parametrize("orientation, turn", [
+    (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]),
+    (4, lambda a: a[::-1]), (5, lambda a: a.swapaxes(0, 1)), (6, lambda a: np.rot90(a, -1)),
+    (7, lambda a: a[::-1, ::-1].swapaxes(0, 1)), (8, np.rot90), (9, lambda a: a)])
+def test_orientation_is_applied(tmp_path, layout, orientation, turn):
+    options = {"mapped": {}, "strips": dict(rowsperstrip=5, compression="zlib"),
+               "tiles": dict(tile=(16, 32), compression="zlib"),
+               "planes": dict(planarconfig="separate")}[layout]
+    image = np.moveaxis(RGB, 2, 0) if layout == "planes" else RGB
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", metadata=None, **options,
+                     extratags=[(274, 3, 1, orientation, True)])
+    wanted = turn(RGB)
+    slide = open_slide(tmp_path / "a.tif")
+    assert (slide.full_height, slide.full_width) == wanted.shape[:2]
+    assert np.array_equal(slide.read_all(), wanted)
+    for y, x, h, w in ((0, 0, 1, 1), (3, 5, 17, 20), (40, 30, 8, 18)):
+        assert np.array_equal(slide.read(y, x, h, w), wanted[y : y + h, x : x + w])
+    half = open_slide(tmp_path / "a.tif", 2).read_all()
+    assert np.array_equal(half, np.floor(wanted.reshape(wanted.shape[0] // 2, 2, -1, 2, 3).mean(
+        (1, 3)) + 0.5))
+
+
+# The size of a pixel
+
+
+@pytest.mark.parametrize("dots", [72, 96, 150, 300, 600, 72 / 2.54])
+def test_what_any_editor_writes_as_resolution_says_nothing(tmp_path, dots):
+    unit = "INCH" if dots > 30 else "CENTIMETER"
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(dots, dots),
+                     resolutionunit=unit)
+    assert open_slide(tmp_path / "a.tif").microns is None
+
+
+@pytest.mark.parametrize("unit, microns", [("µm", 0.25), ("nm", 0.00025), ("mm", 250),
+                                           (None, 0.25), ("pixel", None)])
+def test_ome_knows_the_size_of_a_pixel(tmp_path, unit, microns):
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    if unit:
+        metadata.update(PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit)
+    tifffile.imwrite(tmp_path / "a.ome.tif", RGB, photometric="rgb", metadata=metadata,
+                     resolution=(5000, 5000), resolutionunit="CENTIMETER")
+    assert open_slide(tmp_path / "a.ome.tif").microns == (microns and pytest.approx(microns))
+
+
+def test_of_several_images_in_ome_the_one_that_is_read_tells_its_size(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
+        for image, size in ((SMALL, 8.0), (RGB, 0.5)):
+            file.write(image, photometric="rgb", metadata={"axes": "YXS", "PhysicalSizeX": size})
+    assert open_slide(tmp_path / "a.ome.tif").microns == 0.5
+
+
+def test_imagej_knows_the_size_of_a_pixel(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY, imagej=True, resolution=(4, 4),
+                     metadata={"unit": "um"})
+    assert open_slide(tmp_path / "a.tif").microns == 0.25
