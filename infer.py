@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -105,7 +106,7 @@ def warn(text):
 
 def load(args):
     """The networks. What they were trained for goes into `args`: scale, microns, label, and where
-    they are not given, tile, threshold and white."""
+    they are not given, tile, threshold and white. `args.said`: notes that were printed."""
     nets, facts = zip(*(load_model(path) for path in args.model))
     first = args.model[0]
     for path, fact in zip(args.model, facts):
@@ -124,7 +125,7 @@ def load(args):
     if args.threshold is None:
         args.threshold = sum(fact["threshold"] for fact in facts) / len(facts)
     args.scale, args.microns, args.label = (facts[0][n] for n in ("scale", "microns", "label"))
-    args.white = args.white or facts[0]["white"]
+    args.white, args.said = args.white or facts[0]["white"], set()
     # Hashes, for `settings`.
     args.models = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.model]
     return nets
@@ -215,7 +216,9 @@ def segment(path, predict, args):
     slide = open_slide(path, args.scale, args.white)
     height, width = slide.full_height, slide.full_width
     for note in slide.notes:
-        warn(f"{path}: {note}")
+        if (kind := re.sub(r"\d+", "", note)) not in args.said:
+            warn(f"{path}: {note} (this is said once)")
+            args.said.add(kind)
     if args.microns and slide.microns and not 0.9 <= slide.microns / args.microns <= 1.1:
         warn(f"{path}: has {slide.microns:.3g} µm a pixel by its tags, the model was trained at "
              f"{args.microns:.3g}: resample it, or expect worse masks")

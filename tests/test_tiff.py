@@ -149,8 +149,20 @@ def test_three_channels_are_colours_unless_their_names_are_stains(tmp_path, name
                      metadata={"axes": "CYX", **({"Channel": {"Name": names}} if names else {})})
     if colours:
         assert np.array_equal(read(tmp_path / "a.ome.tif"), RGB)
+        assert bool(open_slide(tmp_path / "a.ome.tif").notes) == (names is None)
     else:
         assert "its channels are DAPI, FITC, TRITC" in refusal(tmp_path / "a.ome.tif")
+
+
+@pytest.mark.parametrize("layout", ["pages", "planes", "samples"])
+def test_three_grey_channels_are_taken_for_colours_with_a_word(tmp_path, layout):
+    pixels = RGB if layout == "samples" else np.moveaxis(RGB, 2, 0)
+    options = {"pages": {}, "planes": {"planarconfig": "separate"},
+               "samples": {"planarconfig": "contig"}}[layout]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", **options)
+    assert np.array_equal(read(tmp_path / "a.tif"), RGB)
+    assert open_slide(tmp_path / "a.tif").notes == [
+        "its three channels are taken for red, green and blue: it does not say what they are"]
 
 
 @pytest.mark.parametrize("count", [2, 4, 5])

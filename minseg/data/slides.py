@@ -9,19 +9,21 @@ average what is left).
 
 | in the file | read as | refused |
 |---|---|---|
-| several images, pages, series | the largest one; a pyramid's levels are one image | two of the same size; a stack; channels in several files; Ventana's overlapping tiles |
-| one channel; three; three planes or pages that an axis C or an unnamed one counts | grey, repeated three times; red, green, blue | two, four or more that ExtraSamples does not call alpha; three whose names in OME are stains |
-| alpha (ExtraSamples 1 or 2; a PNG's own) | dropped | |
-| red, green, blue and an unspecified fourth | red, green, blue, with a note | |
-| photometric, palette, mode | black is 0, RGB, YCbCr in JPEG; of PNG and JPEG also palettes and CMYK | white is 0, palettes, CMYK, CIELab in TIFF; JPEG 2000 in YCbCr (Aperio's 33003) |
-| bits | 1, 2, 4, 8, 10, 12, 14, 16 (OME's SignificantBits, BitsPerSample, SMaxSampleValue), scaled to 0..255 | 32 bits, signed and floating point; 16-bit colour PNG that uses an eighth of its range |
-| 16 bits that reach less than a quarter of their range | as they are, with a note: `white` is the remedy | |
-| fill order, predictor, either byte order, BigTIFF | undone | |
-| tiles that are left out (sparse files) | GDAL's NODATA, 255 in Philips' files, else 0 | where a NODATA value is none that a pixel can have |
+| several images (pages, series) | the largest; smaller copies of it are levels of one pyramid | two of the same size; stacks; channels in several files; Ventana's overlapping tiles |
+| one channel | grey, repeated three times | |
+| three channels, as samples, planes or pages with an axis C or an unnamed one | red, green, blue; with a note where the file does not say so | three that OME names after stains, such as DAPI |
+| alpha (ExtraSamples 1 or 2; a PNG's own) | left out | |
+| red, green, blue and a fourth that is not said to be alpha | red, green, blue, with a note | |
+| other numbers of channels | | yes, also grey with a second that is not said to be alpha |
+| colours | RGB, grey where black is 0, YCbCr in JPEG; in PNG and JPEG also palettes and CMYK | grey where white is 0, palettes, CMYK and CIELab in TIFF; YCbCr in JPEG 2000 (Aperio's 33003) |
+| 1 to 16 bits | scaled to 0..255 by OME's SignificantBits, BitsPerSample, SMaxSampleValue | 32 bits, signed and floating point numbers |
+| 16 bits that use less than a quarter of their range, where nothing says so | as they are, with a note: say what is `white` | 16-bit colour PNG that uses less than an eighth (only its upper 8 bits can be read) |
+| fill order, predictor, byte order, BigTIFF | undone | |
+| tiles that are left out (sparse files) | GDAL's NODATA; 255 in Philips' files; else 0 | where NODATA is no value that a pixel can have |
 | orientation (EXIF, TIFF) | applied | |
-| micrometres per pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, else the resolution tags | whole 72 to 600 dots an inch say nothing |
-| colour profiles, gamma, text, of any size | not used | |
-| animated PNG | | yes |
+| size of a pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, else the resolution tags; but whole 72 to 600 dots per inch, which any editor writes, say nothing | |
+| profiles, gamma, text, of any size | not used | |
+| several frames in a PNG or GIF | | yes |
 
 **How a window is read**
 
@@ -38,6 +40,7 @@ A slide may be read from threads and from forked workers, and it can be pickled.
 
 import errno
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -134,7 +137,8 @@ def open_picture(path: Path) -> Source:
         header = file.read(26)  # of a PNG: bits and colour type are the last two bytes
     deep = header.startswith(b"\x89PNG") and header[24] == 16 and header[25] in (2, 4, 6)
     palette, alpha = None, False
-    with Image.open(path) as image:
+    with warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")  # of broken EXIF, which then says nothing
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # a camera's, with previews
             raise UnsupportedImage("is an animation: save the picture that is meant")
         if image.mode == "P":

@@ -232,11 +232,10 @@ def open_tiff(path: Path, scale: int) -> Source:
                 chosen, factor = level, times
         pixels = open_level(path, tiff, chosen, turned)
         source = Source(pixels, *(pixels.shape[:2] if factor == 1 else (height, width)), factor)
-        name_channels(source, chosen)
-        pixels_tag = ome_pixels(tiff, height, width)
-        refuse_stains(pixels_tag)
-        source.white, source.says_white = white(page, pixels_tag)
-        source.microns = microns(tiff, page, pixels_tag)
+        described = ome_pixels(tiff, height, width)
+        name_channels(source, chosen, described)
+        source.white, source.says_white = white(page, described)
+        source.microns = microns(tiff, page, described)
         return source
 
 
@@ -333,7 +332,8 @@ def nodata(page: tifffile.TiffPage) -> int:
                            f"{page.bitspersample} bits can be: save it with all tiles")
 
 
-def name_channels(source: Source, level: tifffile.TiffPageSeries) -> None:
+def name_channels(source: Source, level: tifffile.TiffPageSeries,
+                  described: ElementTree.Element | None) -> None:
     """Tells colours from alpha and from what is neither: a channel is alpha only where the file
     says so. UnsupportedImage where that leaves no grey and no red, green, blue."""
     page, channels = level.keyframe, source.pixels.shape[2]
@@ -346,6 +346,14 @@ def name_channels(source: Source, level: tifffile.TiffPageSeries) -> None:
     elif alphas > 1 or colours not in (1, 3):
         raise UnsupportedImage(f"holds {channels} channels, {alphas or 'none'} of them alpha by its "
                                "ExtraSamples tag: save it as grey, RGB or RGBA")
+    names = [each.get("Name") for each in described or () if each.tag.endswith("}Channel")]
+    if len(names) == 3 and all(names):
+        if not all(re.fullmatch(COLOUR_NAMES, name.strip()) for name in names):
+            raise UnsupportedImage(f"its channels are {', '.join(names)}: save them as red, green "
+                                   "and blue")
+    elif colours == 3 and page.photometric.name == "MINISBLACK":
+        source.notes.append("its three channels are taken for red, green and blue: it does not say "
+                            "what they are")
 
 
 def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.Element | None:
@@ -359,21 +367,12 @@ def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.
     return None
 
 
-def refuse_stains(pixels: ElementTree.Element | None) -> None:
-    """UnsupportedImage where three channels by their names are not red, green and blue."""
-    channels = [each for each in pixels or () if each.tag.endswith("}Channel")]
-    names = [each.get("Name") or "" for each in channels]
-    if len(names) == 3 and not all(re.fullmatch(COLOUR_NAMES, name.strip()) for name in names):
-        raise UnsupportedImage(f"its channels are {', '.join(names)}: save them as red, green and "
-                               "blue")
-
-
-def white(page: tifffile.TiffPage, pixels: ElementTree.Element | None) -> tuple[int, bool]:
+def white(page: tifffile.TiffPage, described: ElementTree.Element | None) -> tuple[int, bool]:
     """The value that is white, and whether the file says so (OME's SignificantBits, BitsPerSample,
     SMaxSampleValue), or nothing is known but that there are 16 bits."""
     bits = page.bitspersample
-    if pixels is not None:
-        bits = min(bits, int(pixels.get("SignificantBits") or bits))
+    if described is not None:
+        bits = min(bits, int(described.get("SignificantBits") or bits))
     value = page.tags.valueof("SMaxSampleValue", default=0)
     value = max(value) if isinstance(value, tuple) else value
     # Of 8 bits, only 1, 3, 7 ... 127 are taken: other values are statistics of that image.
@@ -383,12 +382,12 @@ def white(page: tifffile.TiffPage, pixels: ElementTree.Element | None) -> tuple[
 
 
 def microns(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
-            pixels: ElementTree.Element | None) -> float | None:
+            described: ElementTree.Element | None) -> float | None:
     """Micrometres from one pixel to the next: by OME, Aperio, ImageJ, else by the resolution tags.
     Whole 72 to 600 dots an inch are what any editor writes, and say nothing."""
-    if pixels is not None:
-        unit = MICROMETRES.get((pixels.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ"))
-        size = float(pixels.get("PhysicalSizeX") or 0)
+    if described is not None:
+        unit = MICROMETRES.get((described.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ"))
+        size = float(described.get("PhysicalSizeX") or 0)
         return size * unit if unit and size > 0 else None
     if tiff.is_svs and (found := re.search(r"\bMPP\s*=\s*([\d.]+)", tiff.pages[0].description)):
         return float(found[1]) or None

@@ -248,7 +248,7 @@ def stream(height: int, width: int, model: Path | None, args) -> dict:
                                "--device", args.device, *["--amp"] * args.amp])
         options.out.mkdir()
         options.models, options.scale, options.microns = [str(model)], 1, None
-        options.label = None
+        options.label, options.said = None, set()
         options.tile, options.overlap = args.tile, args.overlap
         x = torch.linspace(-1, 1, args.tile)
         disc = (1 - x.hypot(x[:, None])).clamp(min=0).expand(options.batch, 1, -1, -1)
