@@ -15,7 +15,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -53,8 +52,8 @@ def parse(argv=None):
     group.add_argument("--threshold", type=float, metavar="P",
                        help="probability from which a pixel is positive "
                        "(default: the mean of the models')")
-    group.add_argument("--white", type=int, metavar="N", help="value that is white in 16-bit slides "
-                       "that do not say it (default: as in training)")
+    group.add_argument("--white", type=int, metavar="N", help="value that is white in 16-bit "
+                       "slides that do not say it (default: as in training)")
     group = parser.add_argument_group("tiling")
     group.add_argument("--tile", type=int, metavar="PX", help="default: the tile of training")
     group.add_argument("--overlap", type=float, default=0.5, metavar="SHARE",
@@ -80,7 +79,7 @@ def parse(argv=None):
     group.add_argument("--geojson", action="store_true",
                        help="write objects as polygons, for QuPath")
     group.add_argument("--min-area", type=int, default=0, metavar="PX",
-                       help="leave smaller objects out of --geojson: pixels of the slide (default 0)")
+                       help="leave smaller objects out of --geojson (default 0)")
     group.add_argument("--rle", type=Path, metavar="FILE",
                        help="CSV with the columns id and predicted, HuBMAP's run-length form")
     args = parser.parse_args(argv)
@@ -113,6 +112,9 @@ def load(args):
         if fact["scale"] != facts[0]["scale"]:
             raise ValueError(f"{path}: has scale {fact['scale']}, {first} has "
                              f"{facts[0]['scale']}: run them one by one")
+        if fact["label"] and facts[0]["label"] and fact["label"] != facts[0]["label"]:
+            raise ValueError(f"{path}: finds {fact['label']}, {first} {facts[0]['label']}: run them "
+                             "one by one")
         if not args.white and fact["white"] != facts[0]["white"]:
             raise ValueError(f"{path}: was trained with --white {fact['white']}, {first} with "
                              f"{facts[0]['white']}: choose with --white")
@@ -199,8 +201,8 @@ def done(args):
 
 @contextmanager
 def write_objects(file, slide, note, args):
-    """`with write_objects(...) as add: add(mask, probabilities) ...`, band by band, writes a polygon
-    for each connected object as soon as it is whole."""
+    """`with write_objects(...) as add: add(mask, probabilities) ...`, band by band, writes a
+    polygon for each connected object as soon as it is whole."""
     outlines = Outlines(slide.full_height, slide.full_width, args.min_area)
     with write_features(file, note) as write:
         def write_all(objects):
@@ -216,9 +218,9 @@ def segment(path, predict, args):
     slide = open_slide(path, args.scale, args.white)
     height, width = slide.full_height, slide.full_width
     for note in slide.notes:
-        if (kind := re.sub(r"\d+", "", note)) not in args.said:
+        if note not in args.said:
             warn(f"{path}: {note} (this is said once)")
-            args.said.add(kind)
+            args.said.add(note)
     if args.microns and slide.microns and not 0.9 <= slide.microns / args.microns <= 1.1:
         warn(f"{path}: has {slide.microns:.3g} µm a pixel by its tags, the model was trained at "
              f"{args.microns:.3g}: resample it, or expect worse masks")
@@ -320,7 +322,7 @@ def main(argv=None):
         except (OSError, ValueError) as error:  # a name may be no UTF-8
             warn(f"{args.rle}: cannot be written: {error}")
             sys.exit(1)
-        print(args.rle)
+        print(args.rle, f" without {failed} slides that failed" * bool(failed), sep="")
     if failed:  # a batch goes on without its bad slides and says so with 1
         sys.exit(2 if len(args.slides) == 1 else 1)
 

@@ -38,8 +38,8 @@ cross-entropy + Dice.
 >>> logits, target = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1., 0.], [0., 0.]]]])
 >>> round(loss(logits, target).item(), 4)  # 0.5 log 2 + 1 - (2 * 0.5 + 1) / (2 + 1 + 1), smooth = 1
 0.8466
->>> half_void = torch.tensor([[[[1., 0.], [255., 255.]]]])  # bce: 2 of 4 pixels; Dice: the upper two
->>> round(loss(logits, half_void).item(), 4)  # 0.5 log 2 / 2 + 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
+>>> half_void = torch.tensor([[[[1., 0.], [255., 255.]]]])
+>>> round(loss(logits, half_void).item(), 4)  # 0.5 log 2 * 2 / 4 + 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
 0.5066
 >>> first_stage(10, 0.6), first_stage(2, 0.9)  # steps 0 to 5, step 0
 (6, 1)

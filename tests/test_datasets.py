@@ -95,13 +95,14 @@ def test_an_image_without_a_mask_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix, whose", [
-    ("roi", "ImageJ's"), ("zip", "ImageJ's"), ("xml", "ASAP's or Aperio's"), ("ndpa", "Hamamatsu's")])
+    ("roi", "ImageJ's"), ("zip", "ImageJ's"), ("xml", "ASAP's or Aperio's"),
+    ("ndpa", "Hamamatsu's")])
 def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tmp_path, suffix,
                                                                               whose):
     data_set(tmp_path, masks=("a.png", f"b.{suffix}"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'masks' / 'b'}.{suffix}: {whose} format is not read: open it in QuPath and use "
-        "File > Export objects as GeoJSON")
+        f"{tmp_path / 'masks' / 'b'}.{suffix}: {whose} format is not read: open it in QuPath and "
+        "use File > Export objects as GeoJSON")
     (tmp_path / "masks" / "b.png").touch()
     assert len(find_slides(tmp_path)) == 2
 
@@ -110,7 +111,7 @@ def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tm
 def test_images_in_other_formats_are_refused_with_the_export_that_works(tmp_path, suffix):
     data_set(tmp_path, (f"a.{suffix}", "b.png"))
     text = error_of(find_slides, tmp_path)
-    assert text.startswith(f"{tmp_path / 'images' / 'a'}.{suffix}: .{suffix} is not read: save it as")
+    assert text.startswith(f"{tmp_path / 'images' / 'a'}.{suffix}: .{suffix} is not read: save")
 
 
 def test_slides_of_scanners_are_taken(tmp_path):
@@ -188,7 +189,8 @@ def test_a_link_to_patients_that_are_gone_is_no_data_set_without_patients(tmp_pa
 def test_patients_in_other_columns_are_refused(tmp_path):
     hubmap(tmp_path, patients="image,patient\na.tiff,1\n")
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / PATIENTS}: the first line must have the columns image_file,patient_number")
+        f"{tmp_path / PATIENTS}: the first line must have the columns image_file,patient_number, "
+        "with a comma between")
 
 
 def test_an_image_of_two_patients_is_refused(tmp_path):
@@ -241,7 +243,7 @@ def test_a_repeated_line_does_no_harm_but_two_codes_for_one_image_are_refused(tm
         f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: keep one")
 
 
-@pytest.mark.parametrize("line", ["a,", "a", 'a,""'])
+@pytest.mark.parametrize("line", ["a,", "a , ", 'a,""'])
 def test_an_image_without_runs_has_an_empty_mask(tmp_path, line):
     hubmap(tmp_path, ("a.tiff",))
     (tmp_path / "train.csv").write_text(f"id,encoding\n{line}\n")
@@ -272,13 +274,14 @@ def test_columns_may_stand_in_any_order_among_others(tmp_path):
     assert read_table(tmp_path / "a.csv", "key", "value") == {"k": "v", "l": "w"}
 
 
-@pytest.mark.parametrize("heading", ["ID,Group", " id , group ", "Id,\u00a0GROUP\u200b", "\n\nid,group"])
+@pytest.mark.parametrize("heading", ["ID,Group", " id , group ", "Id,\u00a0GROUP\u200b",
+                                     "\n\nid,group"])
 def test_headings_may_have_any_case_and_spaces(tmp_path, heading):
     (tmp_path / "a.csv").write_text(f"{heading}\na,p1\n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1"}
 
 
-@pytest.mark.parametrize("cell", ["p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", '"p1"',
+@pytest.mark.parametrize("cell", ["p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", "p\u00ad1", "p1\u200e", '"p1"',
                                   ' "p1"', '" p1 "', "p1\t"], ids=ascii)
 def test_spaces_and_quotes_around_a_value_mean_nothing(tmp_path, cell):
     (tmp_path / "a.csv").write_text(f"id,group\n\na , p1\n , \n b,{cell}\n", encoding="utf-8")
@@ -291,13 +294,15 @@ def test_accents_are_one_letter_or_two(tmp_path):
 
 
 @pytest.mark.parametrize("rows, words", [
-    ("a,p1,p2", "line 2 has more cells than there are headings: put quotes around what holds a comma"),
+    ("a,p1,p2",
+     "line 2 has more cells than there are headings: put quotes around what holds a comma"),
     ('a,"p1\nb,p2', "line 3: unexpected end of data: mend its quotes"),
     ('a,"p1"x', "line 2: ',' expected after '\"': mend its quotes"),
     (" ,p1", "line 2 has no id: add it, or take out the line")])
 def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words):
     (tmp_path / "a.csv").write_text(f"id,group\n{rows}\n")
-    assert error_of(read_table, tmp_path / "a.csv", "id", "group") == f"{tmp_path / 'a.csv'}: {words}"
+    path = tmp_path / "a.csv"
+    assert error_of(read_table, path, "id", "group") == f"{path}: {words}"
 
 
 @pytest.mark.parametrize("other", ["P1", "p 1", "\uff501", "p\u00a01"], ids=ascii)
@@ -307,6 +312,44 @@ def test_groups_that_differ_by_what_nobody_sees_are_refused(tmp_path, other):
     assert text.startswith(f"{tmp_path / 'groups.csv'}: has the groups ")
     assert "'p1'" in text and text.endswith("write them alike if they are one, else give one "
                                             "another name")
+
+
+@pytest.mark.parametrize("first, second", [("67", "67.0"), ("1", "01")])
+def test_numbers_that_are_written_in_two_ways_are_refused(tmp_path, first, second):
+    data_set(tmp_path, groups=f"id,group\na,{first}\nb,{second}\n".encode())
+    assert "write them alike" in error_of(find_slides, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Groups.csv", "group.csv", "groups.tsv", "groups.xlsx"])
+def test_a_table_of_groups_by_another_name_is_refused(tmp_path, name):
+    (data_set(tmp_path) / name).touch()
+    assert error_of(find_slides, tmp_path) == f"{tmp_path / name}: is not read: save it as groups.csv"
+
+
+def test_ids_may_be_names_of_files(tmp_path):
+    data_set(tmp_path, groups=b"id,group\na.png,p1\nb,p2\n")
+    assert [item.group for item in find_slides(tmp_path)] == ["p1", "p2"]
+
+
+def test_images_in_folders_of_their_own_are_refused(tmp_path):
+    (data_set(tmp_path) / "images" / "more").mkdir()
+    assert len(find_slides(tmp_path)) == 2
+    (tmp_path / "images" / "more" / "c.png").touch()
+    assert error_of(find_slides, tmp_path) == (
+        f"{tmp_path / 'images' / 'more'}: is a folder: put its files into {tmp_path / 'images'}")
+
+
+def test_a_line_of_the_competitions_table_that_ends_early_is_no_empty_mask(tmp_path):
+    hubmap(tmp_path, ("a.tiff",))
+    (tmp_path / "train.csv").write_text("id,encoding\na\n")
+    assert "a.tiff: has no line in" in error_of(find_slides, tmp_path)
+
+
+def test_patients_are_found_whatever_the_suffix_of_the_image(tmp_path):
+    table = "image_file,patient_number\na.TIFF,7\nb.tif,7\n"
+    assert [item.group for item in find_slides(hubmap(tmp_path / "1", patients=table))] == ["7"] * 2
+    table = "image_file,patient_number\na.tiff,7\na.tif,8\nb.tif,7\n"
+    assert "has two lines for a" in error_of(find_slides, hubmap(tmp_path / "2", patients=table))
 
 
 @pytest.mark.parametrize("dash", "\u2010\u2011\u2012\u2013\u2014", ids=ascii)
@@ -327,7 +370,8 @@ def test_patients_that_differ_by_what_nobody_sees_are_refused(tmp_path):
 def test_a_table_without_the_columns_is_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: the first line must have the columns id,group")
+        f"{tmp_path / 'a.csv'}: the first line must have the columns id,group, with a comma "
+        "between")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
@@ -385,6 +429,13 @@ def test_the_competitions_slides_need_no_table_where_polygons_are_there(tmp_path
     (tmp_path / "train/b.json").write_text(json.dumps([feature()]))
     assert [(item.mask.name, item.group) for item in find_slides(tmp_path)] == [
         ("a.json", "7"), ("b.json", "7")]
+
+
+def test_classes_are_named_as_people_type_them(tmp_path):
+    data_set(tmp_path, masks=("a.geojson", "b.png"))
+    (tmp_path / "masks/a.geojson").write_text(json.dumps([feature("Mu\u0308ller  2 ")]))
+    item = find_slides(tmp_path, labels=[" M\u00fcller\u00a02"])[0]
+    assert item.labels == ("M\u00fcller 2",) == tuple(count_classes([item]))
 
 
 @pytest.mark.parametrize("options", [{"labels": ["Tumour"]}, {"ignore": ["Tumour"]}])

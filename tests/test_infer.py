@@ -594,6 +594,16 @@ def test_a_smallest_area_needs_polygons(model, slides, tmp_path, capsys):
         ": --min-area 9: needs pixels from 0 up, and --geojson\n")
 
 
+def test_models_of_different_classes_are_not_averaged(tmp_path, slides, capsys):
+    for name in ("glomerulus", "cortex"):
+        save_model(tmp_path / f"{name}.pt", NETWORK, UNet(**NETWORK).state_dict(), scale=1, tile=64,
+                   threshold=0.5, label=name)
+    with pytest.raises(SystemExit):
+        infer.main([slides[0], "--model", str(tmp_path / "glomerulus.pt"),
+                    str(tmp_path / "cortex.pt"), "--out", str(tmp_path / "o")])
+    assert "cortex.pt: finds cortex, " in capsys.readouterr().err
+
+
 # What a file does not say
 
 

@@ -115,7 +115,8 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     text = error_of(Mask, item, *pixels.shape)
     assert text.startswith(f"{item.mask}: holds the {shown}")
-    assert text.endswith("a mask holds 0 and 1, or 0 and 255, or all three (255: not labelled)")
+    assert text.endswith("a mask holds 0 and 1, or 0 and 255, or all three (255: not labelled; "
+                         "--ignore 255 says so of all masks)")
 
 
 @pytest.mark.parametrize("pixels", [
@@ -183,7 +184,8 @@ def test_an_opaque_object_on_a_transparent_background_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("pixels", [
-    rgba(MASK * 0 + 255, MASK * 255), rgba(MASK * 0, MASK * 255), rgba(MASK * 255, 255 - MASK * 255),
+    rgba(MASK * 0 + 255, MASK * 255), rgba(MASK * 0, MASK * 255),
+    rgba(MASK * 255, 255 - MASK * 255),
     rgba(MASK * 255, noise(*MASK.shape)), np.dstack([MASK * 255, 255 - MASK * 255])],
     ids=["white", "black", "the reverse", "noise", "grey"])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -219,16 +221,53 @@ def test_a_grey_palette_counts_by_its_grey(tmp_path):
     equals(Mask(palette_mask(tmp_path / "a.png", MASK * 3, grey), *MASK.shape))
 
 
-@pytest.mark.parametrize("colours", [[(255,) * 3, (0,) * 3], [(255,) * 3, (128,) * 3]])
-def test_a_palette_that_shows_the_background_white_is_refused(tmp_path, colours):
+@pytest.mark.parametrize("colours", [
+    [(255,) * 3, (0,) * 3], [(255,) * 3, (128,) * 3], [(255, 0, 0), (0,) * 3],
+    [(255, 0, 0), (255,) * 3], [(0,) * 3, (0,) * 3], [(9, 9, 9), (255, 0, 0)]])
+def test_a_palette_that_shows_another_background_is_refused(tmp_path, colours):
     item = palette_mask(tmp_path / "a.png", MASK, colours)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{item.mask}: its palette shows other pixels black than those of value 0: save it without "
-        "a palette")
+        f"{item.mask}: its palette shows another background than value 0: save it without a palette")
+
+
+def test_a_picture_of_two_colours_is_not_turned_inside_out(tmp_path):
+    red = Image.fromarray(np.dstack([MASK * 255, MASK * 0, MASK * 0]))
+    red.quantize(2).save(tmp_path / "a.png")  # its palette begins with what there is most of
+    item = Item("a", tmp_path, tmp_path / "a.png", "a")
+    try:
+        equals(Mask(item, *MASK.shape))
+    except ValueError as error:
+        assert "another background" in str(error)
+
+
+def test_colours_on_white_are_classes(tmp_path):
+    equals(Mask(palette_mask(tmp_path / "a.png", MASK, [(255,) * 3, (0, 128, 0)]), *MASK.shape))
+
+
+@pytest.mark.parametrize("values", [(0, 255, 65535), (0, 1, 255, 65535)])
+def test_two_values_for_one_thing_are_refused(tmp_path, values):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[*values]], np.uint16), metadata=None)
+    item = Item("a", tmp_path, tmp_path / "a.tif", "a")
+    assert "holds the values 0, " in error_of(Mask, item, 1, len(values))
+
+
+@pytest.mark.parametrize("value, nodata, kind", [
+    (255, 255, None), (1, 1, None), (255, 0, "255"), (1, 0, "1"), (1, 255, "1"), (255, 7, "255")])
+def test_a_mask_that_calls_its_objects_nodata_is_refused(tmp_path, value, nodata, kind):
+    tifffile.imwrite(tmp_path / "a.tif", MASK * np.uint8(value), metadata=None,
+                     extratags=[(42113, 2, None, str(nodata), True)])
+    item = Item("a", tmp_path, tmp_path / "a.tif", "a")
+    if kind:
+        assert Mask(item, *MASK.shape).kind == kind
+    else:
+        assert f"marks objects with {value}, which is NODATA" in error_of(Mask, item, *MASK.shape)
+    if value == nodata == 255:
+        equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
 
 
 def test_a_palette_of_more_classes_is_refused(tmp_path):
-    item = palette_mask(tmp_path / "a.png", noise(*MASK.shape) % 3, [(0,) * 3, (1, 2, 3), (4, 5, 6)])
+    colours = [(0, 0, 0), (1, 2, 3), (4, 5, 6)]
+    item = palette_mask(tmp_path / "a.png", noise(*MASK.shape) % 3, colours)
     assert "holds the values 0, 1, 2" in error_of(Mask, item, *MASK.shape)
 
 

@@ -149,6 +149,17 @@ def test_a_summary_counts_every_row_of_a_high_image(tmp_path):
     assert found == score(counts, items, [0, 1])
 
 
+def test_an_image_that_is_void_has_no_score_and_flatters_no_mean():
+    items = [Item(name, None, None, f"group {name}") for name in "abc"]
+    nothing = torch.zeros(2, 256, dtype=torch.int64)
+    half = count_levels(torch.tensor([200, 200], dtype=torch.uint8), torch.tensor([1, 0]))
+    found = score([half, nothing, half], items, [0, 0, 1])
+    assert found["images"] == {"a": 2 / 3, "b": None, "c": 2 / 3}
+    assert set(found["groups"]) == {"group a", "group c"} and found["mean_dice"] == 2 / 3
+    with pytest.raises(ValueError, match="no held-out image of fold 1 has a labelled pixel"):
+        score([half, half, nothing], items, [0, 0, 1])
+
+
 def test_objects_are_counted_and_void_counts_nowhere(tmp_path, capsys):
     label = np.zeros((300, 60), np.uint8)
     label[10:30, 10:30] = label[240:290, 10:50] = label[100:120, 5:25] = 1

@@ -70,7 +70,8 @@ def test_the_scan_of_a_leica_file_is_meant_and_not_its_macro_image(tmp_path):
 
 
 def test_label_and_macro_of_an_aperio_file_are_no_scan(tmp_path):
-    text = "Aperio Image Library v11.2.1 \r\n64x48 [0,0 64x48] (16x16) JPEG|AppMag = 20|MPP = 0.4990"
+    text = ("Aperio Image Library v11.2.1 \r\n64x48 [0,0 64x48] (16x16) JPEG|AppMag = 20|"
+            "MPP = 0.4990")
     with tifffile.TiffWriter(tmp_path / "a.svs") as file:
         options = dict(photometric="rgb", metadata=None)
         file.write(RGB, tile=(16, 16), description=text, **options)
@@ -142,16 +143,35 @@ def test_a_fourth_channel_beside_red_green_and_blue_is_left_out_with_a_word(tmp_
 
 @pytest.mark.parametrize("names, colours", [
     (["DAPI", "FITC", "TRITC"], False), (["Red", "Green", "Blue"], True), (["r", "g", "b"], True),
-    (["Channel 0", "Channel 1", "Channel 2"], True), (["C:0", "C:1", "C:2"], True), (None, True)])
+    (["Blue", "Green", "Red"], False), (["CD3", "CD8", "CD20"], False), (["Red"] * 3, False),
+    (["405", "488", "561"], False), (["Cy3", "Cy5", "Cy7"], False),
+    (["Channel 0", "Channel 1", "Channel 2"], None), (["C:0", "C:1", "C:2"], None), (None, None)])
 def test_three_channels_are_colours_unless_their_names_are_stains(tmp_path, names, colours):
     pixels = np.moveaxis(RGB, 2, 0)
     tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="minisblack",
                      metadata={"axes": "CYX", **({"Channel": {"Name": names}} if names else {})})
-    if colours:
-        assert np.array_equal(read(tmp_path / "a.ome.tif"), RGB)
-        assert bool(open_slide(tmp_path / "a.ome.tif").notes) == (names is None)
+    if colours is False:
+        assert f"its channels are {', '.join(names)}: " in refusal(tmp_path / "a.ome.tif")
     else:
-        assert "its channels are DAPI, FITC, TRITC" in refusal(tmp_path / "a.ome.tif")
+        assert np.array_equal(read(tmp_path / "a.ome.tif"), RGB)
+        assert bool(open_slide(tmp_path / "a.ome.tif").notes) == (colours is None)
+
+
+def test_stains_may_be_named_by_their_dye_or_by_imagej(tmp_path):
+    pixels = np.moveaxis(RGB, 2, 0)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="minisblack", metadata={
+        "axes": "CYX", "Channel": {"Fluor": ["DAPI", "GFP", "mCherry"]}})
+    tifffile.imwrite(tmp_path / "b.tif", pixels, imagej=True, metadata={
+        "axes": "CYX", "Labels": ["DAPI", "GFP", "mCherry"]})
+    for name in ("a.ome.tif", "b.tif"):
+        assert "its channels are DAPI, GFP, mCherry" in refusal(tmp_path / name)
+
+
+def test_an_image_that_is_nearly_as_large_is_told(tmp_path):
+    write_pages(tmp_path / "a.tif", RGB, RGB[:47])
+    assert np.array_equal(read(tmp_path / "a.tif"), RGB)
+    assert open_slide(tmp_path / "a.tif").notes == [
+        "also holds an image of 47 x 64 pixels: the larger one is read"]
 
 
 @pytest.mark.parametrize("layout", ["pages", "planes", "samples"])
@@ -223,8 +243,43 @@ def test_sixteen_bits_are_scaled_by_the_largest_value_that_the_file_names(tmp_pa
                      extratags=[(341, 3, 3, (white,) * 3, True)])
     wanted = np.floor(values * 255.0 / white + 0.5)
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
-    assert not open_slide(tmp_path / "a.tif").notes
+    assert open_slide(tmp_path / "a.tif").notes == (
+        ["its SMaxSampleValue, 4000, is taken for white"] if white == 4000 else [])
     assert np.array_equal(read(tmp_path / "a.tif", white=60_000), wanted)  # the file knows better
+
+
+def test_largest_values_that_differ_by_channel_are_statistics(tmp_path):
+    values = noise(48, 64, 3, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", metadata=None,
+                     extratags=[(341, 3, 3, (2999, 2899, 2699), True)])
+    assert np.array_equal(read(tmp_path / "a.tif"), np.round(values / 257))
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_values_beyond_white_are_told(tmp_path, says):
+    values = noise(48, 64, dtype=np.uint16, highest=4095)
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata=None,
+                     extratags=[(341, 3, 1, 1023, True)] * says)
+    slide = open_slide(tmp_path / "a.tif", white=None if says else 1023)
+    assert slide.notes == ["holds values beyond 1023, which is taken for white: they are cut off "
+                           "(--white 4095 would keep them)"]
+    assert np.array_equal(slide.read_all()[..., 0],
+                          np.floor(np.minimum(values, 1023) * 255.0 / 1023 + 0.5))
+
+
+@pytest.mark.parametrize("metadata", [{"PhysicalSizeX": "0,5"}, {"SignificantBits": "eight"},
+                                      {"SignificantBits": 0}])
+def test_metadata_that_are_no_numbers_say_nothing(tmp_path, metadata):
+    tifffile.imwrite(tmp_path / "a.ome.tif", GREY, metadata={"axes": "YX", **metadata})
+    assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], GREY)
+    assert open_slide(tmp_path / "a.ome.tif").microns is None
+
+
+def test_a_size_by_aperio_that_is_no_number_says_nothing(tmp_path):
+    tifffile.imwrite(tmp_path / "a.svs", RGB, photometric="rgb", tile=(16, 16), metadata=None,
+                     description="Aperio Image Library v11\r\n64x48 |MPP = 0.2.5")
+    assert np.array_equal(read(tmp_path / "a.svs"), RGB)
+    assert open_slide(tmp_path / "a.svs").microns is None
 
 
 def test_eight_bits_are_scaled_where_the_file_names_fewer_but_not_by_its_statistics(tmp_path):
@@ -239,7 +294,8 @@ def test_eight_bits_are_scaled_where_the_file_names_fewer_but_not_by_its_statist
 def test_significant_bits_of_ome_are_taken(tmp_path):
     values = noise(48, 64, dtype=np.uint16, highest=4095)
     tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 12})
-    assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], np.floor(values * 255.0 / 4095 + 0.5))
+    wanted = np.floor(values * 255.0 / 4095 + 0.5)
+    assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], wanted)
 
 
 def test_dark_sixteen_bits_are_told_once_and_white_mends_them(tmp_path):
@@ -248,7 +304,7 @@ def test_dark_sixteen_bits_are_told_once_and_white_mends_them(tmp_path):
     slide = open_slide(tmp_path / "a.tif")
     assert slide.read_all().max() == 16
     note, = slide.notes
-    assert "of 65535" in note and note.endswith("say so (--white 4095)")
+    assert "less than a quarter" in note and note.endswith("say so (--white 4095)")
     bright = open_slide(tmp_path / "a.tif", white=4095)
     assert not bright.notes
     assert np.array_equal(bright.read_all(), np.floor(values * 255.0 / 4095 + 0.5))

@@ -882,9 +882,13 @@ def test_polygons_train_and_their_classes_are_told(tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["objects"]["found"] + summary["objects"]["missed"] == 3
     assert load_model(out / "fold0" / "model.pt")[1]["label"] == "glomerulus"
+    assert "a2 has none: add them, or leave it out" in refused(
+        capsys, "--data", data, "--label", "fold", "--out", tmp_path / "o")
+    data = small_set(tmp_path / "polygons", [features, features])
     said, _ = trained(capsys, data, "--label", "fold")
     assert "polygons: 2 glomerulus (not used), 2 fold (to be found)" in said
-    assert "Tumour: there are fold, glomerulus" in refused(capsys, "--data", data, "--label", "Tumour")
+    line = refused(capsys, "--data", data, "--label", "Tumour")
+    assert line.endswith("has the class Tumour: there are fold, glomerulus")
 
 
 def test_what_is_void_changes_neither_the_network_nor_its_score(tmp_path, capsys):
@@ -916,6 +920,14 @@ def test_masks_of_two_conventions_are_told_and_refused_where_255_may_be_void(tmp
     said, _ = trained(capsys, data, "--ignore", 255)
 
 
+def test_a_fold_that_is_all_void_is_refused(tmp_path, capsys):
+    void = np.full((64, 64), 255, np.uint8)
+    data = small_set(tmp_path / "data", [square(), square(), void])
+    line = refused(capsys, "--data", data, *TINY, "--ignore", 255, "--folds", 3, "--out",
+                   tmp_path / "out")
+    assert "nothing to score: leave them out with --exclude" in line
+
+
 def test_what_files_do_not_say_is_told_once(tmp_path, capsys):
     images = [noise_image(i).astype(np.uint16) * 16 for i in range(3)]
     data = small_set(tmp_path / "data", [square()] * 3, images)
@@ -937,6 +949,7 @@ def test_run_length_code_is_used_beside_polygons_and_their_agreement_is_told(tmp
     (tmp_path / "data/train.csv").write_text("\n".join(lines))
     said, _ = trained(capsys, tmp_path / "data")
     assert f"agree to a Dice of {2 * 780 / 1580:.4f}, in a1 {2 * 380 / 780:.4f}" in said
+    assert "2 glomerulus (not used)" in said
     said, _ = trained(capsys, tmp_path / "data", "--label", "glomerulus")
     assert "agree" not in said and "2 glomerulus (to be found)" in said
 

@@ -11,31 +11,45 @@ Layouts of a folder:
 nor scored). **Groups** say which images belong together (a patient); an image without one stands
 alone. What is read has one clear meaning; the rest is refused in one line.
 
-| in the data | read as | refused |
-|---|---|---|
-| a mask of 0 and 1, of 0 and 255 (or of what is white: 65535, 4095, 15) | objects are 1, or white | any other values; JPEG, which blurs them |
-| a mask of 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes | in one data set with masks of 0 and 255, unless `--ignore 255` says that it is void there, too |
-| equal red, green and blue | one value | a mask in colour; one-hot channels |
-| alpha that says what the colour says, or nothing | the colour | alpha that shows another mask; a fourth channel that is not alpha |
-| a palette of colours; of grey | its indices; the grey | a grey palette that shows 0 and only 0 other than black |
-| orientation | applied, to image and mask alike | a mask of another size than its image |
-| GeoJSON: a FeatureCollection, a list of features, a feature; Polygon, MultiPolygon, holes | pixels whose centre is inside, in pixels of the full image | points and lines of a chosen class; map coordinates; polygons outside the image |
-| classes of polygons | all; those that `--label` names; those that `--ignore` names are void | a name that no polygon has, or two that differ by case only |
-| ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa, where there is no other mask | | with the export that works |
-| run-length code and polygons | run-lengths, and how far the two agree; with `--label`, the polygons | |
-| run-length code | as `minseg.data.rle` | what leaves the image; two lines for an image |
-| headings of a table | any case, any order, among others, spaces around | a heading that is missing or there twice |
-| cells of a table | spaces around (of any kind) taken off; quotes undone; empty lines skipped | a line with more cells than headings, or without ID; open quotes; other encodings than UTF-8 |
-| two lines for one ID | one, if they say the same | if not |
-| names of groups and of classes | as they are | two that differ only by case, spaces, or kinds of dashes |
-| images in other formats (.czi, .mrxs, .dcm ...) | | with the export that works |
+| in the data | what is made of it |
+|---|---|
+| a mask of 0 and 1, or of 0 and white (255; by its bits 65535, 4095 ...) | not 0: an object |
+| a mask of 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes |
+| this beside masks of 0 and 255 | refused, unless `--ignore 255` says that it is void there too |
+| masks of 0 and 1 beside masks of 0 and 255 | objects are 1, or 255, with a note |
+| other values in a mask, as JPEG leaves them | refused |
+| a mask in three equal colours | one of them |
+| other colours; classes in channels side by side (one-hot) | refused |
+| a mask whose alpha says the same as its colour, or nothing | its colour |
+| a mask whose alpha shows another mask; a fourth channel that is not alpha | refused |
+| a mask with a palette of colours; of grey | its indices; the grey |
+| a grey palette that shows 0 as white, or more than 0 as black | refused |
+| orientation | applied, to image and mask alike |
+| a mask of another size than its image | refused |
+| GeoJSON: FeatureCollection, list of features, feature | Polygons and MultiPolygons with holes |
+| a polygon, in pixels of the full image | the pixels whose centre is inside |
+| several classes of polygons | all; those that `--label` names; void: those of `--ignore` |
+| a class named there that no polygon has | refused |
+| points and lines of a class that is wanted | refused |
+| map coordinates; polygons outside the image | refused |
+| ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused where there is no other mask |
+| run-length code | as in `minseg.data.rle`; refused where it leaves the image |
+| run-length code and polygons | the former, with a line on how far they agree |
+| the same with `--label` | the polygons |
+| headings of a table | in any case and order, among others |
+| a heading that is missing, or there twice | refused |
+| names in a table | without quotes, spaces around them and what is not seen |
+| empty lines | skipped |
+| a line with more cells than headings, or without ID | refused |
+| Groups.csv, groups.xlsx and the like; folders in folders | refused, with the right name |
+| quotes that do not match; other encodings than UTF-8 | refused |
+| two lines for one ID | one where they say the same, else refused |
+| groups that differ only by case, spaces, dashes or as 1 and 1.0 do | refused |
+| images of other programs (.czi, .mrxs, .dcm ...) | refused, with the export that works |
 """
 
-import csv
 import os
 import re
-import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,12 +57,15 @@ from pathlib import Path
 
 from .masks import POLYGON_SUFFIXES, VOID, polygons_of
 from .slides import IMAGE_SUFFIXES
+from .tables import clean, read_table, refuse_alike
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", *POLYGON_SUFFIXES)
 PATIENTS = "HuBMAP-20-dataset_information.csv"
 QUPATH = "open it in QuPath and use File > Export objects as GeoJSON"
-FOREIGN = {".roi": "ImageJ's", ".zip": "ImageJ's", ".xml": "ASAP's or Aperio's", ".ndpa": "Hamamatsu's"}
-OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".jp2", ".bmp", ".gif", ".webp")
+FOREIGN = {".roi": "ImageJ's", ".zip": "ImageJ's", ".xml": "ASAP's or Aperio's",
+           ".ndpa": "Hamamatsu's"}
+OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".isyntax", ".svslide", ".zarr",
+                ".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,9 @@ def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Seque
     if labels:  # run-length code has no classes
         items = [replace(item, runs=None, mask=item.polygons, polygons=None) if item.polygons
                  else item for item in items]
-    items = [replace(item, labels=tuple(labels), ignore=tuple(ignore), white=white)
-             for item in items]
+    labels, ignore = (tuple(map(clean, names)) for names in (labels, ignore))
     _check_classes(folder, items, {*labels, *ignore} - {str(VOID)})
-    return items
+    return [replace(item, labels=labels, ignore=ignore, white=white) for item in items]
 
 
 def _find_pairs(folder: Path) -> list[Item]:
@@ -105,9 +121,13 @@ def _find_pairs(folder: Path) -> list[Item]:
                     raise ValueError(f"{other}: {whose} format is not read: {QUPATH}")
             raise ValueError(f"{image}: has no mask: add {folder / 'masks' / id}.png")
     groups, table = {id: id for id in images}, folder / "groups.csv"
+    for path in folder.iterdir():
+        if path != table and re.fullmatch(r"groups?\.(csv|tsv|txt|xlsx?)", path.name.lower()):
+            raise ValueError(f"{path}: is not read: save it as {table.name}")
     if os.path.lexists(table):  # a broken link is an error, not an absence
         groups = read_table(table, "id", "group")
-        groups = {id: groups.get(clean(id)) for id in images}
+        groups = {id: groups.get(clean(id)) or groups.get(clean(image.name))
+                  for id, image in images.items()}
         for id in images:
             if not groups[id]:
                 raise ValueError(f"{table}: has no group for {id}: add a line")
@@ -153,8 +173,11 @@ def _patients(folder: Path) -> dict[str, str]:
     table = folder / PATIENTS
     if not os.path.lexists(table):
         return {}
-    patients = {name.removesuffix(".tiff").removesuffix(".tif"): patient for name, patient
-                in read_table(table, "image_file", "patient_number").items() if patient}
+    patients: dict[str, str] = {}
+    for name, patient in read_table(table, "image_file", "patient_number").items():
+        id = re.sub(r"\.tiff?$", "", name, flags=re.I)
+        if patient and patients.setdefault(id, patient) != patient:
+            raise ValueError(f"{table}: has two lines for {id}: keep one")
     refuse_alike(table, "patients", patients.values())
     return patients
 
@@ -164,8 +187,11 @@ def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         suffix = path.suffix.lower()
         if suffix in OTHER_SLIDES and suffixes == IMAGE_SUFFIXES:
-            raise ValueError(f"{path}: {suffix} is not read: save it as TIFF or PNG (QuPath: File > "
-                             "Export images > OME TIFF), or take it out")
+            raise ValueError(f"{path}: {suffix} is not read: save it as TIFF or PNG (QuPath: File "
+                             "> Export images > OME TIFF), or take it out")
+        if path.is_dir() and not path.name.startswith(".") and any(
+                each.suffix.lower() in suffixes for each in path.iterdir()):
+            raise ValueError(f"{path}: is a folder: put its files into {folder}")
         if suffix in suffixes and not path.name.startswith("."):
             if path.stem in found:
                 raise ValueError(f"{path}: {found[path.stem].name} has the same name: keep one")
@@ -193,53 +219,3 @@ def _check_classes(folder: Path, items: Sequence[Item], named: set[str]) -> None
         raise ValueError(f"{folder}: no polygon has the class {', '.join(unknown)}: there are "
                          + ", ".join(sorted(classes)))
     refuse_alike(folder, "classes", classes)
-
-
-def clean(text: str) -> str:
-    """A name as people mean it: without spaces around it, of any kind or width, and in one of
-    Unicode's two spellings of accents."""
-    text = re.sub("[\u200b-\u200f\u2060\ufeff]", "", unicodedata.normalize("NFC", text))
-    return " ".join(text.split())
-
-
-def refuse_alike(path: Path, what: str, names: Iterable[str]) -> None:
-    """ValueError where two names differ only by what people do not see or mean."""
-    seen: dict[str, str] = {}
-    for name in sorted(set(names)):
-        key = unicodedata.normalize("NFKC", name).casefold()
-        key = "".join("-" if unicodedata.category(c) == "Pd" else c for c in key if not c.isspace())
-        if seen.setdefault(key, name) != name:
-            raise ValueError(f"{path}: has the {what} {seen[key]!r} and {name!r}: write them alike "
-                             "if they are one, else give one another name")
-
-
-def read_table(path: Path, key: str, value: str) -> dict[str, str]:
-    """Two columns of a CSV file as a dictionary, `clean`. ValueError where they are missing, for a
-    key with two values, and for lines that do not fit the headings."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a slide's run-length code is one field
-    table: dict[str, str] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, skipinitialspace=True, strict=True)
-            first = next((row for row in rows if any(map(clean, row))), [])
-            heads = [clean(head).casefold() for head in first]
-            if heads.count(key) != 1 or heads.count(value) != 1:
-                raise ValueError(f"{path}: the first line must have the columns {key},{value}")
-            for row in rows:
-                cells = dict(enumerate(map(clean, row)))
-                if not any(cells.values()):
-                    continue
-                if any(cells[i] for i in range(len(heads), len(row))):
-                    raise ValueError(f"{path}: line {rows.line_num} has more cells than there are "
-                                     "headings: put quotes around what holds a comma")
-                name, content = (cells.get(heads.index(each), "") for each in (key, value))
-                if not name:
-                    raise ValueError(f"{path}: line {rows.line_num} has no {key}: add it, or take "
-                                     "out the line")
-                if table.setdefault(name, content) != content:
-                    raise ValueError(f"{path}: has two lines for {name}: keep one")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is no UTF-8 text: save it as CSV UTF-8")
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {rows.line_num}: {error}: mend its quotes")
-    return table

@@ -117,19 +117,24 @@ def meaning(path: Path, ignore_255: bool = False) -> dict[float, int]:
 def _meaning(path: Path, ignore_255: bool, size: int, time: int) -> dict[float, int]:
     source = open_source(path)
     stored = stored_values(path, source)
-    shown = {value: value for value in stored}
     if source.palette is not None:
         shown = palette_values(path, source.palette, stored)
-    # White is 255 whatever the number of bits. A single bit is 0 and 1 already.
-    shown = {value: VOID if each == source.white > 1 else each for value, each in shown.items()}
+    else:  # white is 255 whatever the number of bits; a single bit is 0 and 1 already
+        shown = {value: VOID if value == source.white > 1 else value for value in stored}
     values = set(shown.values())
-    if ignore_255 and values <= {0, 1, VOID} or values == {0, 1, VOID}:
+    nothing = shown.get(source.nodata) if source.nodata else None
+    if nothing and not (nothing == VOID and (ignore_255 or values == {0, 1, VOID})):
+        raise ValueError(f"{path}: marks objects with {source.nodata:g}, which is NODATA by its "
+                         "tag: say --ignore 255 if that is void, else save it without the tag")
+    if source.palette is None and len(values) < len(stored):
+        values = set()  # two that are white
+    elif ignore_255 and values <= {0, 1, VOID} or values == {0, 1, VOID}:
         return shown
-    if values <= {0, 1} or values <= {0, VOID}:
+    if values and (values <= {0, 1} or values <= {0, VOID}):
         return {value: int(each > 0) for value, each in shown.items()}
     text = ", ".join(f"{value:g}" for value in sorted(stored)[:6]) + ", ..." * (len(stored) > 6)
     raise ValueError(f"{path}: holds the values {text}: a mask holds 0 and 1, or 0 and 255, or all "
-                     "three (255: not labelled)")
+                     "three (255: not labelled; --ignore 255 says so of all masks)")
 
 
 def stored_values(path: Path, source: Source) -> list[float]:
@@ -165,14 +170,17 @@ def stored_values(path: Path, source: Source) -> list[float]:
 
 def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dict[float, int]:
     """What the indices of a palette stand for: in colours they are classes, as Pascal VOC has it;
-    in grey, the grey. ValueError where grey and index disagree on what is background."""
+    in grey, the grey. ValueError where the colours show another background than 0."""
     colours = {index: palette[index].tolist() for index in indices}
-    if any(len(set(colour)) > 1 for colour in colours.values()):
-        return {index: index for index in indices}
-    if any(bool(index) != bool(colour[0]) for index, colour in colours.items()):
-        raise ValueError(f"{path}: its palette shows other pixels black than those of value 0: save "
-                         "it without a palette")
-    return {index: colour[0] for index, colour in colours.items()}
+    black = [index for index, colour in colours.items() if not any(colour)]
+    white = [index for index, colour in colours.items() if min(colour) == 255]
+    grey = all(len(set(colour)) == 1 for colour in colours.values())
+    if black not in ([], [0]) or 0 in colours and not black and (grey or white != [0]):
+        raise ValueError(f"{path}: its palette shows another background than value 0: save it "
+                         "without a palette")
+    if grey and not set(indices) <= {0, 1}:
+        return {index: colour[0] for index, colour in colours.items()}
+    return {index: index for index in indices}
 
 
 def drawn_instead(item: "Item") -> "Item":

@@ -27,6 +27,7 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 
 from .files import atomic
+from .tables import clean
 from .objects import Object
 
 REMEDY = "open it in QuPath and export it: File > Export objects as GeoJSON"
@@ -96,6 +97,9 @@ def _polygons(feature: object, number: int) -> list[Polygon]:
     if not isinstance(geometry, dict):
         raise ValueError(f"feature {number} ({name}) has no geometry: delete it")
     kind, parts = geometry.get("type"), geometry.get("coordinates")
+    if kind == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
+        return [polygon for each in geometry["geometries"]
+                for polygon in _polygons({**feature, "geometry": each}, number)]
     if kind not in ("Polygon", "MultiPolygon"):
         return [Polygon(name, None, number, str(kind))]
     try:
@@ -111,7 +115,7 @@ def _class(properties: object) -> str:
     if isinstance(found, dict):  # a class within another has several names
         names = found.get("names")
         found = ": ".join(map(str, names)) if isinstance(names, list) else found.get("name")
-    return " ".join(found.split()) if isinstance(found, str) and found.strip() else "unclassified"
+    return isinstance(found, str) and clean(found) or "unclassified"
 
 
 def _ring(ring: list) -> np.ndarray:
@@ -136,6 +140,10 @@ class Polygons:
                 raise ValueError(f"polygon {each.number} ({each.name}) lies outside the image of "
                                  f"{height} x {width} pixels: its coordinates must be pixels of "
                                  "the full image")
+        if polygons and height * width > 1 and max(
+                max(each.bounds) for each in polygons) <= 1:
+            raise ValueError("all of its coordinates lie in 0 to 1: they must be pixels of the full "
+                             "image")
         edges = [np.zeros((0, 5))] + [
             np.column_stack([ring[:-1], ring[1:], np.full(len(ring) - 1, index)])
             for index, each in enumerate(polygons) for ring in each.rings]

@@ -7,23 +7,33 @@ average what is left).
 
 **What a file means**
 
-| in the file | read as | refused |
-|---|---|---|
-| several images (pages, series) | the largest; smaller copies of it are levels of one pyramid | two of the same size; stacks; channels in several files; Ventana's overlapping tiles |
-| one channel | grey, repeated three times | |
-| three channels, as samples, planes or pages with an axis C or an unnamed one | red, green, blue; with a note where the file does not say so | three that OME names after stains, such as DAPI |
-| alpha (ExtraSamples 1 or 2; a PNG's own) | left out | |
-| red, green, blue and a fourth that is not said to be alpha | red, green, blue, with a note | |
-| other numbers of channels | | yes, also grey with a second that is not said to be alpha |
-| colours | RGB, grey where black is 0, YCbCr in JPEG; in PNG and JPEG also palettes and CMYK | grey where white is 0, palettes, CMYK and CIELab in TIFF; YCbCr in JPEG 2000 (Aperio's 33003) |
-| 1 to 16 bits | scaled to 0..255 by OME's SignificantBits, BitsPerSample, SMaxSampleValue | 32 bits, signed and floating point numbers |
-| 16 bits that use less than a quarter of their range, where nothing says so | as they are, with a note: say what is `white` | 16-bit colour PNG that uses less than an eighth (only its upper 8 bits can be read) |
-| fill order, predictor, byte order, BigTIFF | undone | |
-| tiles that are left out (sparse files) | GDAL's NODATA; 255 in Philips' files; else 0 | where NODATA is no value that a pixel can have |
-| orientation (EXIF, TIFF) | applied | |
-| size of a pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, else the resolution tags; but whole 72 to 600 dots per inch, which any editor writes, say nothing | |
-| profiles, gamma, text, of any size | not used | |
-| several frames in a PNG or GIF | | yes |
+| in the file | what is made of it |
+|---|---|
+| several images (pages, series) | the largest is read; smaller copies of it are its pyramid |
+| two of the largest size; a stack | refused |
+| channels in several files; Ventana's overlapping tiles | refused |
+| one channel | grey, repeated three times |
+| three: samples; planes or pages with an axis C or unnamed | red, green and blue |
+| the same where black is 0, so nothing says that it is a colour | the same, with a note |
+| three that OME names after stains, such as DAPI | refused |
+| alpha (ExtraSamples 1 or 2; a PNG's own) | left out |
+| a fourth beside red, green and blue, not said to be alpha | left out, with a note |
+| other channels, also a second grey not said to be alpha | refused |
+| colours: RGB, grey where black is 0, YCbCr in JPEG | read |
+| palettes and CMYK | read in PNG and JPEG, refused in TIFF |
+| grey where white is 0; CIELab; JPEG 2000 in YCbCr (Aperio's 33003) | refused |
+| 1 to 16 bits | scaled to 0..255: SignificantBits (OME), BitsPerSample, SMaxSampleValue |
+| 16 bits, less than a quarter used, nothing says so | as they are, with a note: give `white` |
+| 16-bit colour PNG: its upper 8 bits are what can be read | refused where they are below 32 |
+| 32 bits, signed numbers, floating point | refused |
+| fill order, predictor, byte order, BigTIFF | undone |
+| tiles that are left out (sparse files) | GDAL's NODATA; 255 in Philips' files; else 0 |
+| the same where NODATA is no value that a pixel can have | refused |
+| orientation (EXIF, TIFF) | applied |
+| size of a pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, resolution tags |
+| whole 72 to 600 dots per inch, which any editor writes | no size |
+| profiles, gamma, text, however long | not used |
+| several frames in a PNG or GIF | refused |
 
 **How a window is read**
 
@@ -153,8 +163,8 @@ def open_picture(path: Path) -> Source:
         array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
     array = array.reshape(*array.shape[:2], -1)
     if deep and array[..., : array.shape[2] - alpha].max() < 32:  # Pillow keeps the upper 8 bits
-        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, of which "
-                               "PNG keeps too little here: save it as TIFF, and say --white")
+        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and of a "
+                               "PNG only the upper 8 bits can be read: save it as TIFF")
     pixels = Decoded(array)
     if array.nbytes > 2 * tiff.HELD:
         scratch = tempfile.TemporaryFile(prefix="minseg-")
@@ -181,11 +191,9 @@ class Slide:
         self.height, self.width = -(-source.height // scale), -(-source.width // scale)
         self.microns, self.notes = source.microns, list(source.notes)
         self._white = source.white if source.says_white else white or source.white
-        sure = source.says_white or white is not None
-        if not sure and (highest := self._highest()) < 2**14:
-            likely = 2 ** max(8, highest.bit_length()) - 1
-            self.notes.append(f"its 16-bit values reach {highest} of 65535 and look dark: if white "
-                              f"is less, say so (--white {likely})")
+        if source.palette is None and self._white not in (1, 255) and (
+                not source.says_white or self._white < np.iinfo(dtype).max):
+            self._compare_with_white(white)
 
     def __reduce__(self):  # a copy in another process opens the file anew
         return open_slide, (self.path, self.scale, self._asked)
@@ -221,14 +229,22 @@ class Slide:
             array = ((wide * 255 + self._white // 2) // self._white).astype(np.uint8)
         return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
 
-    def _highest(self) -> int:
-        """The largest value in 64 small windows that are spread over the image."""
+    def _compare_with_white(self, asked: int | None) -> None:
+        """Notes where values are all far below white, or go beyond it: by 64 small windows that are
+        spread over the image."""
         height, width = self._source.pixels.shape[:2]
         colours = slice(0, -1 if self._source.alpha or self._source.extra else None)
         with naming(self.path):
-            return max(int(self._source.pixels.window(
+            highest = max(int(self._source.pixels.window(
                 y * max(0, height - 16) // 7, x * max(0, width - 16) // 7, min(16, height),
                 min(16, width))[..., colours].max()) for y in range(8) for x in range(8))
+        likely = 2 ** max(8, highest.bit_length()) - 1
+        if highest > self._white:
+            self.notes.append(f"holds values beyond {self._white}, which is taken for white: they "
+                              f"are cut off (--white {likely} would keep them)")
+        elif not self._source.says_white and asked is None and highest < 2**14:
+            self.notes.append("its 16-bit values use less than a quarter of their range and look "
+                              f"dark: if white is less, say so (--white {likely})")
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. As

@@ -28,7 +28,8 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it
 HELD = 2**26  # bytes: what is decoded in one piece and kept, and what is read in one go
 ALPHA = (1, 2)  # ExtraSamples: alpha, multiplied into the colours or not; 0 says nothing
 MICROMETRES = {"nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
-COLOUR_NAMES = r"(?i)(r(ed)?|g(reen)?|b(lue)?|.*\brgb\b.*|.*bright.?field.*|[a-z]*[\s:_-]*\d+)?"
+COLOURS = ("r(ed)?", "g(reen)?", "b(lue)?")  # names of channels, and those that say nothing:
+NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]"
 
 
 class UnsupportedImage(ValueError):
@@ -209,6 +210,7 @@ class Source:
     microns: float | None = None  # from one pixel of the whole image to the next
     white: int = 255  # the value that is white
     says_white: bool = True  # by the file; else it may be less, of 16 bits
+    nodata: float | None = None  # the value that stands for nothing, by GDAL's tag
     alpha: bool = False
     extra: bool = False
     palette: np.ndarray | None = None  # uint8 (256, 3): then `pixels` are its indices
@@ -216,10 +218,11 @@ class Source:
 
 
 def open_tiff(path: Path, scale: int) -> Source:
-    """The image in a TIFF that is meant, of a pyramid the level that `scale` needs. UnsupportedImage
-    says what is not read; decoders raise errors of their own."""
+    """The image in a TIFF that is meant, of a pyramid the level that `scale` needs.
+    UnsupportedImage says what is not read; decoders raise errors of their own."""
     with tifffile.TiffFile(path) as tiff:
-        levels = largest(tiff).levels
+        series, notes = largest(tiff)
+        levels = series.levels
         page = levels[0].keyframe
         height, width = layout(levels[0])[0][:2]
         orientation = page.tags.valueof("Orientation", default=1)
@@ -231,16 +234,19 @@ def open_tiff(path: Path, scale: int) -> Source:
             if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
                 chosen, factor = level, times
         pixels = open_level(path, tiff, chosen, turned)
-        source = Source(pixels, *(pixels.shape[:2] if factor == 1 else (height, width)), factor)
+        size = pixels.shape[:2] if factor == 1 else (height, width)
+        source = Source(pixels, *size, factor, notes=notes)
         described = ome_pixels(tiff, height, width)
         name_channels(source, chosen, described)
-        source.white, source.says_white = white(page, described)
+        settle_white(source, page, described)
         source.microns = microns(tiff, page, described)
+        source.nodata = nodata(page)
         return source
 
 
-def largest(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The largest image of a file: others are labels, overviews, smaller copies, masks of alpha."""
+def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]]:
+    """The largest image of a file: others are labels, overviews, smaller copies, masks of alpha.
+    Also a note where another is nearly as large."""
     if tiff.is_bif:
         raise UnsupportedImage("Ventana's tiles overlap: export it from QuPath as OME-TIFF")
     series = [each for each in tiff.series if not each.keyframe.is_mask]
@@ -256,7 +262,9 @@ def largest(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     if same := [each for each in others if math.prod(size(each)) == math.prod(size(first))]:
         raise UnsupportedImage("holds {} images of {} x {} pixels: save the one that is meant"
                                .format(1 + len(same), *size(first)))
-    return first
+    close = [size(each) for each in others if 2 * math.prod(size(each)) > math.prod(size(first))]
+    return first, ["also holds an image of {} x {} pixels: the larger one is read".format(*each)
+                   for each in close[:1]]
 
 
 def layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
@@ -286,7 +294,9 @@ def open_level(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeri
     page, pages = level.keyframe, list(level.pages)
     if page.photometric.name not in ("MINISBLACK", "RGB") and not (
             page.photometric.name == "YCBCR" and page.compression.name == "JPEG"):
-        raise UnsupportedImage(f"its colours are {page.photometric.name}: save it as RGB or grey")
+        remedy = ("grey where 0 is black" if page.photometric.name == "MINISWHITE" else "grey")
+        raise UnsupportedImage(f"its colours are {page.photometric.name}: save it as RGB or "
+                               + remedy)
     if page.compression == 33003:
         raise UnsupportedImage("its colours are YCbCr in JPEG 2000: save it as RGB")
     if any(p is None or p.parent is not tiff for p in pages):
@@ -305,13 +315,13 @@ def open_level(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeri
         if max(ends) > path.stat().st_size:
             raise ValueError("it ends too early")
         if 0 in pixels.counts:
-            pixels.fill = 255 if tiff.is_philips else nodata(page)
+            pixels.fill = 255 if tiff.is_philips else fill(page)
         try:
             large = pixels.size > 2 * HELD or turned > 4  # rows become columns: all strips are read
             pixels = pixels.unpacked() if large and not page.is_tiled else pixels
             pixels.window(0, 0, 1, 1)
-        except (ValueError, NotImplementedError) as error:
-            if "imagecodecs" in str(error):
+        except (ValueError, NotImplementedError, ImportError) as error:
+            if "imagecodecs" in str(error) or isinstance(error, ImportError):
                 raise UnsupportedImage(f"{page.compression.name} compression of "
                                        f"{page.bitspersample} bits needs the codecs extra: "
                                        "python -m pip install 'minseg[codecs]'")
@@ -319,17 +329,34 @@ def open_level(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeri
     return Turned(pixels, turned) if turned else pixels
 
 
-def nodata(page: tifffile.TiffPage) -> int:
-    """What a tile that is left out holds: GDAL's NODATA, else 0."""
-    text = str(page.tags.valueof("GDAL_NODATA", default="0")).strip("\0 ")
+def number(value: object) -> float:
+    """A number that a tag or an attribute holds; 0 where it holds none, or several that differ."""
+    values = set(value) if isinstance(value, tuple) else {value}
     try:
-        value = float(text.replace(",", "."))
-        if value == int(value) and 0 <= value < 2**page.bitspersample:
-            return int(value)
-    except (ValueError, OverflowError):  # no number, not a number, infinite
-        pass
-    raise UnsupportedImage(f"leaves tiles out that are to be {text}, which no pixel of "
-                           f"{page.bitspersample} bits can be: save it with all tiles")
+        found = float(str(values.pop())) if len(values) == 1 else 0.0
+    except ValueError:
+        return 0.0
+    return found if math.isfinite(found) else 0.0
+
+
+def nodata(page: tifffile.TiffPage) -> float | None:
+    """GDAL's NODATA, where it is a value that a pixel can have."""
+    text = page.tags.valueof("GDAL_NODATA")
+    if text is None:
+        return None
+    value = number(text.strip("\0 ").replace(",", ".") if isinstance(text, str) else text)
+    plain = isinstance(text, str) and re.fullmatch(r"\+?\d+([.,]0*)?", text.strip("\0 "))
+    return value if plain and value < 2**page.bitspersample else None
+
+
+def fill(page: tifffile.TiffPage) -> int:
+    """What a tile that is left out holds: GDAL's NODATA, else 0."""
+    value, text = nodata(page), page.tags.valueof("GDAL_NODATA")
+    if value is None and text is not None:
+        text = str(text).strip("\0 ")
+        raise UnsupportedImage(f"leaves tiles out that are to be {text}, which no pixel of "
+                               f"{page.bitspersample} bits can be: save it with all tiles")
+    return int(value or 0)
 
 
 def name_channels(source: Source, level: tifffile.TiffPageSeries,
@@ -344,11 +371,16 @@ def name_channels(source: Source, level: tifffile.TiffPageSeries,
         source.extra = True
         source.notes.append("its fourth channel is left out: it is not said to be alpha")
     elif alphas > 1 or colours not in (1, 3):
-        raise UnsupportedImage(f"holds {channels} channels, {alphas or 'none'} of them alpha by its "
-                               "ExtraSamples tag: save it as grey, RGB or RGBA")
-    names = [each.get("Name") for each in described or () if each.tag.endswith("}Channel")]
-    if len(names) == 3 and all(names):
-        if not all(re.fullmatch(COLOUR_NAMES, name.strip()) for name in names):
+        raise UnsupportedImage(f"holds {channels} channels, {alphas or 'none'} of them alpha by "
+                               "its ExtraSamples tag: save it as grey, RGB or RGBA")
+    parts = [each for each in ([] if described is None else described)
+             if each.tag.endswith("}Channel")]
+    names = [(each.get("Name") or each.get("Fluor") or "").strip() for each in parts]
+    if page.is_imagej:
+        names = (page.parent.imagej_metadata or {}).get("Labels") or []
+    named = len(names) == 3 and all(names)
+    if named and not all(re.fullmatch(NO_NAME, name, re.I) for name in names):
+        if not all(map(re.fullmatch, COLOURS, names, (re.I,) * 3)):
             raise UnsupportedImage(f"its channels are {', '.join(names)}: save them as red, green "
                                    "and blue")
     elif colours == 3 and page.photometric.name == "MINISBLACK":
@@ -367,30 +399,33 @@ def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.
     return None
 
 
-def white(page: tifffile.TiffPage, described: ElementTree.Element | None) -> tuple[int, bool]:
+def settle_white(source: Source, page: tifffile.TiffPage,
+                 described: ElementTree.Element | None) -> None:
     """The value that is white, and whether the file says so (OME's SignificantBits, BitsPerSample,
     SMaxSampleValue), or nothing is known but that there are 16 bits."""
     bits = page.bitspersample
-    if described is not None:
-        bits = min(bits, int(described.get("SignificantBits") or bits))
-    value = page.tags.valueof("SMaxSampleValue", default=0)
-    value = max(value) if isinstance(value, tuple) else value
-    # Of 8 bits, only 1, 3, 7 ... 127 are taken: other values are statistics of that image.
-    if 0 < value < 2**bits - 1 and value == int(value) and (bits > 8 or not value + 1 & value):
-        return int(value), True
-    return 2**bits - 1, bits != 16
+    if described is not None and 0 < (significant := number(described.get("SignificantBits"))):
+        bits = min(bits, int(significant))
+    source.white, source.says_white = 2**bits - 1, bits != 16
+    largest = number(page.tags.valueof("SMaxSampleValue"))
+    whole = largest == int(largest) and not int(largest) + 1 & int(largest)  # 1, 3, 7, 15 ...
+    # Of 8 bits others are statistics of that image; of 16 they may be, so they are told.
+    if 0 < largest < source.white and (whole or bits > 8):
+        source.white, source.says_white = int(largest), True
+        if not whole or bits <= 8:
+            source.notes.append(f"its SMaxSampleValue, {int(largest)}, is taken for white")
 
 
 def microns(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
             described: ElementTree.Element | None) -> float | None:
     """Micrometres from one pixel to the next: by OME, Aperio, ImageJ, else by the resolution tags.
     Whole 72 to 600 dots an inch are what any editor writes, and say nothing."""
-    if described is not None:
-        unit = MICROMETRES.get((described.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ"))
-        size = float(described.get("PhysicalSizeX") or 0)
-        return size * unit if unit and size > 0 else None
+    if described is not None and described.get("PhysicalSizeX"):
+        unit = (described.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ")
+        size = number(described.get("PhysicalSizeX")) * MICROMETRES.get(unit, 0)
+        return size if size > 0 else None
     if tiff.is_svs and (found := re.search(r"\bMPP\s*=\s*([\d.]+)", tiff.pages[0].description)):
-        return float(found[1]) or None
+        return number(found[1]) or None
     value = page.tags.valueof("XResolution", default=0)
     dots, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
     unit = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))

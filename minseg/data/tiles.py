@@ -13,8 +13,9 @@ it; where the slide ends, it is mirrored.
     ID-KEY.json     where each tile lies and how much of it is positive; written last
 
 KEY is a hash of all that the tiles depend on: the files (place, size, time of change), classes,
-white, scale, tile, stride, margin. So folds and runs share them, and whatever is cut anew gets another name. A batch is
-read from the files as it is needed; the operating system keeps in memory what fits.
+white, scale, tile, stride, margin. So folds and runs share them, and whatever is cut anew gets
+another name. A batch is read from the files as it is needed; the operating system keeps in memory
+what fits.
 
 Blank glass teaches nothing after the first few tiles: those without a positive pixel and without
 contrast are not kept, nor are those where all is void. Scoring never comes here, it reads the

@@ -9,6 +9,7 @@
 | `minseg.lab.steps` | the same, of training steps |
 | `minseg.lab.audit` | whether all computes what other libraries do |
 | `minseg.lab.labels` | which labels are wrong |
+| `minseg.lab.annotations` | polygons of large slides, regions that nobody labelled |
 | `minseg.lab.compare` | two runs side by side |
 | `minseg.lab.figures` | the pictures of the docstrings |
 | `minseg.lab.maps` | those of them that show a network at work |

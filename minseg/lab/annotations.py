@@ -4,11 +4,12 @@
     python -m minseg.lab.annotations hubmap     polygons beside run-length code
     python -m minseg.lab.annotations void       half of each image void, and its labels there wrong
 
-`large` cuts training tiles, segments with polygons out, and makes a mask of polygons and polygons of
-the mask again; each in a process of its own, whose memory above that of the idle one is told.
+`large` cuts training tiles, segments with polygons out, and makes a mask of polygons and polygons
+of the mask again; each in a process of its own, whose memory above that of the idle one is told.
 `hubmap` writes a slide in the competition's layout, and tells how far polygons and run-length code
-agree. `void` trains three times: with right labels, with wrong ones in one half of each image that
-is void by --ignore, and with these in earnest; what counts is Dice on the other halves.
+agree. `void` trains four times: with right labels; with one half of each image cut off; with wrong
+labels in that half, which is void by --ignore; and with these in earnest. What counts is Dice on
+the other halves.
 """
 
 import argparse
@@ -29,15 +30,15 @@ from torch.nn import functional as F
 from ..crossval import dice_of, dice_parts
 from ..data.datasets import Item, find_slides, read_table
 from ..data.files import atomic
-from ..data.masks import VOID, Mask
+from ..data.masks import Mask
 from ..data.objects import Outlines
 from ..data.polygons import Polygons, feature, read_polygons, write_features
 from ..data.rle import rle_encode
-from ..data.slides import shrink
+from ..data.slides import open_slide, shrink
 from ..data.synthetic import write_slides
 from ..data.tiles import cut
 from ..run.report import Parser
-from ..run.scores import count_known, read_saved
+from ..run.scores import count_known
 from .bench import RESULTS, environment, peak, write_large
 
 BAND = 256  # rows at a time
@@ -159,27 +160,39 @@ def hubmap(args: argparse.Namespace) -> list[dict]:
                            for y in range(0, size * fine, 500)])
     (folder / "data" / "train.csv").write_text(f"id,encoding\nslide,{rle_encode(mask)}\n")
     item, = find_slides(folder / "data")
-    shared, total = cut(item, folder / "tiles", scale=4, tile=128, stride=64, margin=16)["agreement"]
+    found = cut(item, folder / "tiles", scale=4, tile=128, stride=64, margin=16)
+    shared, total = found["agreement"]
     print(f"Dice of run-length code and polygons: {2 * shared / total:.5f}")
     return [{"size": size, "polygons": 600, "dice": round(2 * shared / total, 5)}]
 
 
-def plant(right: Path, wrong: Path) -> None:
-    """Copies a data set with its labels as polygons. In one half of each image, left and right in
-    turn, they are wrong: those of the next image, and none of its own; a polygon of the class
-    unlabelled covers that half."""
-    (wrong / "masks").mkdir(parents=True)
-    shutil.copytree(right / "images", wrong / "images")
-    shutil.copy(right / "groups.csv", wrong)
+def labelled(index: int, width: int) -> slice:
+    """The columns of an image whose labels are right: one half, left and right in turn."""
+    return slice(width // 2, width) if index % 2 else slice(0, width // 2)
+
+
+def plant(right: Path, wrong: Path, half: Path) -> None:
+    """Makes two data sets of one. `wrong` has its labels as polygons, which in one half of each
+    image are those of the next image and none of its own; the class unlabelled covers that half.
+    `half` has nothing but the other halves."""
+    for folder in (wrong, half):
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True)
+        shutil.copy(right / "groups.csv", folder)
     items = find_slides(right)
     for index, item in enumerate(items):
         mask = np.asarray(Image.open(item.mask)) > 0
         other = np.asarray(Image.open(items[(index + 1) % len(items)].mask)) > 0
         height, width = mask.shape
-        mask, half = mask.copy(), slice(0, width // 2) if index % 2 else slice(width // 2, width)
-        mask[:, half] = other[:height, half] & ~mask[:, half]
-        outlines = Outlines(height, width)
-        left, stop = half.start, half.stop
+        known = labelled(index, width)
+        Image.fromarray(mask[:, known]).save(half / "masks" / item.mask.name)
+        Image.fromarray(np.asarray(Image.open(item.image))[:, known]).save(
+            half / "images" / item.image.name)
+        shutil.copy(item.image, wrong / "images")
+        void = labelled(index + 1, width)
+        mask = mask.copy()
+        mask[:, void] = other[:height, void] & ~mask[:, void]
+        outlines, left, stop = Outlines(height, width), void.start, void.stop
         corners = [[left, 0], [stop, 0], [stop, height], [left, height], [left, 0]]
         with write_features(wrong / "masks" / f"{item.id}.geojson", "") as write:
             for found in outlines.add(mask, mask) + outlines.finish():
@@ -198,37 +211,47 @@ def hold_out(table: Path) -> None:
         f"{id},{'held out' if group in held else 'others'}\n" for id, group in groups.items()))
 
 
+def score_labelled(folder: Path, truth: Sequence[Item], name: str) -> float:
+    """Dice, at 0.5, of held-out images on the halves that are labelled, whose true masks are known.
+    What was trained on halves has predicted these alone."""
+    total = 0
+    for index, item in enumerate(truth):
+        if item.group == "held out":
+            with Image.open(item.mask) as image:
+                mask = (np.asarray(image) > 0).astype(np.uint8)
+            known = labelled(index, mask.shape[1])
+            levels = open_slide(folder / "probabilities" / f"{item.id}.tiff").read_all()[..., 0]
+            levels = levels if name == "half" else levels[:, known]
+            total = total + dice_parts(count_known(levels, mask[:, known]), 0.5)
+    return dice_of(total)
+
+
 def void(args: argparse.Namespace) -> list[dict]:
-    """Three trainings for each seed, scored on the halves that are labelled, against the truth."""
+    """Four trainings of the same number of steps for each seed."""
     import train
 
     rows = []
     for seed in range(args.seeds):
         folder = args.work / f"void{seed}"
-        right, wrong = folder / "right", folder / "wrong"
-        if not wrong.exists():
+        right, wrong, half = (folder / name for name in ("right", "wrong", "half"))
+        if not half.exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_slides(right, args.slides, seed=seed)
             hold_out(right / "groups.csv")
-            plant(right, wrong)
-        truth = find_slides(right)
-        known = find_slides(wrong, ignore=["unlabelled"])
-        for name, options in (("right", ["--data", right]),
+            plant(right, wrong, half)
+        for name, options in (("right", ["--data", right]), ("half", ["--data", half]),
                               ("void", ["--data", wrong, "--ignore", "unlabelled"]),
                               ("wrong", ["--data", wrong, "--label", "glomerulus"])):
-            out = folder / "runs" / name
-            train.main([str(option) for option in (
-                *options, "--scale", 4, "--tile", 128, "--epochs", args.epochs, "--seed", seed,
-                "--folds", 2, "--fold", 1, "--resume", "--out", out)])
-            total = 0
-            for item, half in ((a, b) for a, b in zip(truth, known) if a.group == "held out"):
-                halves = (mask for _, mask in read_saved(out / "fold1", half))
-                for (levels, label), there in zip(read_saved(out / "fold1", item), halves):
-                    label = np.where(there == VOID, np.uint8(VOID), label)
-                    total = total + dice_parts(count_known(levels, label), 0.5)
-            rows.append({"seed": seed, "labels": name, "dice": round(dice_of(total), 4)})
+            command = [str(option) for option in (
+                *options, "--scale", 4, "--tile", 128, "--seed", seed, "--folds", 2, "--fold", 1,
+                "--resume", "--out", folder / "runs" / name)]
+            _, folds, tiles, _ = train.prepare(train.parse(command))
+            epoch = len(train.outside(tiles, folds, 1)) // 8  # steps
+            train.main([*command, "--epochs", str(args.steps / epoch)])
+            dice = score_labelled(folder / "runs" / name / "fold1", find_slides(right), name)
+            rows.append({"seed": seed, "labels": name, "steps": args.steps, "dice": round(dice, 4)})
             print(rows[-1], flush=True)
-    for name in ("right", "void", "wrong"):
+    for name in ("right", "half", "void", "wrong"):
         scores = [row["dice"] for row in rows if row["labels"] == name]
         print(f"{name:6} mean Dice on the labelled halves {statistics.mean(scores):.4f}")
     return rows
@@ -242,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=30_000, help="of large: default 30000")
     parser.add_argument("--slides", type=int, default=20, help="of void: default 20")
     parser.add_argument("--seeds", type=int, default=2, help="of void: default 2")
-    parser.add_argument("--epochs", type=float, default=14, help="of void: default 14")
+    parser.add_argument("--steps", type=int, default=250, help="of void: default 250")
     parser.add_argument("--work", type=Path, default=Path("runs/annotations"), metavar="DIR",
                         help="for slides and runs (default runs/annotations)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR",

@@ -8,7 +8,6 @@ import argparse
 import csv
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..crossval import group_folds
 from ..data.datasets import PATIENTS, Item, clean, count_classes, find_slides
 from ..data.files import atomic
+from ..data.masks import POLYGON_SUFFIXES
 from ..data.synthetic import write_slides
 from ..data.tiles import Tiles, cut
 from ..efficientnet import EfficientNet
@@ -50,6 +50,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
         items = leave_out(items, args.exclude)
         print(f"{len(args.exclude)} images are left out: {', '.join(args.exclude[:8])}"
               + ", ..." * (len(args.exclude) > 8))
+    check_labels(items)
     groups = [item.group for item in items]
     several = len(set(groups))
     if several < 2:
@@ -75,14 +76,18 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
         if not tiles.mask_area[outside(tiles, folds, fold)].any():
             raise ValueError(f"{args.data}: outside fold {fold} no mask has a positive pixel: "
                              "add images of other groups that have some")
+        if not any(found["void"] < found["height"] * found["width"]
+                   for found, other in zip(facts, folds) if other == fold):
+            raise ValueError(f"{args.data}: all images of fold {fold} are void: nothing to score: "
+                             "leave them out with --exclude")
 
     print(f"{args.data}: {len(items)} images in {several} groups, {args.folds} folds of "
           + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
     alone = [item.id for item in items if item.group == item.id]
-    if len(alone) == len(items):
-        print("no groups: each image counts alone, and one patient may be on both sides")
-    elif alone and (Path(args.data) / PATIENTS).exists():
+    if alone and (Path(args.data) / PATIENTS).exists():
         print(f"{PATIENTS} has no patient for {', '.join(alone)}: each of these counts alone")
+    elif len(alone) == len(items):
+        print("no groups: each image counts alone, and one patient may be on both sides")
     print(f"{len(tiles)} tiles of {args.tile} x {args.tile} pixels, "
           f"{int((tiles.mask_area > 0).sum())} of them with something to find; {tiles.blank} "
           "blank ones are left out of training")
@@ -95,8 +100,19 @@ def of_masks(options: dict) -> dict:
             "white": options.get("white")}
 
 
+def check_labels(items: Sequence[Item]) -> None:
+    """ValueError where classes are named, and an image has none to choose from."""
+    for item in items:
+        if item.labels and item.mask.suffix.lower() not in POLYGON_SUFFIXES:
+            raise ValueError(f"{item.mask}: --label names classes of polygons, and {item.id} has "
+                             "none: add them, or leave it out with --exclude")
+
+
 def class_name(items: Sequence[Item]) -> str | None:
-    """What the network learns to find, by the classes of polygons; None where there are none."""
+    """What the network learns to find, by the classes of polygons; None where there are none, or
+    where run-length code is used."""
+    if any(item.runs is not None for item in items):
+        return None
     classes = items[0].labels or sorted(count_classes(items).keys() - set(items[0].ignore))
     return ", ".join(classes) or None
 
@@ -115,7 +131,8 @@ def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
     if classes := count_classes(items):
         def use(name: str) -> str:
             return ("void" if name in first.ignore else
-                    "to be found" if name in first.labels or not first.labels else "not used")
+                    "to be found" if name in first.labels else
+                    "not used" if first.labels or first.runs is not None else "to be found")
         print("polygons: " + ", ".join(f"{count} {name} ({use(name)})"
                                        for name, count in classes.most_common()))
     agreement = {item.id: found["agreement"] for item, found in zip(items, facts)
@@ -132,7 +149,7 @@ def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
     notes: dict[str, list[str]] = {}
     for item, found in zip(items, facts):
         for note in found["notes"]:
-            notes.setdefault(re.sub(r"\d+", "", note), []).append(f"{item.image}: {note}")
+            notes.setdefault(note, []).append(f"{item.image}: {note}")
     for same in notes.values():
         others = f" (and {len(same) - 1} others like it)" if len(same) > 1 else ""
         print(f"{same[0]}{others}")

@@ -101,8 +101,8 @@ def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
 
 def draw_outlines(image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None,
                   width: int | None = None) -> Image.Image:
-    """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue. Where
-    the target is 255 nobody knows what is there: it is hatched."""
+    """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue.
+    Where the target is 255, nobody knows what is there: it is hatched."""
     picture = image.copy()
     width = width or max(1, round(min(image.shape[:2]) / 400))
     if target is not None:

@@ -12,6 +12,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,16 @@ def save_log(folder: Path, rows: Sequence[dict], title: str) -> None:
 def score(counts: Sequence[Tensor], items: Sequence[Item],
           folds: Sequence[int] | None = None) -> dict:
     """`cross_validate` of what `count_levels` counted in each image, with the images' names; also
-    best_threshold, which suits all of them best. `folds`: of each image (default: one fold)."""
-    found = cross_validate(counts, folds or [0] * len(counts), [item.group for item in items])
-    found["images"] = {item.id: dice for item, dice in zip(items, found["images"])}
+    best_threshold, which suits all of them best. `folds`: of each image (default: one fold). An
+    image that is all void has no Dice: None. ValueError where none has one."""
+    folds, known = folds or [0] * len(counts), [bool(count.any()) for count in counts]
+    if missing := set(folds) - set(compress(folds, known)):
+        raise ValueError("no held-out image of fold " + ", ".join(map(str, sorted(missing)))
+                         + " has a labelled pixel: nothing to score")
+    groups = [item.group for item in items]
+    found = cross_validate(*(list(compress(all, known)) for all in (counts, folds, groups)))
+    dice = iter(found["images"])
+    found["images"] = {item.id: next(dice) if there else None for item, there in zip(items, known)}
     total = sum(counts)  # where nothing is positive, the best would be never to find anything
     return {**found, "best_threshold": threshold_of(total)[0] if total[1].any() else 0.5}
 
@@ -84,7 +92,8 @@ def count_known(levels: np.ndarray, label: np.ndarray) -> Tensor:
 
 
 def save_score(path: Path, found: dict, objects: dict[str, dict]) -> None:
-    """Writes what `score` found as JSON, with the `objects` counted in each image, and prints it."""
+    """Writes what `score` found, with the `objects` counted in each image, as JSON, and prints
+    it."""
     pooled = {name: sum(counts[name] for counts in objects.values())
               for name in ("found", "missed", "invented")}
     found = {**found, "objects": {**pooled, "f1": object_f1(pooled), "images": objects}}
@@ -97,6 +106,8 @@ def save_score(path: Path, found: dict, objects: dict[str, dict]) -> None:
           f"{found['mean_dice']:.4f}, standard deviation {found['sd_dice']:.4f}, worst "
           f"{found['worst_group']}; threshold "
           + ", ".join(f"{threshold:.2f}" for threshold in found["thresholds"]))
+    if void := [id for id, dice in found["images"].items() if dice is None]:
+        print(f"not scored, since all is void: {', '.join(void)}")
     print("objects: {found} found, {missed} missed, {invented} invented; F1 {f1:.4f}".format(
         **found["objects"]))
 
@@ -105,11 +116,12 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
     """Writes score.json and preview.png of held-out images, whose probabilities/ lie in `folder`.
     Returns the threshold that suits these images best, for slides to come."""
     found = score(counts, items)
-    dice, cut = list(found["images"].values()), found["thresholds"][0] * 255
-    shown = sorted(range(len(dice)), key=dice.__getitem__)  # the worst first
+    cut, dice = found["thresholds"][0] * 255, found["images"]
+    shown = sorted((item for item in items if dice[item.id] is not None),
+                   key=lambda item: dice[item.id])  # the worst first
     shown = shown if len(shown) <= 8 else shown[:4] + shown[-4:]
     pictures, legend = [], LEGEND
-    for item, value in ((items[i], dice[i]) for i in shown):
+    for item in shown:
         slide = open_slide(item.image, white=item.white)
         step = max(1, -(-max(slide.height, slide.width) // PREVIEW))
         small = open_slide(item.image, step, item.white).read_all()
@@ -120,7 +132,7 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
         if (mask == VOID).any():
             legend = f"{LEGEND}    hatched: not labelled"
         pictures.append((draw_outlines(small, probability[..., 0] >= cut, mask),
-                         f"{item.id}: Dice {value:.3f}"))
+                         f"{item.id}: Dice {dice[item.id]:.3f}"))
     contact_sheet(folder / "preview.png", pictures, legend=legend)
     save_score(folder / "score.json", found, {item.id: count_saved_objects(
         folder, item, found["thresholds"][0]) for item in items})
@@ -157,7 +169,8 @@ def open_saved(folder: Path, item: Item) -> tuple[Slide, Mask]:
 
 
 def read_saved(folder: Path, item: Item) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """An image's probabilities in a fold's folder and its mask, uint8 (rows, width), top to bottom."""
+    """An image's probabilities in a fold's folder and its mask, uint8 (rows, width), from top to
+    bottom."""
     result, mask = open_saved(folder, item)
     for y in range(0, result.height, 256):
         area = y, 0, min(256, result.height - y), result.width

@@ -1,0 +1,60 @@
+"""The program that measures annotations measures what it says."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from minseg.data.datasets import find_slides
+from minseg.data.masks import Mask
+from minseg.data.synthetic import write_slides
+from minseg.lab import annotations
+
+
+def test_polygons_go_round_without_a_pixel_of_difference(tmp_path):
+    (tmp_path / "masks").mkdir()
+    annotations.draw_polygons(tmp_path / "masks" / "slide.geojson", 1500)
+    found = annotations.round_trip(tmp_path, 1500)
+    assert found["pixels_that_differ"] == 0 and found["polygons_out"] >= 600
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    write_slides(folder / "right", 6, seed=0, height=300, width=256)
+    annotations.hold_out(folder / "right" / "groups.csv")
+    annotations.plant(folder / "right", folder / "wrong", folder / "half")
+    return folder
+
+
+def test_labels_are_right_in_one_half_and_wrong_and_void_in_the_other(planted):
+    right, half = (find_slides(planted / name) for name in ("right", "half"))
+    wrong = find_slides(planted / "wrong", labels=["glomerulus"])
+    void = find_slides(planted / "wrong", ignore=["unlabelled"])
+    differ = 0
+    for index, items in enumerate(zip(right, wrong, void, half)):
+        known = annotations.labelled(index, 256)
+        *masks, part = (Mask(item, 300, width).read(0, 0, 300, width)
+                        for item, width in zip(items, (256, 256, 256, 128)))
+        truth, false, hidden = masks
+        assert (false[:, known] == truth[:, known]).all() and (part == truth[:, known]).all()
+        assert (hidden[:, known] == truth[:, known]).all()
+        assert (np.delete(hidden, np.r_[known], 1) == 255).all()
+        differ += (false != truth).sum()
+        assert items[0].group == items[1].group == items[3].group
+    assert differ > 1000
+    assert {item.group for item in right} == {"held out", "others"}
+
+
+@pytest.mark.parametrize("name", ["right", "half"])
+def test_what_counts_is_dice_on_the_labelled_halves(planted, tmp_path, name):
+    (tmp_path / "probabilities").mkdir()
+    truth = find_slides(planted / "right")
+    for index, item in enumerate(truth):
+        mask = np.asarray(Image.open(item.mask)) > 0
+        known = annotations.labelled(index, 256)
+        found = np.ones_like(mask)  # everywhere wrong but where it counts
+        found[:, known] = mask[:, known]
+        found = found[:, known] if name == "half" else found
+        tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found * np.uint8(200))
+    assert annotations.score_labelled(tmp_path, truth, name) == 1
