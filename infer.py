@@ -113,8 +113,8 @@ def load(args):
             raise ValueError(f"{path}: has scale {fact['scale']}, {first} has "
                              f"{facts[0]['scale']}: run them one by one")
         if fact["label"] and facts[0]["label"] and fact["label"] != facts[0]["label"]:
-            raise ValueError(f"{path}: finds {fact['label']}, {first} {facts[0]['label']}: run them "
-                             "one by one")
+            raise ValueError(f"{path}: finds {fact['label']}, {first} {facts[0]['label']}: run "
+                             "them one by one")
         if not args.white and fact["white"] != facts[0]["white"]:
             raise ValueError(f"{path}: was trained with --white {fact['white']}, {first} with "
                              f"{facts[0]['white']}: choose with --white")

@@ -39,11 +39,8 @@ RECIPES = {
 }
 
 
-def options():
-    """The parser."""
-    parser = Parser(description=__doc__.split("\n")[0])
-    switch = {"action": argparse.BooleanOptionalAction, "default": False}
-    add = parser.add_argument_group("data").add_argument
+def data_options(add):
+    """What to train on."""
     add("--data", type=Path, metavar="DIR", help="default: synthetic slides")
     add("--scale", type=int, metavar="S",
         help="train on images S times smaller (default 1; synthetic 4)")
@@ -65,6 +62,13 @@ def options():
         "trained on nor scored; 255: that value in masks is void")
     add("--white", type=int, metavar="N",
         help="value that is white in 16-bit slides that do not say it (default 65535)")
+
+
+def options():
+    """The parser."""
+    parser = Parser(description=__doc__.split("\n")[0])
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
+    data_options(parser.add_argument_group("data").add_argument)
     add = parser.add_argument_group("network").add_argument
     add("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
         help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")

@@ -5,6 +5,7 @@
 | `minseg.data.slides` | windows of images of any size; what a file may mean |
 | `minseg.data.tiff` | which image in a TIFF is meant, and windows of it |
 | `minseg.data.datasets` | images, masks and groups in a folder; what a data set may hold |
+| `minseg.data.tables` | names and tables that people typed |
 | `minseg.data.masks` | what is to be found: pictures, run-length code, polygons |
 | `minseg.data.rle` | the run-length code of masks |
 | `minseg.data.polygons` | polygons of QuPath, read and written |

@@ -142,8 +142,8 @@ class Polygons:
                                  "the full image")
         if polygons and height * width > 1 and max(
                 max(each.bounds) for each in polygons) <= 1:
-            raise ValueError("all of its coordinates lie in 0 to 1: they must be pixels of the full "
-                             "image")
+            raise ValueError("all of its coordinates lie in 0 to 1: they must be pixels of the "
+                             "full image")
         edges = [np.zeros((0, 5))] + [
             np.column_stack([ring[:-1], ring[1:], np.full(len(ring) - 1, index)])
             for index, each in enumerate(polygons) for ring in each.rings]

@@ -163,8 +163,8 @@ def open_picture(path: Path) -> Source:
         array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
     array = array.reshape(*array.shape[:2], -1)
     if deep and array[..., : array.shape[2] - alpha].max() < 32:  # Pillow keeps the upper 8 bits
-        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and of a "
-                               "PNG only the upper 8 bits can be read: save it as TIFF")
+        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and of "
+                               "a PNG only the upper 8 bits can be read: save it as TIFF")
     pixels = Decoded(array)
     if array.nbytes > 2 * tiff.HELD:
         scratch = tempfile.TemporaryFile(prefix="minseg-")

@@ -1,8 +1,8 @@
 """# Names and tables that people typed
 
-A space after a name, a heading in capitals, an accent in two pieces: what nobody sees or means makes
-no difference here, and two names that differ by nothing else are refused, because a patient who is
-written in two ways ends up on both sides of the split.
+A space after a name, a heading in capitals, an accent in two pieces: what nobody sees or means
+makes no difference here, and two names that differ by nothing else are refused, because a patient
+who is written in two ways ends up on both sides of the split.
 
 >>> clean("  p1\\u00a0"), clean("J\\u0075\\u0308rgen")
 ('p1', 'Jürgen')
@@ -49,8 +49,8 @@ def read_table(path: Path, key: str, value: str) -> dict[str, str]:
             first = next((row for row in rows if any(map(clean, row))), [])
             heads = [clean(head).casefold() for head in first]
             if heads.count(key) != 1 or heads.count(value) != 1:
-                raise ValueError(f"{path}: the first line must have the columns {key},{value}, with "
-                                 "a comma between")
+                raise ValueError(f"{path}: the first line must have the columns {key},{value}, "
+                                 "with a comma between")
             for row in rows:
                 cells = dict(zip(range(len(row)), map(clean, row)))
                 if not any(cells.values()):

@@ -243,11 +243,13 @@ def void(args: argparse.Namespace) -> list[dict]:
                               ("void", ["--data", wrong, "--ignore", "unlabelled"]),
                               ("wrong", ["--data", wrong, "--label", "glomerulus"])):
             command = [str(option) for option in (
-                *options, "--scale", 4, "--tile", 128, "--seed", seed, "--folds", 2, "--fold", 1,
-                "--resume", "--out", folder / "runs" / name)]
-            _, folds, tiles, _ = train.prepare(train.parse(command))
-            epoch = len(train.outside(tiles, folds, 1)) // 8  # steps
-            train.main([*command, "--epochs", str(args.steps / epoch)])
+                *options, "--scale", 4, "--tile", 128, "--seed", seed, "--folds", 2, "--fold", 1)]
+            # How many steps an epoch has depends on how many tiles there are: counted beforehand.
+            counted = train.parse([*command, "--out", str(folder / "runs" / "none")])
+            _, folds, tiles, _ = train.prepare(counted)
+            epoch = len(train.outside(tiles, folds, 1)) // counted.batch
+            train.main([*command, "--epochs", str(args.steps / epoch), "--resume",
+                        "--out", str(folder / "runs" / name)])
             dice = score_labelled(folder / "runs" / name / "fold1", find_slides(right), name)
             rows.append({"seed": seed, "labels": name, "steps": args.steps, "dice": round(dice, 4)})
             print(rows[-1], flush=True)

@@ -72,14 +72,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
                          "smaller one")
     folds = group_folds(groups, [found["positive"] for found in facts], args.folds)
     chosen = range(args.folds) if args.fold is None else [args.fold]
-    for fold in chosen:
-        if not tiles.mask_area[outside(tiles, folds, fold)].any():
-            raise ValueError(f"{args.data}: outside fold {fold} no mask has a positive pixel: "
-                             "add images of other groups that have some")
-        if not any(found["void"] < found["height"] * found["width"]
-                   for found, other in zip(facts, folds) if other == fold):
-            raise ValueError(f"{args.data}: all images of fold {fold} are void: nothing to score: "
-                             "leave them out with --exclude")
+    check_folds(args, facts, tiles, folds, chosen)
 
     print(f"{args.data}: {len(items)} images in {several} groups, {args.folds} folds of "
           + ", ".join(str(folds.count(fold)) for fold in range(args.folds)))
@@ -98,6 +91,19 @@ def of_masks(options: dict) -> dict:
     """What `find_slides` is told of masks and slides, out of a run's options."""
     return {"labels": options.get("label") or (), "ignore": options.get("ignore") or (),
             "white": options.get("white")}
+
+
+def check_folds(args: argparse.Namespace, facts: Sequence[dict], tiles: Tiles,
+                folds: Sequence[int], chosen: Sequence[int]) -> None:
+    """ValueError where a fold leaves nothing to learn from, or has nothing to score."""
+    for fold in chosen:
+        if not tiles.mask_area[outside(tiles, folds, fold)].any():
+            raise ValueError(f"{args.data}: outside fold {fold} no mask has a positive pixel: "
+                             "add images of other groups that have some")
+        if not any(found["void"] < found["height"] * found["width"]
+                   for found, other in zip(facts, folds) if other == fold):
+            raise ValueError(f"{args.data}: all images of fold {fold} are void: nothing to score: "
+                             "leave them out with --exclude")
 
 
 def check_labels(items: Sequence[Item]) -> None:
