@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from minseg import predict_bands
 from minseg.data.files import atomic
-from minseg.data.objects import Outlines
-from minseg.data.polygons import feature, read_note, write_features
+from minseg.data.polygons import read_note, write_objects
 from minseg.data.rle import Encoder
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
@@ -52,8 +51,8 @@ def parse(argv=None):
     group.add_argument("--threshold", type=float, metavar="P",
                        help="probability from which a pixel is positive "
                        "(default: the mean of the models')")
-    group.add_argument("--white", type=int, metavar="N", help="value that is white in 16-bit "
-                       "slides that do not say it (default: as in training)")
+    group.add_argument("--white", type=int, metavar="N", help="value of white in 16-bit slides "
+                       "that do not state it (default: as in training)")
     group = parser.add_argument_group("tiling")
     group.add_argument("--tile", type=int, metavar="PX", help="default: the tile of training")
     group.add_argument("--overlap", type=float, default=0.5, metavar="SHARE",
@@ -107,14 +106,15 @@ def load(args):
     """The networks. What they were trained for goes into `args`: scale, microns, label, and where
     they are not given, tile, threshold and white. `args.said`: notes that were printed."""
     nets, facts = zip(*(load_model(path) for path in args.model))
+    labels = {fact["label"]: path for path, fact in zip(args.model, facts) if fact["label"]}
+    if len(labels) > 1:
+        raise ValueError(", ".join(f"{path}: finds {label}" for label, path in labels.items())
+                         + ": run them one by one")
     first = args.model[0]
     for path, fact in zip(args.model, facts):
         if fact["scale"] != facts[0]["scale"]:
             raise ValueError(f"{path}: has scale {fact['scale']}, {first} has "
                              f"{facts[0]['scale']}: run them one by one")
-        if fact["label"] and facts[0]["label"] and fact["label"] != facts[0]["label"]:
-            raise ValueError(f"{path}: finds {fact['label']}, {first} {facts[0]['label']}: run "
-                             "them one by one")
         if not args.white and fact["white"] != facts[0]["white"]:
             raise ValueError(f"{path}: was trained with --white {fact['white']}, {first} with "
                              f"{facts[0]['white']}: choose with --white")
@@ -126,7 +126,8 @@ def load(args):
     args.tile = args.tile or facts[0]["tile"]
     if args.threshold is None:
         args.threshold = sum(fact["threshold"] for fact in facts) / len(facts)
-    args.scale, args.microns, args.label = (facts[0][n] for n in ("scale", "microns", "label"))
+    args.scale, args.microns = facts[0]["scale"], facts[0]["microns"]
+    args.label = next(iter(labels), None)
     args.white, args.said = args.white or facts[0]["white"], set()
     # Hashes, for `settings`.
     args.models = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in args.model]
@@ -150,10 +151,11 @@ def fingerprint(path):
     return digest.hexdigest()[:16]
 
 
-def settings(path, args):
-    """All that a slide's files depend on. They carry it, so a second start knows its own."""
+def settings(path, args, output):
+    """All that a slide's file depends on. It carries this, so a second start knows its own."""
     names = ("models", "threshold", "scale", "tile", "overlap", "window", "tta", "skip_flat", "amp")
-    given = {name: getattr(args, name) for name in ("white", "min_area") if getattr(args, name)}
+    special = ("white", *["min_area"] * (output.suffix == ".geojson"))
+    given = {name: getattr(args, name) for name in special if getattr(args, name)}
     return json.dumps({"slide": path.name, "bytes": path.stat().st_size,
                        "sample": fingerprint(path),
                        **{name: getattr(args, name) for name in names}, **given})
@@ -187,9 +189,8 @@ def done(args):
         raise ValueError(f"{args.rle}: is the place of another file: give --rle another")
     for path in args.slides:
         there = [output for output in outputs(path, args) if output.exists()]
-        note = settings(path, args) if there and path.exists() else None
-        for output in there if note else ():  # a missing slide is told when its turn comes
-            if carried(output) != note:
+        for output in there if path.exists() else ():  # a missing one is told when its turn comes
+            if carried(output) != settings(path, args, output):
                 raise ValueError(f"{output}: exists already, made in another way: move it away, "
                                  "or give another --out")
         if len(there) == len(outputs(path, args)):
@@ -197,20 +198,6 @@ def done(args):
     if args.rle and args.rle.exists() and len(complete) < len(args.slides):
         raise ValueError(f"{args.rle}: exists already: move it away, or give another place")
     return complete
-
-
-@contextmanager
-def write_objects(file, slide, note, args):
-    """`with write_objects(...) as add: add(mask, probabilities) ...`, band by band, writes a
-    polygon for each connected object as soon as it is whole."""
-    outlines = Outlines(slide.full_height, slide.full_width, args.min_area)
-    with write_features(file, note) as write:
-        def write_all(objects):
-            for each in objects:
-                write(feature(each, args.label or "object", slide.microns))
-
-        yield lambda mask, probabilities: write_all(outlines.add(mask, probabilities))
-        write_all(outlines.finish())
 
 
 def segment(path, predict, args):
@@ -235,7 +222,8 @@ def segment(path, predict, args):
         picture.add(rows)
         return rows
 
-    note, (mask_file, preview, *others) = settings(path, args), outputs(path, args)
+    mask_file, preview, *others = outputs(path, args)
+    note = settings(path, args, mask_file)
     bands = predict_bands(predict, read, slide.height, slide.width, tile=args.tile,
                           stride=max(1, round(args.tile * (1 - args.overlap))), window=args.window,
                           # --tta hands the network eight views of each tile at once
@@ -244,13 +232,15 @@ def segment(path, predict, args):
     with ExitStack() as files:  # closed in reverse: the mask last, it says that the slide is done
         write_mask, *write_others = (files.enter_context(write_tiff(file, height, width, note))
                                      for file in (mask_file, *others) if file.suffix == ".tiff")
-        add_objects = (files.enter_context(write_objects(others[-1], slide, note, args))
-                       if args.geojson else lambda mask, band: None)
+        add_objects = files.enter_context(write_objects(
+            others[-1], height, width, note=settings(path, args, others[-1]), microns=slide.microns,
+            name=args.label or "object", min_area=args.min_area)) if args.geojson else None
         for _, band in slide.enlarge(bands):
             band = band[0].numpy()  # (rows, width)
             mask = band >= args.threshold
             coder.add(mask)
-            add_objects(mask, band)
+            if add_objects:
+                add_objects(mask, band)
             mask = mask * np.uint8(255)
             small.add(mask)
             write_mask(mask)
@@ -322,7 +312,7 @@ def main(argv=None):
         except (OSError, ValueError) as error:  # a name may be no UTF-8
             warn(f"{args.rle}: cannot be written: {error}")
             sys.exit(1)
-        print(args.rle, f" without {failed} slides that failed" * bool(failed), sep="")
+        print(f"{args.rle}" + f"  (failed, not in it: {failed})" * bool(failed))
     if failed:  # a batch goes on without its bad slides and says so with 1
         sys.exit(2 if len(args.slides) == 1 else 1)
 

@@ -57,11 +57,11 @@ def data_options(add):
     add("--exclude", type=Path, metavar="FILE",
         help="leave images out: their IDs, one a line (a table: its first column)")
     add("--label", nargs="+", metavar="NAME",
-        help="classes of polygons that are to be found (default: all but those to ignore)")
-    add("--ignore", nargs="+", metavar="NAME", help="classes of polygons that are void: neither "
-        "trained on nor scored; 255: that value in masks is void")
+        help="polygon classes to find (default: all except those in --ignore)")
+    add("--ignore", nargs="+", metavar="NAME", help="polygon classes to leave out of training "
+        "and scoring; 255 does the same for that value in mask images")
     add("--white", type=int, metavar="N",
-        help="value that is white in 16-bit slides that do not say it (default 65535)")
+        help="value of white in 16-bit slides that do not state it (default 65535)")
 
 
 def options():

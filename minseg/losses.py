@@ -20,7 +20,7 @@ remembers of the other loss fades during the warm-up.
 
 *The learning rate of 300 steps, Dice and then Lovász from step 180 (switch = 0.6).*
 
-**Void pixels.** Where nobody looked, the target is 255. Such a pixel becomes background that the
+**Void pixels.** Where nobody labelled, the target is 255. Such a pixel becomes background that the
 network already gets right: target 0, logit -10,000. Its loss is then exactly 0 in every term, and
 so is its gradient. (In BCE it still counts in the mean's denominator: with half of an image void,
 the other half weighs half.)

@@ -296,8 +296,8 @@ def test_accents_are_one_letter_or_two(tmp_path):
 @pytest.mark.parametrize("rows, words", [
     ("a,p1,p2",
      "line 2 has more cells than there are headings: put quotes around what holds a comma"),
-    ('a,"p1\nb,p2', "line 3: unexpected end of data: mend its quotes"),
-    ('a,"p1"x', "line 2: ',' expected after '\"': mend its quotes"),
+    ('a,"p1\nb,p2', "line 3: unexpected end of data: fix the quotes"),
+    ('a,"p1"x', "line 2: ',' expected after '\"': fix the quotes"),
     (" ,p1", "line 2 has no id: add it, or take out the line")])
 def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words):
     (tmp_path / "a.csv").write_text(f"id,group\n{rows}\n")

@@ -587,6 +587,17 @@ def test_polygons_know_their_own_and_are_not_overwritten(model, slides, tmp_path
     assert "exists already, made in another way" in capsys.readouterr().err
 
 
+def test_a_smallest_area_changes_no_other_file(model, slides, tmp_path, capsys):
+    command = [slides[0], "--model", str(model), "--out", str(tmp_path / "o")]
+    infer.main(command)
+    mask = (tmp_path / "o" / "kidney0.tiff").read_bytes()
+    infer.main([*command, "--geojson", "--min-area", "20"])
+    assert (tmp_path / "o" / "kidney0.tiff").read_bytes() == mask
+    with pytest.raises(SystemExit):
+        infer.main([*command, "--geojson"])
+    assert "kidney0.geojson: exists already, made in another way" in capsys.readouterr().err
+
+
 def test_a_smallest_area_needs_polygons(model, slides, tmp_path, capsys):
     with pytest.raises(SystemExit):
         infer.main([slides[0], "--model", str(model), "--out", str(tmp_path), "--min-area", "9"])
@@ -601,7 +612,7 @@ def test_models_of_different_classes_are_not_averaged(tmp_path, slides, capsys):
     with pytest.raises(SystemExit):
         infer.main([slides[0], "--model", str(tmp_path / "glomerulus.pt"),
                     str(tmp_path / "cortex.pt"), "--out", str(tmp_path / "o")])
-    assert "cortex.pt: finds cortex, " in capsys.readouterr().err
+    assert "cortex.pt: finds cortex: run them one by one" in capsys.readouterr().err
 
 
 # What a file does not say
@@ -622,6 +633,6 @@ def test_white_comes_from_the_model_or_the_command_line(tmp_path, capsys):
         infer.main([str(tmp_path / name), "--model", str(tmp_path / f"{model}.pt"), "--out",
                     str(out), "--probabilities", *options])
         maps.append(tifffile.imread(next(out.glob("*.probabilities.tiff"))))
-        assert ("look dark" in capsys.readouterr().err) == (len(maps) == 3)
+        assert ("looks dark" in capsys.readouterr().err) == (len(maps) == 3)
     assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[3])
     assert not np.array_equal(maps[0], maps[2])

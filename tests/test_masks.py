@@ -195,7 +195,7 @@ def test_alpha_that_shows_another_mask_than_the_colour_is_refused(tmp_path, pixe
     monkeypatch.setattr("minseg.data.tiff.HELD", held)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{item.mask}: its alpha shows another mask than its colour: flatten it, and save it "
+        f"{item.mask}: its alpha and its colours show two different masks: flatten it, and save it "
         "without alpha")
 
 

@@ -264,6 +264,7 @@ def test_orientation_of_a_photograph_is_applied(tmp_path, name, orientation):
               5: stored.swapaxes(0, 1), 6: np.rot90(stored, -1),
               7: stored[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(stored)}[orientation]
     check_windows(tmp_path / name, turned, [1, 2])
+    assert bool(open_slide(tmp_path / name).notes) == (orientation > 1)
 
 
 def test_text_and_profiles_of_many_megabytes_do_no_harm(tmp_path):

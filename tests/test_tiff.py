@@ -145,7 +145,8 @@ def test_a_fourth_channel_beside_red_green_and_blue_is_left_out_with_a_word(tmp_
     (["DAPI", "FITC", "TRITC"], False), (["Red", "Green", "Blue"], True), (["r", "g", "b"], True),
     (["Blue", "Green", "Red"], False), (["CD3", "CD8", "CD20"], False), (["Red"] * 3, False),
     (["405", "488", "561"], False), (["Cy3", "Cy5", "Cy7"], False),
-    (["Channel 0", "Channel 1", "Channel 2"], None), (["C:0", "C:1", "C:2"], None), (None, None)])
+    (["Channel 0", "Channel 1", "Channel 2"], None), (["C:0", "C:1", "C:2"], None), (None, None),
+    (["c:1/3 - a", "c:2/3 - a", "c:3/3 - a"], None), (["0:Red", "1:Green", "2:Blue"], True)])
 def test_three_channels_are_colours_unless_their_names_are_stains(tmp_path, names, colours):
     pixels = np.moveaxis(RGB, 2, 0)
     tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="minisblack",
@@ -167,6 +168,12 @@ def test_stains_may_be_named_by_their_dye_or_by_imagej(tmp_path):
         assert "its channels are DAPI, GFP, mCherry" in refusal(tmp_path / name)
 
 
+def test_ome_that_is_no_xml_says_nothing(tmp_path):
+    text = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/"><Image></OME>'
+    tifffile.imwrite(tmp_path / "a.ome.tif", RGB, photometric="rgb", description=text, metadata=None)
+    assert np.array_equal(read(tmp_path / "a.ome.tif"), RGB)
+
+
 def test_an_image_that_is_nearly_as_large_is_told(tmp_path):
     write_pages(tmp_path / "a.tif", RGB, RGB[:47])
     assert np.array_equal(read(tmp_path / "a.tif"), RGB)
@@ -182,7 +189,7 @@ def test_three_grey_channels_are_taken_for_colours_with_a_word(tmp_path, layout)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", **options)
     assert np.array_equal(read(tmp_path / "a.tif"), RGB)
     assert open_slide(tmp_path / "a.tif").notes == [
-        "its three channels are taken for red, green and blue: it does not say what they are"]
+        "does not say what its three channels are: they are read as red, green and blue"]
 
 
 @pytest.mark.parametrize("count", [2, 4, 5])
@@ -261,10 +268,17 @@ def test_values_beyond_white_are_told(tmp_path, says):
     tifffile.imwrite(tmp_path / "a.tif", values, metadata=None,
                      extratags=[(341, 3, 1, 1023, True)] * says)
     slide = open_slide(tmp_path / "a.tif", white=None if says else 1023)
-    assert slide.notes == ["holds values beyond 1023, which is taken for white: they are cut off "
-                           "(--white 4095 would keep them)"]
+    remedy = "" if says else " (--white 4095 would keep them)"  # the file's word is taken
+    assert slide.notes == [
+        f"holds values beyond 1023, which is taken for white: they are cut off{remedy}"]
     assert np.array_equal(slide.read_all()[..., 0],
                           np.floor(np.minimum(values, 1023) * 255.0 / 1023 + 0.5))
+
+
+def test_values_beyond_eight_bits_of_sixteen_are_told(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16, highest=4095),
+                     metadata=None, extratags=[(341, 3, 1, 255, True)])
+    assert "beyond 255" in open_slide(tmp_path / "a.tif").notes[0]
 
 
 @pytest.mark.parametrize("metadata", [{"PhysicalSizeX": "0,5"}, {"SignificantBits": "eight"},
@@ -304,7 +318,7 @@ def test_dark_sixteen_bits_are_told_once_and_white_mends_them(tmp_path):
     slide = open_slide(tmp_path / "a.tif")
     assert slide.read_all().max() == 16
     note, = slide.notes
-    assert "less than a quarter" in note and note.endswith("say so (--white 4095)")
+    assert "less than a quarter" in note and note.endswith("pass --white 4095")
     bright = open_slide(tmp_path / "a.tif", white=4095)
     assert not bright.notes
     assert np.array_equal(bright.read_all(), np.floor(values * 255.0 / 4095 + 0.5))
@@ -374,7 +388,7 @@ def test_a_nodata_value_that_no_pixel_can_have_is_refused_where_tiles_are_left_o
     image = np.zeros((48, 64, 3), np.uint8)
     image[:16, :16] = noise(16, 16, 3)
     write_sparse(tmp_path / "a.tif", image, nodata, photometric="rgb")
-    assert f"are to be {nodata}" in refusal(tmp_path / "a.tif")
+    assert f"value should be {nodata}" in refusal(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", image, photometric="rgb", tile=(16, 16), metadata=None,
                      extratags=[(42113, 2, None, nodata, True)])
     assert np.array_equal(read(tmp_path / "b.tif"), image)
@@ -401,6 +415,8 @@ def test_orientation_is_applied(tmp_path, layout, orientation, turn):
     assert np.array_equal(slide.read_all(), wanted)
     for y, x, h, w in ((0, 0, 1, 1), (3, 5, 17, 20), (40, 30, 8, 18)):
         assert np.array_equal(slide.read(y, x, h, w), wanted[y : y + h, x : x + w])
+    told = [f"is turned as its orientation tag, {orientation}, says"]
+    assert slide.notes == (told if 1 < orientation < 9 else [])
     half = open_slide(tmp_path / "a.tif", 2).read_all()
     assert np.array_equal(half, np.floor(wanted.reshape(wanted.shape[0] // 2, 2, -1, 2, 3).mean(
         (1, 3)) + 0.5))

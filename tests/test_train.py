@@ -932,9 +932,9 @@ def test_what_files_do_not_say_is_told_once(tmp_path, capsys):
     images = [noise_image(i).astype(np.uint16) * 16 for i in range(3)]
     data = small_set(tmp_path / "data", [square()] * 3, images)
     said, _ = trained(capsys, data)
-    assert said.count("look dark") == 1 and "(and 2 others like it)" in said
+    assert said.count("looks dark") == 1 and "(and 2 others like it)" in said
     said, out = trained(capsys, data, "--white", 4095)
-    assert "look dark" not in said
+    assert "looks dark" not in said
     assert load_model(out / "fold0" / "model.pt")[1]["white"] == 4095
 
 
@@ -952,6 +952,17 @@ def test_run_length_code_is_used_beside_polygons_and_their_agreement_is_told(tmp
     assert "2 glomerulus (not used)" in said
     said, _ = trained(capsys, tmp_path / "data", "--label", "glomerulus")
     assert "agree" not in said and "2 glomerulus (to be found)" in said
+
+
+def test_polygons_that_are_only_compared_with_stop_nothing(hubmap, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(hubmap, folder)
+    (folder / "train/slide0.json").write_text("{}")
+    (folder / "train/slide1.json").write_text(json.dumps([box(900, 900, 910, 910, "far")]))
+    said, _ = trained(capsys, folder)
+    assert said.count("its run-length code is not compared with polygons") == 2
+    assert "slide0.json" in refused(capsys, "--data", folder, "--label", "far", "--out",
+                                    tmp_path / "o")
 
 
 def test_slides_without_a_patient_in_the_table_are_named(hubmap, tmp_path, capsys):

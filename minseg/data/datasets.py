@@ -7,15 +7,15 @@ Layouts of a folder:
     DIR/train/ID.tiff  DIR/train.csv: id,encoding      HuBMAP's own; polygons in DIR/train/ID.json
                        [DIR/HuBMAP-20-dataset_information.csv: image_file, patient_number, ...]
 
-**Masks** say of each pixel 1 (to be found), 0 (not) or 255 (void: nobody looked; neither trained on
-nor scored). **Groups** say which images belong together (a patient); an image without one stands
-alone. What is read has one clear meaning; the rest is refused in one line.
+**Masks** hold 1 for objects, 0 for background and 255 for pixels that nobody labelled ("void"),
+which are neither trained on nor scored. **Groups** say which images belong together (a patient); an
+image without one stands alone. What could mean two things is refused in one line.
 
 | in the data | what is made of it |
 |---|---|
 | a mask of 0 and 1, or of 0 and white (255; by its bits 65535, 4095 ...) | not 0: an object |
 | a mask of 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes |
-| this beside masks of 0 and 255 | refused, unless `--ignore 255` says that it is void there too |
+| this beside masks of 0 and 255 | refused, unless `--ignore 255` declares 255 void in all |
 | masks of 0 and 1 beside masks of 0 and 255 | objects are 1, or 255, with a note |
 | other values in a mask, as JPEG leaves them | refused |
 | a mask in three equal colours | one of them |
@@ -34,11 +34,11 @@ alone. What is read has one clear meaning; the rest is refused in one line.
 | map coordinates; polygons outside the image | refused |
 | ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused where there is no other mask |
 | run-length code | as in `minseg.data.rle`; refused where it leaves the image |
-| run-length code and polygons | the former, with a line on how far they agree |
+| both run-length code and polygons | the code is used; a line gives their Dice |
 | the same with `--label` | the polygons |
 | headings of a table | in any case and order, among others |
 | a heading that is missing, or there twice | refused |
-| names in a table | without quotes, spaces around them and what is not seen |
+| names in a table | without quotes, surrounding spaces and invisible characters |
 | empty lines | skipped |
 | a line with more cells than headings, or without ID | refused |
 | Groups.csv, groups.xlsx and the like; folders in folders | refused, with the right name |
@@ -55,7 +55,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .masks import POLYGON_SUFFIXES, VOID, polygons_of
+from .masks import POLYGON_SUFFIXES, VOID, drawn_instead, polygons_of
 from .slides import IMAGE_SUFFIXES
 from .tables import clean, read_table, refuse_alike
 
@@ -99,8 +99,7 @@ def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Seque
     else:
         items = _find_pairs(folder)
     if labels:  # run-length code has no classes
-        items = [replace(item, runs=None, mask=item.polygons, polygons=None) if item.polygons
-                 else item for item in items]
+        items = [drawn_instead(item) if item.polygons else item for item in items]
     labels, ignore = (tuple(map(clean, names)) for names in (labels, ignore))
     _check_classes(folder, items, {*labels, *ignore} - {str(VOID)})
     return [replace(item, labels=labels, ignore=ignore, white=white) for item in items]
@@ -184,15 +183,14 @@ def _patients(folder: Path) -> dict[str, str]:
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         suffix = path.suffix.lower()
         if suffix in OTHER_SLIDES and suffixes == IMAGE_SUFFIXES:
             raise ValueError(f"{path}: {suffix} is not read: save it as TIFF or PNG (QuPath: File "
                              "> Export images > OME TIFF), or take it out")
-        if path.is_dir() and not path.name.startswith(".") and any(
-                each.suffix.lower() in suffixes for each in path.iterdir()):
+        if path.is_dir() and any(each.suffix.lower() in suffixes for each in path.iterdir()):
             raise ValueError(f"{path}: is a folder: put its files into {folder}")
-        if suffix in suffixes and not path.name.startswith("."):
+        if suffix in suffixes:
             if path.stem in found:
                 raise ValueError(f"{path}: {found[path.stem].name} has the same name: keep one")
             found[path.stem] = path
@@ -203,9 +201,16 @@ def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 def count_classes(items: Iterable[Item]) -> Counter:
     """How many polygons of each class the annotations of images hold."""
-    files = [path for item in items for path in (item.mask, item.polygons)
-             if path and path.suffix.lower() in POLYGON_SUFFIXES]
-    return Counter(polygon.name for path in files for polygon in polygons_of(path))
+    count: Counter = Counter()
+    for item in items:
+        for path in filter(None, (item.mask, item.polygons)):
+            if path.suffix.lower() in POLYGON_SUFFIXES:
+                try:
+                    count.update(polygon.name for polygon in polygons_of(path))
+                except ValueError:
+                    if path == item.mask or item.ignore:  # else they are only compared with
+                        raise
+    return count
 
 
 def _check_classes(folder: Path, items: Sequence[Item], named: set[str]) -> None:

@@ -39,6 +39,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def identity(path: str | Path) -> tuple[str, int, int]:
+    """What changes when a file does: its place, size and time of change. ValueError where it is
+    missing."""
+    try:
+        facts = Path(path).stat()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file")
+    return str(Path(path).resolve()), facts.st_size, facts.st_mtime_ns
+
+
 def _alive(process: int) -> bool:
     if os.name != "posix":
         return True  # elsewhere there is no harmless way to ask

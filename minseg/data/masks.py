@@ -1,8 +1,8 @@
 """# Masks: what is to be found, however it was marked
 
-A mask says of each pixel of an image: 1, to be found; 0, not; 255, nobody looked ("void"). It comes
-as a picture, as run-length code or as polygons, and is read in windows, so it is never whole in
-memory. What is read how, and what is refused, stands in the table of `minseg.data.datasets`.
+In a mask 1 is object, 0 is background, and 255 is "void": nobody labelled that pixel. It comes as a
+picture, as run-length code or as polygons, and is read in windows, so it is never whole in memory.
+The table in `minseg.data.datasets` says what is read how, and what is refused.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import tiff
+from .files import identity
 from .polygons import Polygon, Polygons, read_polygons
 from .rle import Runs
 from .slides import Window, naming, open_source
@@ -28,8 +29,8 @@ POLYGON_SUFFIXES = (".geojson", ".json")
 class Mask:
     """A mask of which windows are read, at the size of its image, `height` x `width`. `has_void`:
     whether it may hold 255; `kind`: what marks objects in a picture, "1", "255" or, where 255 is
-    void, "void" (else ""). ValueError where it has another size than its image, and where it holds
-    something else than a mask does."""
+    void, "void" (else ""). ValueError if its size differs from its image's, or if its values are
+    not those of a mask."""
 
     def __init__(self, item: "Item", height: int, width: int):
         self.item, self.kind, self._void = item, "", None
@@ -60,8 +61,8 @@ class Mask:
         self._window = self._from_file
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        """The window with its upper left corner at (y, x): uint8 (h, w), 1 to be found, 0 not, 255
-        where that is not known."""
+        """The window with its upper left corner at (y, x): uint8 (h, w), 1 object, 0 background,
+        255 void."""
         window = self._window(y, x, h, w)
         if self._void is not None:
             window[self._void(y, x, h, w) > 0] = VOID
@@ -82,12 +83,12 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     those to ignore), or of those to ignore. ValueError names one that is no area, and one that lies
     outside the image."""
     polygons = [each for each in polygons_of(path) if (
-        each.name in item.ignore if ignored else
+        each.name in item.ignore and each.rings if ignored else
         each.name in item.labels if item.labels else each.name not in item.ignore)]
     for each in polygons:
         if each.rings is None:
             raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, no "
-                             "area: export areas only, or give --label the classes that are areas")
+                             "area: export only areas, or choose the area classes with --label")
     try:
         return Polygons(polygons, height, width).window
     except ValueError as error:
@@ -95,26 +96,20 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
 
 
 def polygons_of(path: Path) -> list[Polygon]:
-    """`read_polygons`, which is not done again for a file that has not changed."""
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file")
-    return _read_polygons(path, facts.st_size, facts.st_mtime_ns)
+    """`read_polygons`, cached until the file changes."""
+    return _read_polygons(path, *identity(path))
 
 
-_read_polygons = lru_cache(4)(lambda path, size, time: read_polygons(path))
+_read_polygons = lru_cache(4)(lambda path, *identity: read_polygons(path))
 
 
 def meaning(path: Path, ignore_255: bool = False) -> dict[float, int]:
-    """What each value that a mask's file holds means: 0, 1 or 255. ValueError where that is not
-    clear."""
-    facts = path.stat()
-    return _meaning(path, ignore_255, facts.st_size, facts.st_mtime_ns)
+    """What each value in a mask's file means: 0, 1 or 255. ValueError where that is not clear."""
+    return _meaning(path, ignore_255, *identity(path))
 
 
 @lru_cache(1024)
-def _meaning(path: Path, ignore_255: bool, size: int, time: int) -> dict[float, int]:
+def _meaning(path: Path, ignore_255: bool, *identity: object) -> dict[float, int]:
     source = open_source(path)
     stored = stored_values(path, source)
     if source.palette is not None:
@@ -163,14 +158,14 @@ def stored_values(path: Path, source: Source) -> list[float]:
     background = [alpha for value, alpha in pairs if not value]
     objects = [alpha for value, alpha in pairs if value]
     if len(set(values)) < len(values) or objects and background and max(background) > min(objects):
-        raise ValueError(f"{path}: its alpha shows another mask than its colour: flatten it, and "
-                         "save it without alpha")
+        raise ValueError(f"{path}: its alpha and its colours show two different masks: flatten "
+                         "it, and save it without alpha")
     return values
 
 
 def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dict[float, int]:
-    """What the indices of a palette stand for: in colours they are classes, as Pascal VOC has it;
-    in grey, the grey. ValueError where the colours show another background than 0."""
+    """What the indices of a palette stand for: in colours an index is a class, as in Pascal VOC; in
+    grey the grey counts. ValueError where the colours show another background than 0."""
     colours = {index: palette[index].tolist() for index in indices}
     black = [index for index, colour in colours.items() if not any(colour)]
     white = [index for index, colour in colours.items() if min(colour) == 255]
@@ -184,5 +179,5 @@ def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dic
 
 
 def drawn_instead(item: "Item") -> "Item":
-    """The same image with its polygons as mask, where it has both these and run-length code."""
-    return dataclasses.replace(item, runs=None, mask=item.polygons)
+    """The same image with the polygons beside its run-length code as its mask."""
+    return dataclasses.replace(item, runs=None, mask=item.polygons, polygons=None)

@@ -1,8 +1,8 @@
-"""# Objects in a mask: outlines and counts, while it passes by
+"""# Objects in a mask: outlines and counts from a mask that streams by
 
-An object is a set of positive pixels that hang together by their sides (4-connected). The mask of
-a slide is never whole in memory: it comes in bands of rows, top to bottom, and an object is
-complete when a row no longer holds any of it.
+An object is a 4-connected component of positive pixels: they touch along their sides. The mask of a
+slide is never whole in memory: it comes in bands of rows, top to bottom, and an object is complete
+when a row no longer holds any of it.
 
 - A row is a list of runs, pixels [start, stop). `Labeller` gives each run the number of its object,
   and says when two objects turn out to be one.
@@ -67,12 +67,12 @@ class Labeller:
         above, before = self.last[2], self.last.shape[1]
         start = np.concatenate([self.last[0], change[::2] + step])  # row 0 is the one before
         stop = np.concatenate([self.last[1], change[1::2] + step])
-        # At first each run is on its own, but for those above that are one object already.
+        # Each run starts alone, except runs of the row above that are already one object.
         root = np.arange(len(start))
         _, first, same = np.unique(above, return_index=True, return_inverse=True)
         root[:before] = first[same]
         root = _connect(root, *overlapping(start - step, stop - step, start, stop))
-        id = np.full(len(start), self.issued)
+        id = np.full(len(start), self.issued, np.int64)
         np.minimum.at(id, root[:before], above)
         new = np.flatnonzero((root == np.arange(len(start))) & (id == self.issued))
         id[new] += np.arange(len(new))
@@ -135,8 +135,8 @@ class Outlines:
     other in the next row, the outline turns: that vertex is a corner. Where it meets a stop while
     it is a start, or the reverse, two pixels touch diagonally: two corners. A horizontal and a
     vertical side leave each corner. Sorted along rows, corners stand in pairs, the two ends of a
-    horizontal side; sorted along columns, the two ends of a vertical one. To follow the two kinds
-    of pairs in turn is to walk along a ring."""
+    horizontal side; sorted along columns, the two ends of a vertical one. Alternating between the
+    two kinds of pairs walks along a ring."""
 
     def __init__(self, height: int, width: int, min_area: int = 0):
         self.height, self.width, self.min_area, self.y = height, width, min_area, 0
@@ -213,8 +213,8 @@ def _corners(above: tuple, runs: Runs, y: int, rows: int, step: int) -> np.ndarr
         place = np.searchsorted(side, across)
         met = side.take(place, mode="clip") == across
         diagonal = met & ((place ^ index) & 1 > 0)  # one row starts where the other stops
-        # After an even number of sides the row across is background, and a start turns right there,
-        # a stop left. At a diagonal it is so for both rows.
+        # If an even number of sides precedes x in the row across, that row is background there: the
+        # outline leaves a start to the right, a stop to the left. At a diagonal both rows are.
         right = (index ^ 1 ^ np.where(met, 0, place)) & 1
         corner = 4 * (side[index] + (y - down) * step) + 2 * right + down
         found.append(np.stack([owner[index], corner])[:, ~met | diagonal])
@@ -261,8 +261,8 @@ def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, i
 
     An object is found where a predicted one shares half of their union or more. This pairs them one
     to one: predicted objects do not overlap, so no two can share more than half with the same one.
-    Two could share exactly half, if it were made up of both, whole; but it hangs together, and they
-    do not touch."""
+    Two could each share exactly half only by filling it together, but then they would touch and be
+    one object."""
     labellers, tallies, merged, shared = [], ([], []), ([], []), []
     for pair in bands:
         shapes = [np.shape(mask) for mask in pair]

@@ -28,7 +28,7 @@ import numpy as np
 
 from .files import atomic
 from .tables import clean
-from .objects import Object
+from .objects import Object, Outlines
 
 REMEDY = "open it in QuPath and export it: File > Export objects as GeoJSON"
 COLOUR = [200, 0, 0]  # red, green, blue
@@ -140,8 +140,8 @@ class Polygons:
                 raise ValueError(f"polygon {each.number} ({each.name}) lies outside the image of "
                                  f"{height} x {width} pixels: its coordinates must be pixels of "
                                  "the full image")
-        if polygons and height * width > 1 and max(
-                max(each.bounds) for each in polygons) <= 1:
+        whole = all((ring == ring.round()).all() for each in polygons for ring in each.rings)
+        if not whole and max(max(each.bounds) for each in polygons) <= 1:
             raise ValueError("all of its coordinates lie in 0 to 1: they must be pixels of the "
                              "full image")
         edges = [np.zeros((0, 5))] + [
@@ -215,6 +215,23 @@ def write_features(path: str | Path, note: str) -> Iterator[Callable[[dict], Non
 
         yield write
         file.write("\n]}\n")
+
+
+@contextmanager
+def write_objects(path: str | Path, height: int, width: int, *, note: str = "",
+                  name: str = "object", microns: float | None = None,
+                  min_area: int = 0) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:
+    """`with write_objects(path, height, width) as add: add(mask, probabilities) ...`, band by band,
+    writes the objects of a mask as `Outlines` finds them, each as soon as it is complete."""
+    outlines = Outlines(height, width, min_area)
+    with write_features(path, note) as write:
+        def add(mask: np.ndarray, probabilities: np.ndarray) -> None:
+            for found in outlines.add(mask, probabilities):
+                write(feature(found, name, microns))
+
+        yield add
+        for found in outlines.finish():
+            write(feature(found, name, microns))
 
 
 def read_note(path: str | Path) -> str | None:

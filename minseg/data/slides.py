@@ -1,7 +1,7 @@
 """# Windows of images of any size
 
-`open_slide` reads windows of an image without loading it. A file becomes uint8 RGB where it has one
-clear meaning; anything else is refused in one line that names the file and the remedy. At a coarser
+`open_slide` reads windows of an image without loading it. A file that has one clear meaning becomes
+uint8 RGB; any other is refused, in one line that names the file and the remedy. At a coarser
 `scale` a pixel is the mean of a block of `scale` x `scale` pixels (blocks that the border cuts
 average what is left).
 
@@ -13,8 +13,8 @@ average what is left).
 | two of the largest size; a stack | refused |
 | channels in several files; Ventana's overlapping tiles | refused |
 | one channel | grey, repeated three times |
-| three: samples; planes or pages with an axis C or unnamed | red, green and blue |
-| the same where black is 0, so nothing says that it is a colour | the same, with a note |
+| three: samples, planes, or pages that an axis C or tifffile's shape counts | red, green, blue |
+| three in a file that is marked as grey | the same, with a note |
 | three that OME names after stains, such as DAPI | refused |
 | alpha (ExtraSamples 1 or 2; a PNG's own) | left out |
 | a fourth beside red, green and blue, not said to be alpha | left out, with a note |
@@ -23,13 +23,13 @@ average what is left).
 | palettes and CMYK | read in PNG and JPEG, refused in TIFF |
 | grey where white is 0; CIELab; JPEG 2000 in YCbCr (Aperio's 33003) | refused |
 | 1 to 16 bits | scaled to 0..255: SignificantBits (OME), BitsPerSample, SMaxSampleValue |
-| 16 bits, less than a quarter used, nothing says so | as they are, with a note: give `white` |
+| 16 bits, only the lowest quarter used, no white stated | not rescaled, with a note: give `white` |
 | 16-bit colour PNG: its upper 8 bits are what can be read | refused where they are below 32 |
 | 32 bits, signed numbers, floating point | refused |
 | fill order, predictor, byte order, BigTIFF | undone |
 | tiles that are left out (sparse files) | GDAL's NODATA; 255 in Philips' files; else 0 |
 | the same where NODATA is no value that a pixel can have | refused |
-| orientation (EXIF, TIFF) | applied |
+| orientation (EXIF, TIFF) | applied, with a note |
 | size of a pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, resolution tags |
 | whole 72 to 600 dots per inch, which any editor writes | no size |
 | profiles, gamma, text, however long | not used |
@@ -63,7 +63,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tiff
-from .tiff import Decoded, Mapped, Source, Turned, UnsupportedImage, open_tiff
+from .tiff import TURNED, Decoded, Mapped, Source, UnsupportedImage, open_tiff
 
 Image.MAX_IMAGE_PIXELS = None  # slides are large, and they are the user's own
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profiles, a scanner's text
@@ -157,7 +157,7 @@ def open_picture(path: Path) -> Source:
             palette[: len(colours)] = colours
         elif image.mode in ("PA", "CMYK", "YCbCr", "LAB", "HSV"):
             image = image.convert("RGB")
-        alpha = image.mode in ("LA", "RGBA")
+        alpha, turned = image.mode in ("LA", "RGBA"), image.getexif().get(274, 1)
         array = np.asarray(ImageOps.exif_transpose(image))
     if array.dtype == np.int32 and 0 <= array.min() and array.max() < 65536:
         array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
@@ -173,7 +173,8 @@ def open_picture(path: Path) -> Source:
         pixels = Mapped(scratch, 0, array.dtype, array.shape, False)
     wide = array.dtype == np.uint16
     return Source(pixels, *array.shape[:2], white=65535 if wide else 255, says_white=not wide,
-                  alpha=alpha, palette=palette)
+                  alpha=alpha, palette=palette,
+                  notes=[TURNED.format(turned)] if turned in range(2, 9) else [])
 
 
 class Slide:
@@ -183,7 +184,7 @@ class Slide:
 
     def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
         self.path, self.scale = Path(path), scale
-        self._asked, self._source = white, (source := open_source(path, scale))
+        self._white_given, self._source = white, (source := open_source(path, scale))
         dtype = source.pixels.dtype
         if dtype not in (bool, np.uint8, np.uint16):
             raise ValueError(f"{path}: holds {dtype} values: save it as 8 or 16 bits")
@@ -191,12 +192,12 @@ class Slide:
         self.height, self.width = -(-source.height // scale), -(-source.width // scale)
         self.microns, self.notes = source.microns, list(source.notes)
         self._white = source.white if source.says_white else white or source.white
-        if source.palette is None and self._white not in (1, 255) and (
+        if dtype != bool and source.palette is None and (
                 not source.says_white or self._white < np.iinfo(dtype).max):
-            self._compare_with_white(white)
+            self._compare_with_white()
 
     def __reduce__(self):  # a copy in another process opens the file anew
-        return open_slide, (self.path, self.scale, self._asked)
+        return open_slide, (self.path, self.scale, self._white_given)
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
@@ -229,7 +230,7 @@ class Slide:
             array = ((wide * 255 + self._white // 2) // self._white).astype(np.uint8)
         return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
 
-    def _compare_with_white(self, asked: int | None) -> None:
+    def _compare_with_white(self) -> None:
         """Notes where values are all far below white, or go beyond it: by 64 small windows that are
         spread over the image."""
         height, width = self._source.pixels.shape[:2]
@@ -241,10 +242,11 @@ class Slide:
         likely = 2 ** max(8, highest.bit_length()) - 1
         if highest > self._white:
             self.notes.append(f"holds values beyond {self._white}, which is taken for white: they "
-                              f"are cut off (--white {likely} would keep them)")
-        elif not self._source.says_white and asked is None and highest < 2**14:
-            self.notes.append("its 16-bit values use less than a quarter of their range and look "
-                              f"dark: if white is less, say so (--white {likely})")
+                              "are cut off" + ("" if self._source.says_white else
+                                               f" (--white {likely} would keep them)"))
+        elif not self._source.says_white and not self._white_given and highest < 2**14:
+            self.notes.append("its 16-bit values use less than a quarter of their range, so it "
+                              f"looks dark: if its white is {likely}, pass --white {likely}")
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. As

@@ -1,7 +1,7 @@
 """# Names and tables that people typed
 
-A space after a name, a heading in capitals, an accent in two pieces: what nobody sees or means
-makes no difference here, and two names that differ by nothing else are refused, because a patient
+A space after a name, a heading in capitals, an accent in two pieces: invisible differences
+are ignored here. Names that differ only in case, spaces or dashes are refused, because a patient
 who is written in two ways ends up on both sides of the split.
 
 >>> clean("  p1\\u00a0"), clean("J\\u0075\\u0308rgen")
@@ -69,5 +69,5 @@ def read_table(path: Path, key: str, value: str) -> dict[str, str]:
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is no UTF-8 text: save it as CSV UTF-8")
     except csv.Error as error:
-        raise ValueError(f"{path}: line {rows.line_num}: {error}: mend its quotes")
+        raise ValueError(f"{path}: line {rows.line_num}: {error}: fix the quotes")
     return table

@@ -1,7 +1,7 @@
 """# TIFF: which image is meant, and windows of it
 
-A TIFF is a box of pages. This file settles which of them is the slide, what its numbers mean, and
-reads windows of them. What is settled how stands in the table of `minseg.data.slides`.
+A TIFF can hold many pages. This file settles which of them is the slide and what its numbers mean,
+and reads windows of it. The rules are in the table in `minseg.data.slides`.
 
 No file is held open and no lock is taken, so what is opened here may be read from threads and from
 forked workers. Scratch files have no name and vanish with the process.
@@ -28,8 +28,10 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it
 HELD = 2**26  # bytes: what is decoded in one piece and kept, and what is read in one go
 ALPHA = (1, 2)  # ExtraSamples: alpha, multiplied into the colours or not; 0 says nothing
 MICROMETRES = {"nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
-COLOURS = ("r(ed)?", "g(reen)?", "b(lue)?")  # names of channels, and those that say nothing:
-NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]"
+# Channel names that mean a colour, and those that mean nothing.
+COLOURS = (r"\b(r|red)\b", r"\b(g|green)\b", r"\b(b|blue)\b")
+NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]|c:\d/\d.*"
+TURNED = "is turned as its orientation tag, {}, says"
 
 
 class UnsupportedImage(ValueError):
@@ -210,7 +212,7 @@ class Source:
     microns: float | None = None  # from one pixel of the whole image to the next
     white: int = 255  # the value that is white
     says_white: bool = True  # by the file; else it may be less, of 16 bits
-    nodata: float | None = None  # the value that stands for nothing, by GDAL's tag
+    nodata: int | None = None  # the value that stands for nothing, by GDAL's tag
     alpha: bool = False
     extra: bool = False
     palette: np.ndarray | None = None  # uint8 (256, 3): then `pixels` are its indices
@@ -240,7 +242,9 @@ def open_tiff(path: Path, scale: int) -> Source:
         name_channels(source, chosen, described)
         settle_white(source, page, described)
         source.microns = microns(tiff, page, described)
-        source.nodata = nodata(page)
+        source.nodata, _ = nodata(page)
+        if turned:
+            source.notes.append(TURNED.format(turned))
         return source
 
 
@@ -339,30 +343,27 @@ def number(value: object) -> float:
     return found if math.isfinite(found) else 0.0
 
 
-def nodata(page: tifffile.TiffPage) -> float | None:
-    """GDAL's NODATA, where it is a value that a pixel can have."""
-    text = page.tags.valueof("GDAL_NODATA")
-    if text is None:
-        return None
-    value = number(text.strip("\0 ").replace(",", ".") if isinstance(text, str) else text)
-    plain = isinstance(text, str) and re.fullmatch(r"\+?\d+([.,]0*)?", text.strip("\0 "))
-    return value if plain and value < 2**page.bitspersample else None
+def nodata(page: tifffile.TiffPage) -> tuple[int | None, str]:
+    """GDAL's NODATA, None where it is missing or no value that a pixel can have, and its text."""
+    text = str(page.tags.valueof("GDAL_NODATA", default="")).strip("\0 ")
+    whole = re.fullmatch(r"\+?(\d+)([.,]0*)?", text)
+    value = int(whole[1]) if whole else 2**64
+    return (value if value < 2**page.bitspersample else None), text
 
 
 def fill(page: tifffile.TiffPage) -> int:
     """What a tile that is left out holds: GDAL's NODATA, else 0."""
-    value, text = nodata(page), page.tags.valueof("GDAL_NODATA")
-    if value is None and text is not None:
-        text = str(text).strip("\0 ")
-        raise UnsupportedImage(f"leaves tiles out that are to be {text}, which no pixel of "
-                               f"{page.bitspersample} bits can be: save it with all tiles")
-    return int(value or 0)
+    value, text = nodata(page)
+    if value is None and text:
+        raise UnsupportedImage(f"leaves out tiles whose value should be {text}, which pixels of "
+                               f"{page.bitspersample} bits cannot hold: save it with all tiles")
+    return value or 0
 
 
 def name_channels(source: Source, level: tifffile.TiffPageSeries,
                   described: ElementTree.Element | None) -> None:
-    """Tells colours from alpha and from what is neither: a channel is alpha only where the file
-    says so. UnsupportedImage where that leaves no grey and no red, green, blue."""
+    """Decides which channels are colour, which is alpha (only where the file says so) and which is
+    neither. UnsupportedImage where that leaves no grey and no red, green, blue."""
     page, channels = level.keyframe, source.pixels.shape[2]
     alphas = sum(int(kind) in ALPHA for kind in page.extrasamples) if channels > 1 else 0
     colours = channels - alphas
@@ -380,19 +381,23 @@ def name_channels(source: Source, level: tifffile.TiffPageSeries,
         names = (page.parent.imagej_metadata or {}).get("Labels") or []
     named = len(names) == 3 and all(names)
     if named and not all(re.fullmatch(NO_NAME, name, re.I) for name in names):
-        if not all(map(re.fullmatch, COLOURS, names, (re.I,) * 3)):
+        if not all(re.search(*pair, re.I) for pair in zip(COLOURS, names)):
             raise UnsupportedImage(f"its channels are {', '.join(names)}: save them as red, green "
                                    "and blue")
     elif colours == 3 and page.photometric.name == "MINISBLACK":
-        source.notes.append("its three channels are taken for red, green and blue: it does not say "
-                            "what they are")
+        source.notes.append("does not say what its three channels are: they are read as red, green "
+                            "and blue")
 
 
 def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.Element | None:
     """What OME's XML says of the image of this size; None where there is none."""
     if not tiff.is_ome:
         return None
-    for each in ElementTree.fromstring(tiff.ome_metadata).iter():
+    try:
+        elements = ElementTree.fromstring(tiff.ome_metadata).iter()
+    except ElementTree.ParseError:  # says nothing
+        return None
+    for each in elements:
         size = each.get("SizeY"), each.get("SizeX")
         if each.tag.endswith("}Pixels") and size == (str(height), str(width)):
             return each
@@ -402,18 +407,19 @@ def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.
 def settle_white(source: Source, page: tifffile.TiffPage,
                  described: ElementTree.Element | None) -> None:
     """The value that is white, and whether the file says so (OME's SignificantBits, BitsPerSample,
-    SMaxSampleValue), or nothing is known but that there are 16 bits."""
+    SMaxSampleValue): a plain 16-bit file does not."""
     bits = page.bitspersample
     if described is not None and 0 < (significant := number(described.get("SignificantBits"))):
         bits = min(bits, int(significant))
     source.white, source.says_white = 2**bits - 1, bits != 16
-    largest = number(page.tags.valueof("SMaxSampleValue"))
-    whole = largest == int(largest) and not int(largest) + 1 & int(largest)  # 1, 3, 7, 15 ...
-    # Of 8 bits others are statistics of that image; of 16 they may be, so they are told.
-    if 0 < largest < source.white and (whole or bits > 8):
-        source.white, source.says_white = int(largest), True
-        if not whole or bits <= 8:
-            source.notes.append(f"its SMaxSampleValue, {int(largest)}, is taken for white")
+    stated = int(number(page.tags.valueof("SMaxSampleValue")))
+    round_number = not stated + 1 & stated  # 1, 3, 7, 15 ...
+    # In 8-bit files another value is just that image's maximum. In 16-bit files it may be, so that
+    # a note says that it was used.
+    if 0 < stated < source.white and (round_number or bits > 8):
+        source.white, source.says_white = stated, True
+        if not round_number or bits <= 8:
+            source.notes.append(f"its SMaxSampleValue, {stated}, is taken for white")
 
 
 def microns(tiff: tifffile.TiffFile, page: tifffile.TiffPage,

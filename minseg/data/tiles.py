@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..tiling import read_strips, tile_starts
 from .datasets import Item
-from .files import atomic
+from .files import atomic, identity
 from .masks import VOID, Mask, drawn_instead
 from .slides import Slide, open_slide, read_blocks
 
@@ -52,8 +52,8 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     (with polygons, where run-length code is used beside them: shared pixels and those of both),
     blank (tiles left out), places (y, x of the others, in scaled pixels) and area (their share of
     positive pixels, without margin). ValueError names a file that is wrong."""
-    mask = [item.id, item.runs] if item.runs is not None else _identity(item.mask)
-    key = json.dumps([2, _identity(item.image), mask, item.polygons and _identity(item.polygons),
+    mask = [item.id, item.runs] if item.runs is not None else identity(item.mask)
+    key = json.dumps([2, identity(item.image), mask, item.polygons and identity(item.polygons),
                       item.labels, item.ignore, item.white, scale, tile, stride, margin])
     key = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = folder / f"{item.id}-{key}.tiles"
@@ -94,23 +94,20 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     return found
 
 
-def _identity(path: Path) -> list:
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file")
-    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-
-
 def _labelled(slide: Slide, item: Item, found: dict) -> Callable[[int, int, int, int], np.ndarray]:
     """A reader of windows (h, w, 4), image and mask, at the slide's scale. It adds up in `found`
     what passes."""
     size = slide.full_height, slide.full_width
     mask = Mask(item, *size)
     found["kind"] = mask.kind
-    other = Mask(drawn_instead(item), *size) if item.runs is not None and item.polygons else None
+    other = None
+    if item.runs is not None and item.polygons:
+        try:
+            other = Mask(drawn_instead(item), *size)
+        except ValueError as error:  # nothing depends on them
+            found["notes"].append(f"its run-length code is not compared with polygons: {error}")
 
-    def shares(y, x, h, w):  # (h, w, 2): what is positive and what is void, 0 or 255
+    def positive_and_void(y, x, h, w):  # (h, w, 2), 0 or 255; without void (h, w, 1)
         whole = mask.read(y, x, h, w)
         positive, void = whole == 1, whole == VOID
         found["positive"] += int(np.count_nonzero(positive))
@@ -124,9 +121,10 @@ def _labelled(slide: Slide, item: Item, found: dict) -> Callable[[int, int, int,
         return np.stack([positive, void], 2) * np.uint8(255)
 
     def read(y, x, h, w):
-        blocks = read_blocks(shares, *size, slide.scale, y, x, h, w).astype(np.int16)
+        blocks = read_blocks(positive_and_void, *size, slide.scale, y, x, h, w).astype(np.int16)
         positive, void = blocks[..., 0], blocks[..., -1] if mask.has_void else np.int16(0)
-        # A block is void where half of it or more is, else positive where half of the rest is.
+        # A block is void where half of it or more is, else positive where half of the rest is (up
+        # to rounding, where some of it is void).
         label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
         return np.dstack([slide.read(y, x, h, w), label.astype(np.uint8)])
 

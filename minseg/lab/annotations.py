@@ -19,7 +19,7 @@ import multiprocessing
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,14 +28,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ..crossval import dice_of, dice_parts
-from ..data.datasets import Item, find_slides, read_table
+from ..data.datasets import Item, find_slides
 from ..data.files import atomic
 from ..data.masks import Mask
-from ..data.objects import Outlines
-from ..data.polygons import Polygons, feature, read_polygons, write_features
+from ..data.polygons import Polygons, read_polygons, write_objects
 from ..data.rle import rle_encode
 from ..data.slides import open_slide, shrink
 from ..data.synthetic import write_slides
+from ..data.tables import read_table
 from ..data.tiles import cut
 from ..run.report import Parser
 from ..run.scores import count_known
@@ -67,29 +67,17 @@ def draw_polygons(path: Path, size: int) -> None:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
 
-def write_polygons(path: Path, height: int, width: int, bands: Iterator[np.ndarray]) -> int:
-    """The polygons of a mask that comes in bands; how many there are."""
-    outlines, count = Outlines(height, width), 0
-    with write_features(path, "") as write:
-        for band in bands:
-            for found in outlines.add(band, band):
-                write(feature(found, "glomerulus"))
-                count += 1
-        for found in outlines.finish():
-            write(feature(found, "glomerulus"))
-            count += 1
-    return count
-
-
 def round_trip(folder: Path, size: int) -> dict:
     """Polygons -> mask -> polygons -> mask, band by band."""
     first = Mask(Item("slide", folder, folder / "masks" / "slide.geojson", "slide"), size, size)
     rows = [(y, 0, min(BAND, size - y), size) for y in range(0, size, BAND)]
-    count = write_polygons(folder / "again.geojson", size, size,
-                           (first.read(*area) for area in rows))
-    again = Polygons(read_polygons(folder / "again.geojson"), size, size)
+    with write_objects(folder / "again.geojson", size, size) as add:
+        for area in rows:
+            add(*[first.read(*area)] * 2)
+    found = read_polygons(folder / "again.geojson")
+    again = Polygons(found, size, size)
     differ = sum(int(np.count_nonzero(first.read(*area) != again.window(*area))) for area in rows)
-    return {"polygons_out": count, "pixels_that_differ": differ}
+    return {"polygons_out": len(found), "pixels_that_differ": differ}
 
 
 def cut_tiles(folder: Path, size: int) -> dict:
@@ -192,13 +180,16 @@ def plant(right: Path, wrong: Path, half: Path) -> None:
         void = labelled(index + 1, width)
         mask = mask.copy()
         mask[:, void] = other[:height, void] & ~mask[:, void]
-        outlines, left, stop = Outlines(height, width), void.start, void.stop
+        left, stop = void.start, void.stop
         corners = [[left, 0], [stop, 0], [stop, height], [left, height], [left, 0]]
-        with write_features(wrong / "masks" / f"{item.id}.geojson", "") as write:
-            for found in outlines.add(mask, mask) + outlines.finish():
-                write(feature(found, "glomerulus"))
-            write({"geometry": {"type": "Polygon", "coordinates": [corners]},
-                   "properties": {"classification": {"name": "unlabelled"}}})
+        drawn = wrong / "masks" / f"{item.id}.geojson"
+        with write_objects(drawn, height, width, name="glomerulus") as add:
+            add(mask, mask)
+        content = json.loads(drawn.read_text())
+        content["features"].append({
+            "type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]},
+            "properties": {"classification": {"name": "unlabelled"}}})
+        drawn.write_text(json.dumps(content))
 
 
 def hold_out(table: Path) -> None:

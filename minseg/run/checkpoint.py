@@ -89,7 +89,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
         net.load_state_dict(state)
         facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
         facts |= {name: checkpoint.get(name) for name in ("microns", "white", "label")}
-        check(facts)
+        check_facts(facts)
         for name, value in net.state_dict().items():
             cast = value.is_floating_point() and not state[name].is_floating_point()
             if cast or not value.isfinite().all():
@@ -101,7 +101,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
     return net.eval().to(device), facts
 
 
-def check(facts: dict) -> None:
+def check_facts(facts: dict) -> None:
     """ValueError says which of a checkpoint's facts are of a wrong type or out of range."""
     def count(value):
         return type(value) is int and value >= 1  # True is no count

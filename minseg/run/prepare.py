@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ..crossval import group_folds
-from ..data.datasets import PATIENTS, Item, clean, count_classes, find_slides
+from ..data.datasets import PATIENTS, Item, count_classes, find_slides
 from ..data.files import atomic
 from ..data.masks import POLYGON_SUFFIXES
 from ..data.synthetic import write_slides
+from ..data.tables import clean
 from ..data.tiles import Tiles, cut
 from ..efficientnet import EfficientNet
 from ..pretrained import load_weights
@@ -88,7 +89,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Item], list[int], Tiles, Seq
 
 
 def of_masks(options: dict) -> dict:
-    """What `find_slides` is told of masks and slides, out of a run's options."""
+    """The options of a run that `find_slides` takes."""
     return {"labels": options.get("label") or (), "ignore": options.get("ignore") or (),
             "white": options.get("white")}
 
@@ -124,7 +125,7 @@ def class_name(items: Sequence[Item]) -> str | None:
 
 
 def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
-    """Prints how files were understood where that can be asked; each kind of thing once. ValueError
+    """Prints how files were understood where that is not obvious, a line for each kind. ValueError
     where masks contradict each other."""
     kinds = {found["kind"]: item.mask for item, found in zip(items, facts)}
     if kinds.keys() >= {"255", "void"}:

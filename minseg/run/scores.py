@@ -12,7 +12,6 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +48,15 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
     """`cross_validate` of what `count_levels` counted in each image, with the images' names; also
     best_threshold, which suits all of them best. `folds`: of each image (default: one fold). An
     image that is all void has no Dice: None. ValueError where none has one."""
-    folds, known = folds or [0] * len(counts), [bool(count.any()) for count in counts]
-    if missing := set(folds) - set(compress(folds, known)):
-        raise ValueError("no held-out image of fold " + ", ".join(map(str, sorted(missing)))
-                         + " has a labelled pixel: nothing to score")
-    groups = [item.group for item in items]
-    found = cross_validate(*(list(compress(all, known)) for all in (counts, folds, groups)))
-    dice = iter(found["images"])
-    found["images"] = {item.id: next(dice) if there else None for item, there in zip(items, known)}
+    folds = folds or [0] * len(counts)
+    scored = [i for i, count in enumerate(counts) if count.any()]
+    if missing := sorted(set(folds) - {folds[i] for i in scored}):
+        raise ValueError(f"no held-out image of fold {', '.join(map(str, missing))} has a labelled "
+                         "pixel: nothing to score")
+    found = cross_validate([counts[i] for i in scored], [folds[i] for i in scored],
+                           [items[i].group for i in scored])
+    dice = dict(zip(scored, found["images"]))
+    found["images"] = {item.id: dice.get(i) for i, item in enumerate(items)}
     total = sum(counts)  # where nothing is positive, the best would be never to find anything
     return {**found, "best_threshold": threshold_of(total)[0] if total[1].any() else 0.5}
 
