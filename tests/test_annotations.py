@@ -1,5 +1,9 @@
 """The program that measures annotations measures what it says."""
 
+import json
+import statistics
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -9,6 +13,8 @@ from minseg.data.datasets import find_slides
 from minseg.data.masks import Mask
 from minseg.data.synthetic import write_slides
 from minseg.lab import annotations
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_polygons_go_round_without_a_pixel_of_difference(tmp_path):
@@ -58,3 +64,18 @@ def test_what_counts_is_dice_on_the_labelled_halves(planted, tmp_path, name):
         found = found[:, known] if name == "half" else found
         tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found * np.uint8(200))
     assert annotations.score_labelled(tmp_path, truth, name) == 1
+
+
+def test_the_page_says_what_was_measured():
+    page = (ROOT / "docs" / "measured.md").read_text("utf-8")
+    rows = {name: json.loads((ROOT / "docs" / "results" / f"annotations-{name}.json").read_text())
+            ["rows"] for name in ("large", "hubmap", "void")}
+    for row in rows["large"]:
+        assert row["size"] == 30_000 and row["peak_gib_above_idle"] < 1
+        assert f"| {row['seconds']} s | {row['peak_gib_above_idle']} GiB |" in page
+    assert rows["large"][0]["pixels_that_differ"] == 0
+    assert f"to a Dice of {rows['hubmap'][0]['dice']:.5f}" in page
+    for name in ("right", "half", "void", "wrong"):
+        scores = [row["dice"] for row in rows["void"] if row["labels"] == name]
+        each = ", ".join(f"{score:.3f}" for score in scores)
+        assert f"| {statistics.mean(scores):.3f} | {each} |" in page
