@@ -94,14 +94,14 @@ def test_an_image_without_a_mask_is_refused(tmp_path):
         f"{tmp_path / 'images' / 'b.jpg'}: has no mask: add {mask}")
 
 
-@pytest.mark.parametrize("suffix, whose", [
-    ("roi", "ImageJ's"), ("zip", "ImageJ's"), ("xml", "ASAP's or Aperio's"),
-    ("ndpa", "Hamamatsu's")])
+@pytest.mark.parametrize("suffix, what", [
+    ("roi", "ImageJ's format"), ("zip", "ImageJ's format"), ("ndpa", "Hamamatsu's format"),
+    ("xml", "the format of ASAP or Aperio"), ("json", "JSON not named .geojson")])
 def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tmp_path, suffix,
-                                                                              whose):
+                                                                              what):
     data_set(tmp_path, masks=("a.png", f"b.{suffix}"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'masks' / 'b'}.{suffix}: {whose} format is not read: open it in QuPath and "
+        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not read: open it in QuPath and "
         "use File > Export objects as GeoJSON")
     (tmp_path / "masks" / "b.png").touch()
     assert len(find_slides(tmp_path)) == 2

@@ -873,6 +873,14 @@ def trained(capsys, folder, *options):
     return capsys.readouterr().out, out
 
 
+def prepared(capsys, folder, *options):
+    """What train.py prints before the first step."""
+    capsys.readouterr()
+    train.prepare(train.parse(["--data", str(folder), "--out", str(folder.parent / "no" / "run"),
+                               *TINY, *map(str, options)]))
+    return capsys.readouterr().out
+
+
 def test_polygons_train_and_their_classes_are_told(tmp_path, capsys):
     features = [box(10, 20, 30, 40, "glomerulus"), box(0, 0, 64, 9, "fold")]
     data = small_set(tmp_path / "data", [features, features, square()])
@@ -885,7 +893,7 @@ def test_polygons_train_and_their_classes_are_told(tmp_path, capsys):
     assert "a2 has none: add them, or leave it out" in refused(
         capsys, "--data", data, "--label", "fold", "--out", tmp_path / "o")
     data = small_set(tmp_path / "polygons", [features, features])
-    said, _ = trained(capsys, data, "--label", "fold")
+    said = prepared(capsys, data, "--label", "fold")
     assert "polygons: 2 glomerulus (not used), 2 fold (to be found)" in said
     line = refused(capsys, "--data", data, "--label", "Tumour")
     assert line.endswith("has the class Tumour: there are fold, glomerulus")
@@ -910,14 +918,14 @@ def test_masks_of_two_conventions_are_told_and_refused_where_255_may_be_void(tmp
     void = square(1)
     void[:9] = 255
     data = small_set(tmp_path / "mixed", [square(1), square(1), square(255)])
-    said, _ = trained(capsys, data)
+    said = prepared(capsys, data)
     assert "both are taken for objects; if 255 is void, say --ignore 255" in said
-    said, _ = trained(capsys, data, "--ignore", 255)
+    said = prepared(capsys, data, "--ignore", 255)
     assert "of all pixels are void" in said
     data = small_set(tmp_path / "unclear", [void, void, square(255)])
     assert "is 255 void in both? Then say --ignore 255" in refused(
         capsys, "--data", data, *TINY, "--out", tmp_path / "out")
-    said, _ = trained(capsys, data, "--ignore", 255)
+    said = prepared(capsys, data, "--ignore", 255)
 
 
 def test_a_fold_that_is_all_void_is_refused(tmp_path, capsys):
@@ -931,7 +939,7 @@ def test_a_fold_that_is_all_void_is_refused(tmp_path, capsys):
 def test_what_files_do_not_say_is_told_once(tmp_path, capsys):
     images = [noise_image(i).astype(np.uint16) * 16 for i in range(3)]
     data = small_set(tmp_path / "data", [square()] * 3, images)
-    said, _ = trained(capsys, data)
+    said = prepared(capsys, data)
     assert said.count("looks dark") == 1 and "(and 2 others like it)" in said
     said, out = trained(capsys, data, "--white", 4095)
     assert "looks dark" not in said
@@ -947,10 +955,10 @@ def test_run_length_code_is_used_beside_polygons_and_their_agreement_is_told(tmp
         drawn = [box(10, 20, 30, 40 - i, "glomerulus")]  # a1: a row less
         (tmp_path / f"data/train/a{i}.json").write_text(json.dumps(drawn))
     (tmp_path / "data/train.csv").write_text("\n".join(lines))
-    said, _ = trained(capsys, tmp_path / "data")
+    said = prepared(capsys, tmp_path / "data")
     assert f"agree to a Dice of {2 * 780 / 1580:.4f}, in a1 {2 * 380 / 780:.4f}" in said
     assert "2 glomerulus (not used)" in said
-    said, _ = trained(capsys, tmp_path / "data", "--label", "glomerulus")
+    said = prepared(capsys, tmp_path / "data", "--label", "glomerulus")
     assert "agree" not in said and "2 glomerulus (to be found)" in said
 
 
@@ -959,7 +967,7 @@ def test_polygons_that_are_only_compared_with_stop_nothing(hubmap, tmp_path, cap
     shutil.copytree(hubmap, folder)
     (folder / "train/slide0.json").write_text("{}")
     (folder / "train/slide1.json").write_text(json.dumps([box(900, 900, 910, 910, "far")]))
-    said, _ = trained(capsys, folder)
+    said = prepared(capsys, folder)
     assert said.count("its run-length code is not compared with polygons") == 2
     assert "slide0.json" in refused(capsys, "--data", folder, "--label", "far", "--out",
                                     tmp_path / "o")
@@ -971,5 +979,5 @@ def test_slides_without_a_patient_in_the_table_are_named(hubmap, tmp_path, capsy
     table = folder / prepare.PATIENTS
     lines = table.read_text().splitlines()
     table.write_text("\n".join(lines[:-1]))
-    said, _ = trained(capsys, folder)
+    said = prepared(capsys, folder)
     assert f"{prepare.PATIENTS} has no patient for {lines[-1].split('.tiff')[0]}" in said

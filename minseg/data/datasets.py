@@ -59,11 +59,11 @@ from .masks import POLYGON_SUFFIXES, VOID, drawn_instead, polygons_of
 from .slides import IMAGE_SUFFIXES
 from .tables import clean, read_table, refuse_alike
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", *POLYGON_SUFFIXES)
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".geojson")
 PATIENTS = "HuBMAP-20-dataset_information.csv"
 QUPATH = "open it in QuPath and use File > Export objects as GeoJSON"
-FOREIGN = {".roi": "ImageJ's", ".zip": "ImageJ's", ".xml": "ASAP's or Aperio's",
-           ".ndpa": "Hamamatsu's"}
+FOREIGN = {".roi": "ImageJ's format", ".zip": "ImageJ's format", ".ndpa": "Hamamatsu's format",
+           ".xml": "the format of ASAP or Aperio", ".json": "JSON not named .geojson"}
 OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".isyntax", ".svslide", ".zarr",
                 ".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
 
@@ -115,9 +115,9 @@ def _find_pairs(folder: Path) -> list[Item]:
     masks = _by_name(folder / "masks", MASK_SUFFIXES)
     for id, image in images.items():
         if id not in masks:
-            for suffix, whose in FOREIGN.items():
+            for suffix, what in FOREIGN.items():
                 if (other := folder / "masks" / f"{id}{suffix}").exists():
-                    raise ValueError(f"{other}: {whose} format is not read: {QUPATH}")
+                    raise ValueError(f"{other}: {what} is not read: {QUPATH}")
             raise ValueError(f"{image}: has no mask: add {folder / 'masks' / id}.png")
     groups, table = {id: id for id in images}, folder / "groups.csv"
     for path in folder.iterdir():
