@@ -29,6 +29,7 @@ def test_the_lovasz_bench_writes_its_figures_with_device_and_commit(tmp_path, ca
     assert "random logits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_hypercolumn_bench_finds_the_concatenation_larger(tmp_path, capsys):
     main(["hypercolumn", "--images", "1", "--size", "256", "--rounds", "1", "--out", str(tmp_path)])
     row = json.loads((tmp_path / "bench-hypercolumn.json").read_text())["rows"][0]

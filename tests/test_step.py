@@ -55,6 +55,7 @@ def test_every_recipe_takes_a_step_in_every_precision(recipe, dtype, capsys):
         assert one_step(net.train(), loss, dtype=dtype).isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tricks", TRICKS[::11] + TRICKS[-1:], ids=str)
 def test_the_network_is_one_graph_for_the_compiler(tricks):
     net = UNet("efficientnet-lite0", stochastic_depth=0.2, **tricks).to(DEVICE)

@@ -70,6 +70,7 @@ def test_the_step_that_is_measured_learns():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["train", "memory", "loader"])
 def test_the_benches_write_rows_with_what_they_measured(what, tmp_path, monkeypatch):
     size = 640 if what == "loader" else 32
@@ -86,6 +87,7 @@ def test_the_benches_write_rows_with_what_they_measured(what, tmp_path, monkeypa
         assert all(0 < row["share_of_bandwidth"] and row["peak_gib"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_three_runs_of_one_seed_are_the_same_on_a_cpu(tmp_path):
     main(["spread", "--images", "2", "--size", "32", "--encoders", "efficientnet-lite0", "--out",
           str(tmp_path)])

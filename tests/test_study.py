@@ -38,6 +38,7 @@ def slides(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, monkeypatch):
     argv = ["--data", str(slides), "--folds", "2", "--seeds", "1", "--arms", "negatives 1:1",
             "--out", str(tmp_path / "s"), "--results", str(tmp_path / "r"), "--figures",
