@@ -267,7 +267,7 @@ def train(args, tiles, train_on, held_out, folder):
                 for group, top in zip(optimizer.param_groups, highest):
                     group["lr"] = top * rate
                 generator = seeded(args.seed, "step", done)
-                torch.manual_seed(generator.initial_seed())  # for stochastic depth
+                torch.manual_seed(seeded(args.seed, "depth", done).initial_seed())
                 parts = (augment(*next(batches), args.tile, generator) for _ in drawn)
                 loss = training_step(forward, losses[done >= first], parts, optimizer, scaler,
                                      dtype, len(drawn))

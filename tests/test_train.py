@@ -235,6 +235,25 @@ def test_stochastic_depth_comes_with_the_length_of_the_run(data):
         assert net.encoder.blocks[-1].drop == pytest.approx(share * 15 / 16)
 
 
+def test_stochastic_depth_does_not_repeat_the_numbers_of_augmentation(data, tmp_path, monkeypatch):
+    augmentation, depth = [], []
+    augment, step = train.augment, train.training_step
+
+    def seen(images, masks, tile, generator):
+        augmentation.append(generator.initial_seed())
+        return augment(images, masks, tile, generator)
+
+    def stepped(*arguments):
+        depth.append(torch.initial_seed())
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "augment", seen)
+    monkeypatch.setattr(train, "training_step", stepped)
+    train.main(["--data", str(data), "--out", str(tmp_path / "run"), *QUICK])
+    assert len(set(depth)) == len(depth) == len(augmentation) > 1
+    assert not set(depth) & set(augmentation)
+
+
 def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_path, capsys,
                                                                   monkeypatch):
     torch.manual_seed(3)
