@@ -17,7 +17,6 @@ import io
 import json
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -32,69 +31,12 @@ from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
 from minseg.run.bands import Thumbnail, write_tiff
 from minseg.run.checkpoint import load_model
+from minseg.run.options import infer_options
 from minseg.run.predictor import predictor, skip_flat
-from minseg.run.report import Parser, Progress, draw_outlines
+from minseg.run.report import Progress, draw_outlines
 from minseg.run.step import out_of_memory
 
 PREVIEW = 1600  # pixels, the longer side
-
-
-def parse(argv=None):
-    """The command line."""
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="image files")
-    group = parser.add_argument_group("network")
-    group.add_argument("--model", type=Path, required=True, nargs="+", metavar="FILE",
-                       help="model.pt of a run; the probabilities of several are averaged")
-    group.add_argument("--tta", action="store_true",
-                       help="average flips and quarter turns of each tile: 8 times the work")
-    group.add_argument("--threshold", type=float, metavar="P",
-                       help="probability from which a pixel is positive "
-                       "(default: the mean of the models')")
-    group.add_argument("--white", type=int, metavar="N", help="value of white in 16-bit slides "
-                       "that do not state it (default: as in training)")
-    group = parser.add_argument_group("tiling")
-    group.add_argument("--tile", type=int, metavar="PX", help="default: the tile of training")
-    group.add_argument("--overlap", type=float, default=0.5, metavar="SHARE",
-                       help="of a tile with the next, 0 to 0.9 (default 0.5)")
-    group.add_argument("--window", default="linear",
-                       choices=("linear", "gaussian", "hann", "uniform"),
-                       help="how weights fall towards a tile's border (default linear)")
-    group.add_argument("--skip-flat", action="store_true",
-                       help="leave out tiles without contrast: bare glass holds nothing")
-    group = parser.add_argument_group("run")
-    group.add_argument("--batch", type=int, default=8, metavar="N", help="tiles at once, default 8")
-    group.add_argument("--amp", action="store_true",
-                       help="16-bit numbers in the network where they are good enough")
-    group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then "
-                       "faster")
-    group.add_argument("--device", metavar="NAME",
-                       help="cpu, cuda or cuda:N (default: cuda if there)")
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, metavar="DIR",
-                       help="folder for the masks")
-    group.add_argument("--probabilities", action="store_true",
-                       help="write those, too, as 8-bit TIFF")
-    group.add_argument("--geojson", action="store_true",
-                       help="write objects as polygons, for QuPath")
-    group.add_argument("--min-area", type=int, default=0, metavar="PX",
-                       help="leave smaller objects out of --geojson (default 0)")
-    group.add_argument("--rle", type=Path, metavar="FILE",
-                       help="CSV with the columns id and predicted, HuBMAP's run-length form")
-    args = parser.parse_args(argv)
-    args.device = parser.device(args.device)
-    if not 0 <= args.overlap <= 0.9:
-        parser.error(f"--overlap {args.overlap}: needs a share from 0 to 0.9")
-    for name in ("tile", "batch"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: needs a number from 1 up")
-    if args.white is not None and not 0 < args.white < 65536:
-        parser.error(f"--white {args.white}: is a value of 16 bits, 1 to 65535")
-    if args.min_area < 0 or args.min_area and not args.geojson:
-        parser.error(f"--min-area {args.min_area}: needs pixels from 0 up, and --geojson")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold {args.threshold}: is a probability, 0 to 1")
-    return args
 
 
 def warn(text):
@@ -276,7 +218,7 @@ def write_csv(path, rows):
 
 def main(argv=None):
     """Slide by slide; a bad one does not stop the others."""
-    args = parse(argv)
+    args = infer_options(argv)
     try:
         nets = load(args)
         complete = done(args)

@@ -21,7 +21,7 @@ In reading order:
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen elsewhere |
 | `minseg.data` | slides, masks, tiles |
 | `minseg.run` | steps, scores, files, progress |
-| `minseg.lab` | programs that measure, and draw |
+| `lab` | programs that measure, and draw |
 
 Words: *glomeruli* are the kidney's round filters, *glass* is what lies empty around the tissue of a
 *slide*; *HuBMAP* is Kaggle's competition of 2021 to find glomeruli in slides ("HuBMAP: Hacking the

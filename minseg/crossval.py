@@ -139,7 +139,7 @@ def cross_validate(counts: Sequence[Tensor], folds: Sequence[int], groups: Seque
     others = {fold: [c for c, f in zip(counts, folds) if f != fold] for fold in names}
     thresholds = {f: threshold_of(sum(c))[0] if c else 0.5 for f, c in others.items()}
     halves = [dice_parts(c, thresholds[fold]) for c, fold in zip(counts, folds)]
-    sums = {group: 0 for group in sorted(set(groups))}
+    sums = dict.fromkeys(sorted(set(groups)), 0)
     for group, half in zip(groups, halves):
         sums[group] = sums[group] + half
     by_group = {group: dice_of(total) for group, total in sums.items()}

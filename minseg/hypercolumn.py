@@ -26,7 +26,7 @@ enlarged, hold 23 times fewer numbers than the stack.*
 
 **What it saves**, forward and backward in float32 on 2 images of 640 x 640: 0.21 GiB of memory
 beyond the maps where the concatenation takes 3.84 GiB, and on two cores of a CPU 0.8 s where that
-takes 8.1 s (`python -m minseg.lab.bench hypercolumn`).
+takes 8.1 s (`python -m lab.bench hypercolumn`).
 
 | what | paper | HuBMAP's winner | here |
 |---|---|---|---|

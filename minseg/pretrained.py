@@ -331,7 +331,7 @@ def tell_family(encoder: nn.Module, state: Mapping[str, Tensor], where: str, fil
     # Other networks, too, begin with a stem of such a name.
     known = [name + ".weight" in state for other in candidates[:1]
              for name in names(encoder, other).values()]
-    if not candidates or tell_size(state) is None and sum(known) < len(known) / 2:
+    if not candidates or (tell_size(state) is None and sum(known) < len(known) / 2):
         raise ValueError(f"{where}: is another kind of network (it holds {keys[0]}): {EXPECTED}")
     if "lite" in candidates:
         lite = not any(SQUEEZE.search(key) for key in keys)

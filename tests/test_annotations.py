@@ -9,10 +9,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from lab import annotations
 from minseg.data.datasets import find_slides
 from minseg.data.masks import Mask
 from minseg.data.synthetic import write_slides
-from minseg.lab import annotations
 
 ROOT = Path(__file__).parent.parent
 

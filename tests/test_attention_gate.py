@@ -87,7 +87,7 @@ def test_it_is_its_equation(skip_size, gate_size):
 def test_attention_is_one_number_between_0_and_1_a_pixel_whatever_the_sizes(size, gate_size):
     torch.manual_seed(0)
     alpha = random_gate().attention(torch.randn(2, 4, *size), torch.randn(2, 5, *gate_size))
-    assert alpha.shape == (2, 1, *size) and (0 < alpha).all() and (alpha < 1).all()
+    assert alpha.shape == (2, 1, *size) and (alpha > 0).all() and (alpha < 1).all()
 
 
 def test_a_gate_that_passes_everything_is_the_identity():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from minseg.lab import audit
-from minseg.lab.audit import ROWS, Row, check, compare, difference, same_weights, table
+from lab import audit
+from lab.audit import ROWS, Row, check, compare, difference, same_weights, table
 
 X = torch.linspace(-1, 2, 12, dtype=torch.float64).view(3, 4)
 

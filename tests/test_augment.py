@@ -128,14 +128,14 @@ def test_shapes_types_and_ranges_are_as_promised(n, size, tile):
     images, moved = augment(noise(n, size), masks, tile, seeded())
     assert (images.shape, images.dtype) == ((n, 3, tile, tile), torch.float32)
     assert (moved.shape, moved.dtype) == ((n, 1, tile, tile), torch.float32)
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
     assert set(moved.unique().tolist()) == {0, 1}
 
 
 def test_black_and_white_stay_in_range():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).repeat(20, 3, 24, 24)
     result, _ = augment(images, torch.zeros(40, 1, 24, 24).byte(), 16, seeded())
-    assert 0 <= result.min() and result.max() <= 1
+    assert result.min() >= 0 and result.max() <= 1
     assert result.isfinite().all()
 
 

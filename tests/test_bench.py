@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lab.bench import Concatenation, in_turn, main
 from minseg import Hypercolumn, UNet, hypercolumn
-from minseg.lab.bench import Concatenation, in_turn, main
 from minseg.run.checkpoint import save_model
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minseg.lab.compare import compare, main, passes, table
+from lab.compare import compare, main, passes, table
 
 
 def make_run(folder, dice, groups, **options):

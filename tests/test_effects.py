@@ -4,7 +4,7 @@ from math import erfc, sqrt
 import numpy as np
 import pytest
 
-from minseg.lab.effects import bootstrap, dice_of_groups, effect, holm, sign_flip
+from lab.effects import bootstrap, dice_of_groups, effect, holm, sign_flip
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minseg.lab.figures import FIGURES, TELLING, main
-from minseg.lab.maps import NETWORK_FIGURES
+from lab.figures import FIGURES, TELLING, main
+from lab.maps import NETWORK_FIGURES
 from minseg.run.report import PAPER
 
 

@@ -62,10 +62,9 @@ def test_where_the_block_fails_nothing_stays_and_an_old_file_does(tmp_path, name
     path = tmp_path / name
     if old:
         path.write_bytes(old)
-    with pytest.raises(error):
-        with atomic(path) as temporary:
-            temporary.write_bytes(b"half")
-            raise error
+    with pytest.raises(error), atomic(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
     assert listed(tmp_path) == ([name] if old else [])
     assert not old or path.read_bytes() == old
 
@@ -78,18 +77,16 @@ def test_where_the_disk_fails_nothing_stays_and_an_old_file_does(tmp_path, monke
     path = tmp_path / "a.txt"
     path.write_text("old")
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="the disk is gone"):
-        with atomic(path) as temporary:
-            temporary.write_text("new")
+    with pytest.raises(OSError, match="the disk is gone"), atomic(path) as temporary:
+        temporary.write_text("new")
     assert listed(tmp_path) == ["a.txt"] and path.read_text() == "old"
 
 
 def test_a_block_that_writes_nothing_fails_and_the_old_file_stays(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError):
-        with atomic(path):
-            pass
+    with pytest.raises(FileNotFoundError), atomic(path):
+        pass
     with pytest.raises(ValueError):  # not hidden by the file that is missing
         with atomic(path):
             raise ValueError

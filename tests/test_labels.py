@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lab import labels
+from lab.labels import KINDS, disagreement, main, plant, rank, worst_squares
 from minseg.data.datasets import Item
 from minseg.data.masks import Mask
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import write_slides
-from minseg.lab import labels
-from minseg.lab.labels import KINDS, disagreement, main, plant, rank, worst_squares
 
 
 def save(path, array):

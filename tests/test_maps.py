@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lab import figures, maps
 from minseg import UNet
-from minseg.lab import figures, maps
 from minseg.run.report import PAPER
 
 OPTIONS = {"every-trick": dict(gates=True, attention="scse", hypercolumn=True,

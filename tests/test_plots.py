@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minseg.lab.plots import curves, forest, nice, scatter, ticks
+from lab.plots import curves, forest, nice, scatter, ticks
 from minseg.run.report import BLUE, PAPER
 
 

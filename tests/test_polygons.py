@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from minseg.data.objects import Object, Outlines
-from minseg.data.polygons import (Polygon, Polygons, feature, read_note, read_polygons,
-                                  write_features)
+from minseg.data.polygons import (
+    Polygon,
+    Polygons,
+    feature,
+    read_note,
+    read_polygons,
+    write_features,
+)
 
 SQUARE = [[1, 1], [4, 1], [4, 5], [1, 5], [1, 1]]
 HOLE = [[2, 2], [2, 4], [3, 4], [3, 2], [2, 2]]
@@ -316,10 +322,9 @@ def test_other_files_have_no_note(tmp_path, content):
 
 
 def test_a_file_is_there_once_it_is_complete(tmp_path):
-    with pytest.raises(RuntimeError):
-        with write_features(tmp_path / "a.geojson", "") as add:
-            add(feature(found(), "a"))
-            raise RuntimeError
+    with pytest.raises(RuntimeError), write_features(tmp_path / "a.geojson", "") as add:
+        add(feature(found(), "a"))
+        raise RuntimeError
     assert not [*tmp_path.iterdir()]
 
 

@@ -273,7 +273,7 @@ def test_curves_fill_the_picture_and_stay_inside(tmp_path, epochs):
 def test_a_curve_of_zeros_is_a_line_at_the_bottom(tmp_path):
     pixels = drawn(tmp_path / "a.png", {"Dice": [0.0] * 5})
     _, top, _, height, _ = box(pixels[:, :616], ORANGE)
-    assert 350 < top and top + height <= 366
+    assert top > 350 and top + height <= 366
 
 
 def test_each_curve_ends_in_its_value(tmp_path):

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lab.seams import WAYS, distance_to_seam, seams
 from minseg.data.datasets import Item
-from minseg.lab.seams import WAYS, distance_to_seam, seams
 
 
 class WrongAtTheBorder(nn.Module):

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from minseg.lab.sheet import Sheet, heat
+from lab.sheet import Sheet, heat
 from minseg.run.report import BLUE, PAPER
 
 

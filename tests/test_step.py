@@ -13,8 +13,18 @@ from torch import nn
 
 import train
 from minseg import UNet, make_loss
-from minseg.run.step import (EVERY, SKIPPED, Watch, claimed, half, out_of_memory,
-                             recompute_activations, seeded, stop_when_asked)
+from minseg.run.options import RECIPES, train_options
+from minseg.run.step import (
+    EVERY,
+    SKIPPED,
+    Watch,
+    claimed,
+    half,
+    out_of_memory,
+    recompute_activations,
+    seeded,
+    stop_when_asked,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRICKS = [dict(gates=gates, attention=attention, hypercolumn=column, deep_supervision=deep)
@@ -45,10 +55,10 @@ def test_every_combination_of_switches_takes_a_step_in_half_precision(tricks):
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("recipe", train.RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_every_recipe_takes_a_step_in_every_precision(recipe, dtype, capsys):
-    args = train.parse(["--recipe", recipe, "--encoder", "efficientnet-lite0"])
+    args = train_options(["--recipe", recipe, "--encoder", "efficientnet-lite0"])
     args.device = DEVICE
     for loss in args.losses:
         net, _ = train.build(args, 100)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from minseg.lab.bench import main
-from minseg.lab.steps import Alive, Traffic, alive_after, kept_bytes, minseg_step, multiply_adds
+from lab.bench import main
+from lab.steps import Alive, Traffic, alive_after, kept_bytes, minseg_step, multiply_adds
 
 SMALL = argparse.Namespace(images=2, size=64, device="cpu", amp=False, loss="dice+lovasz")
 
@@ -54,7 +54,7 @@ def test_multiply_adds_are_those_of_one_image():
         def forward(self, x):
             return self.conv(x)
 
-    import minseg.lab.steps as steps
+    import lab.steps as steps
     unet, steps.UNet = steps.UNet, One
     try:
         assert multiply_adds(SMALL, "any", "plain") == 3 * 5 * 64 * 64
@@ -82,9 +82,9 @@ def test_the_benches_write_rows_with_what_they_measured(what, tmp_path, monkeypa
     assert len(rows) >= 2 and all(row[figure] > 0 and row["size"] == size for row in rows)
     if what == "train":
         times = rows[0]["milliseconds"]
-        assert len(times) == 12 and 0 < times["operators"] and 0 < times["step"]
+        assert len(times) == 12 and times["operators"] > 0 and times["step"] > 0
         assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
-        assert all(0 < row["share_of_bandwidth"] and row["peak_gib"] > 0 for row in rows)
+        assert all(row["share_of_bandwidth"] > 0 and row["peak_gib"] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 import train
-from minseg.lab import study
-from minseg.lab.study import COSTS, INFERENCE, SEAMS, THRESHOLDS, TRAINING, main, parse
+from lab import study
+from lab.study import COSTS, INFERENCE, SEAMS, THRESHOLDS, TRAINING, main, parse
+from minseg.run.options import train_options
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--encoder", "efficientnet-lite0", "--weights", "none", "--scale", "4", "--tile", "32",
@@ -70,7 +71,7 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     assert [line["arm"] for line in raw].count("baseline") == 2 and raw[-1]["arm"] == COSTS
     assert {row["arm"] for row in found["effects"]["inference"]} == set(study.INFERENCE)
     assert found["groups"] == 3 and "tmp" not in json.dumps(found) + json.dumps(raw)
-    assert found["command"].startswith("python -m minseg.lab.study --data slides --folds 2")
+    assert found["command"].startswith("python -m lab.study --data slides --folds 2")
     assert set(found["error_by_distance"]) == {line for line in raw[-2]["ways"]}
     out = capsys.readouterr().out
     assert "| negatives 1:1 | " in out and "| tile × 2 | " in out
@@ -86,11 +87,11 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
 def test_every_arm_is_something_that_train_understands():
     args = parse(["--data", "D"])
     for arm in TRAINING:
-        given = train.parse(study.options_of(args, arm, 1, 2))
+        given = train_options(study.options_of(args, arm, 1, 2))
         assert (given.seed, given.fold, given.folds) == (1, 2, 3)
         assert given.encoder == "efficientnet-lite0"
     assert len(TRAINING) >= 12 and len(INFERENCE) == 11 + 3
-    assert train.parse(study.options_of(args, "random weights", 0, 0)).weights is None
+    assert train_options(study.options_of(args, "random weights", 0, 0)).weights is None
 
 
 def test_jobs_are_paired_early_and_complete():

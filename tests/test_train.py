@@ -13,14 +13,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train
-from minseg import EfficientNet, dice_score, predict_image, rle_encode
+from minseg import EfficientNet, dice_score, make_loss, predict_image, rle_encode
 from minseg.crossval import count_levels
 from minseg.data.datasets import find_slides
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.pretrained import names
-from minseg.run import prepare
+from minseg.run import options, prepare
 from minseg.run.checkpoint import load_model
+from minseg.run.options import RECIPES, train_options
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
          "--device cpu").split()
@@ -67,7 +68,7 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
     net, facts = load_model(run / "fold0" / "model.pt")
     assert facts["scale"] == 2 and facts["tile"] == 64 and facts["microns"] is None
     score = json.loads((run / "fold0" / "score.json").read_text())
-    args = train.parse(["--data", str(data), *QUICK])
+    args = train_options(["--data", str(data), *QUICK])
     items = [item for item in find_slides(data) if item.id in score["images"]]
     (tmp_path / "again").mkdir()
     counts = train.predict(net, items, args, folder=tmp_path / "again")
@@ -84,7 +85,7 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
 
 def test_probabilities_are_the_networks_blended_ones_at_the_files_own_size(run, data, tmp_path):
     net, _ = load_model(run / "fold0" / "model.pt")
-    args = train.parse(["--data", str(data), *QUICK])
+    args = train_options(["--data", str(data), *QUICK])
     item = find_slides(data)[0]
     small = open_slide(item.image, 2)
     with torch.inference_mode():
@@ -113,7 +114,7 @@ def test_it_learns_to_overfit_one_batch():
     net = train.UNet("efficientnet-lite0", stochastic_depth=0).train()
     target = (image[:, :1] > 120).float()
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
-    loss = train.make_loss("bce+dice+lovasz")
+    loss = make_loss("bce+dice+lovasz")
     for _ in range(25):
         optimizer.zero_grad()
         value = loss(net(image.float() / 255), target)
@@ -228,7 +229,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_one_line(data, tmp_pa
 
 
 def test_stochastic_depth_comes_with_the_length_of_the_run(data):
-    args = train.parse(["--data", str(data), *QUICK])
+    args = train_options(["--data", str(data), *QUICK])
     for steps, share in [(1_000_000, 0.2), (50_000, 0.2), (1000, 0.004)]:
         net, network = train.build(args, steps)
         assert network["stochastic_depth"] == pytest.approx(share)
@@ -312,13 +313,13 @@ def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_pa
 def test_two_stages_switch_the_loss_at_their_epoch_and_warm_up_again(data, tmp_path, monkeypatch):
     used = []
 
-    def make_loss(spec):
+    def counted(spec):
         def loss(logits, target):
             used.append(spec)
             return logits.square().mean()
         return loss
 
-    monkeypatch.setattr(train, "make_loss", make_loss)
+    monkeypatch.setattr(options, "make_loss", counted)
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "3",
                 "--scale", "4", "--loss", "dice", "--then", "0.5*lovasz+bce", "--switch", "0.7"])
     rows = list(csv.DictReader(open(tmp_path / "o" / "fold0" / "log.csv")))
@@ -395,23 +396,23 @@ def test_negatives_are_drawn_anew_each_epoch_as_many_as_asked(data, tmp_path, mo
 
 
 def test_a_recipe_sets_other_options_prints_them_and_yields_to_the_user(capsys):
-    args = train.parse(["--recipe", "post"])
+    args = train_options(["--recipe", "post"])
     assert (args.tile, args.stride, args.batch, args.loss, args.then, args.negatives) == (
         640, 320, 16, "dice", "lovasz", 1.0)
     assert capsys.readouterr().out == (
         "--recipe post: --encoder efficientnet-b0 --tile 640 --batch 16 --loss dice "
         "--then lovasz --switch 0.6 --negatives 1.0\n")
-    args = train.parse("--recipe post --tile 128 --loss bce --negatives all".split())
+    args = train_options("--recipe post --tile 128 --loss bce --negatives all".split())
     assert (args.tile, args.stride, args.loss, args.then) == (128, 64, "bce", "lovasz")
     assert capsys.readouterr().out == ("--recipe post: --encoder efficientnet-b0 --batch 16 "
                                        "--then lovasz --switch 0.6\n")
-    args = train.parse("--recipe winner-like --no-hypercolumn".split())
+    args = train_options("--recipe winner-like --no-hypercolumn".split())
     assert args.attention == "cbam3" and args.deep_supervision and not args.hypercolumn
     assert args.negatives == "balanced" and args.loss == "bce+lovasz"
     assert "hypercolumn" not in capsys.readouterr().out
-    for name, recipe in train.RECIPES.items():  # what it prints is what it does
-        args = train.parse(["--recipe", name])
-        typed = train.parse(capsys.readouterr().out.split(": ")[1].split())
+    for name, recipe in RECIPES.items():  # what it prints is what it does
+        args = train_options(["--recipe", name])
+        typed = train_options(capsys.readouterr().out.split(": ")[1].split())
         args.recipe = None
         args.losses = typed.losses = None
         assert vars(args) == vars(typed)
@@ -421,7 +422,7 @@ def test_images_without_groups_are_said_to_count_alone(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "groups.csv").unlink()
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")]
-    train.prepare(train.parse([*folders, *QUICK]))
+    train.prepare(train_options([*folders, *QUICK]))
     out = capsys.readouterr().out
     assert "each image counts alone" in out and "4 images in 4 groups" in out
 
@@ -480,12 +481,12 @@ def test_too_large_a_tile_is_one_line(data, tmp_path, capsys, monkeypatch):
 
 
 def test_a_second_stage_of_a_recipe_can_be_switched_off():
-    args = train.parse("--recipe post --then none --epochs 1".split())
+    args = train_options("--recipe post --then none --epochs 1".split())
     assert args.then is None and len(args.losses) == 1
 
 
 def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsys):
-    table = tmp_path / "suspects.csv"  # as minseg.lab.labels writes it
+    table = tmp_path / "suspects.csv"  # as lab.labels writes it
     table.write_text("id,group,score\nslide01,patient00,0.9\n\nslide03,patient01,0.8\n")
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--exclude", str(table)])
     assert "2 images are left out: slide01, slide03" in capsys.readouterr().out
@@ -582,7 +583,7 @@ def test_a_checkpoint_carries_the_size_of_a_pixel_by_the_slides_tags(hubmap_run)
 @pytest.mark.parametrize("microns, median", [
     ((None, 0.5, None, None), 0.5), ((0.4, 0.5, 9.0, None), 0.5), ((None,) * 4, None)])
 def test_slides_without_resolution_do_not_count_for_it(tmp_path, microns, median):
-    args = train.parse(["--data", str(write_hubmap(tmp_path / "data", microns)),
+    args = train_options(["--data", str(write_hubmap(tmp_path / "data", microns)),
                         "--out", str(tmp_path / "o"), *QUICK])
     train.prepare(args)
     assert args.microns == (median and pytest.approx(median, rel=1e-3))
@@ -623,23 +624,23 @@ def test_a_second_run_beside_the_first_cuts_nothing(hubmap, hubmap_run, capsys):
     before = contents(cache)
     assert len([p for p in before if p.suffix == ".tiles"]) == 4 == len(before) / 2
     second = hubmap_run.parent / "second"
-    train.prepare(train.parse(["--data", str(hubmap), "--out", str(second), *QUICK,
+    train.prepare(train_options(["--data", str(hubmap), "--out", str(second), *QUICK,
                                "--seed", "7", "--folds", "2"]))
     assert contents(cache) == before
-    train.prepare(train.parse(["--data", str(hubmap), "--out", str(second), *QUICK,
+    train.prepare(train_options(["--data", str(hubmap), "--out", str(second), *QUICK,
                                "--stride", "64"]))  # what the tiles depend on
     after = contents(cache)
     assert len(after) == 2 * len(before) and before.items() <= after.items()
 
 
 def test_a_damaged_cache_is_one_line_that_says_what_to_do(hubmap, tmp_path, capsys):
-    train.prepare(train.parse(["--data", str(hubmap), "--out", str(tmp_path / "a"), *QUICK]))
+    train.prepare(train_options(["--data", str(hubmap), "--out", str(tmp_path / "a"), *QUICK]))
     path = sorted((tmp_path / "tiles").glob("*.tiles"))[1]
     path.write_bytes(path.read_bytes()[:-1])
     line = refused(capsys, "--data", hubmap, "--out", tmp_path / "b")
     assert path.name in line and "delete it" in line
     path.unlink()
-    train.prepare(train.parse(["--data", str(hubmap), "--out", str(tmp_path / "b"), *QUICK]))
+    train.prepare(train_options(["--data", str(hubmap), "--out", str(tmp_path / "b"), *QUICK]))
 
 
 def test_a_full_disk_while_cutting_is_one_line_and_leaves_no_half_of_a_file(
@@ -895,7 +896,7 @@ def trained(capsys, folder, *options):
 def prepared(capsys, folder, *options):
     """What train.py prints before the first step."""
     capsys.readouterr()
-    train.prepare(train.parse(["--data", str(folder), "--out", str(folder.parent / "no" / "run"),
+    train.prepare(train_options(["--data", str(folder), "--out", str(folder.parent / "no" / "run"),
                                *TINY, *map(str, options)]))
     return capsys.readouterr().out
 

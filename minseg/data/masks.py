@@ -123,7 +123,7 @@ def _meaning(path: Path, ignore_255: bool, *identity: object) -> dict[float, int
                          "tag: say --ignore 255 if that is void, else save it without the tag")
     if source.palette is None and len(values) < len(stored):
         values = set()  # two that are white
-    elif ignore_255 and values <= {0, 1, VOID} or values == {0, 1, VOID}:
+    elif (ignore_255 and values <= {0, 1, VOID}) or values == {0, 1, VOID}:
         return shown
     if values and (values <= {0, 1} or values <= {0, VOID}):
         return {value: int(each > 0) for value, each in shown.items()}
@@ -157,7 +157,7 @@ def stored_values(path: Path, source: Source) -> list[float]:
     values = [value for value, _ in pairs]
     background = [alpha for value, alpha in pairs if not value]
     objects = [alpha for value, alpha in pairs if value]
-    if len(set(values)) < len(values) or objects and background and max(background) > min(objects):
+    if len(set(values)) < len(values) or (objects and background and max(background) > min(objects)):
         raise ValueError(f"{path}: its alpha and its colours show two different masks: flatten "
                          "it, and save it without alpha")
     return values
@@ -170,7 +170,7 @@ def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dic
     black = [index for index, colour in colours.items() if not any(colour)]
     white = [index for index, colour in colours.items() if min(colour) == 255]
     grey = all(len(set(colour)) == 1 for colour in colours.values())
-    if black not in ([], [0]) or 0 in colours and not black and (grey or white != [0]):
+    if black not in ([], [0]) or (0 in colours and not black and (grey or white != [0])):
         raise ValueError(f"{path}: its palette shows another background than value 0: save it "
                          "without a palette")
     if grey and not set(indices) <= {0, 1}:

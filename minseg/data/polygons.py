@@ -27,8 +27,8 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 
 from .files import atomic
-from .tables import clean
 from .objects import Object, Outlines
+from .tables import clean
 
 REMEDY = "open it in QuPath and export it: File > Export objects as GeoJSON"
 COLOUR = [200, 0, 0]  # red, green, blue
@@ -115,7 +115,7 @@ def _class(properties: object) -> str:
     if isinstance(found, dict):  # a class within another has several names
         names = found.get("names")
         found = ": ".join(map(str, names)) if isinstance(names, list) else found.get("name")
-    return isinstance(found, str) and clean(found) or "unclassified"
+    return (isinstance(found, str) and clean(found)) or "unclassified"
 
 
 def _ring(ring: list) -> np.ndarray:

@@ -159,7 +159,7 @@ def open_picture(path: Path) -> Source:
             image = image.convert("RGB")
         alpha, turned = image.mode in ("LA", "RGBA"), image.getexif().get(274, 1)
         array = np.asarray(ImageOps.exif_transpose(image))
-    if array.dtype == np.int32 and 0 <= array.min() and array.max() < 65536:
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 65536:
         array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
     array = array.reshape(*array.shape[:2], -1)
     if deep and array[..., : array.shape[2] - alpha].max() < 32:  # Pillow keeps the upper 8 bits

@@ -280,13 +280,13 @@ def layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, 
         return (*shape, 1), False, True
     if len(shape) == 3 and axes.endswith("YX") and shape[0] > 1:
         # Samples of a page; or pages, which are channels by name (C), or by an unnamed third axis.
-        if axes[0] == "S" and shape[0] in (2, 3, 4) or axes[0] in "CQ" and shape[0] == 3:
+        if (axes[0] == "S" and shape[0] in (2, 3, 4)) or (axes[0] in "CQ" and shape[0] == 3):
             return (*shape[1:], shape[0]), True, True
         if not (axes[0] == "Q" and shape[2] == 3):
             what = "channels" if axes[0] in "SC" else "images"
             raise UnsupportedImage("holds {} {} of {} x {} pixels: save the one that is meant, or "
                                    "red, green and blue alone".format(shape[0], what, *shape[1:]))
-    if len(shape) == 3 and (shape[2] == 3 or axes == "YXS" and shape[2] in (2, 4)):
+    if len(shape) == 3 and (shape[2] == 3 or (axes == "YXS" and shape[2] in (2, 4))):
         return tuple(shape), False, axes.startswith("YX")
     raise UnsupportedImage(f"has the shape {tuple(shape)}: expected grey, RGB or RGBA")
 
@@ -409,7 +409,7 @@ def settle_white(source: Source, page: tifffile.TiffPage,
     """The value that is white, and whether the file says so (OME's SignificantBits, BitsPerSample,
     SMaxSampleValue): a plain 16-bit file does not."""
     bits = page.bitspersample
-    if described is not None and 0 < (significant := number(described.get("SignificantBits"))):
+    if described is not None and (significant := number(described.get("SignificantBits"))) > 0:
         bits = min(bits, int(significant))
     source.white, source.says_white = 2**bits - 1, bits != 16
     stated = int(number(page.tags.valueof("SMaxSampleValue")))

@@ -110,7 +110,7 @@ def check_facts(facts: dict) -> None:
         return type(value) in (int, float) and 0 <= value <= highest
 
     right = {"scale": count, "tile": count, "threshold": lambda value: number(value, 1),
-             "microns": lambda value: value is None or number(value, 1e6) and value > 0,
+             "microns": lambda value: value is None or (number(value, 1e6) and value > 0),
              "white": lambda value: value is None or count(value),
              "label": lambda value: value is None or type(value) is str}
     wrong = {name: value for name, value in facts.items() if not right[name](value)}

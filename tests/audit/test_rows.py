@@ -1,8 +1,8 @@
-"""Each comparison of `minseg.lab.audit`, case by case, against the packages that are installed."""
+"""Each comparison of `lab.audit`, case by case, against the packages that are installed."""
 
 import pytest
 
-from minseg.lab.audit import ROWS, check
+from lab.audit import ROWS, check
 
 
 @pytest.mark.parametrize("row, case", [

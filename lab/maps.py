@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train
+from minseg.data.synthetic import synthetic_slide
+from minseg.deep_supervision import deep_supervision_weights
+from minseg.run.checkpoint import load_model
+from minseg.run.report import BLUE, INK, ORANGE, draw_outlines
+from minseg.tiling import predict_image
 
-from ..data.synthetic import synthetic_slide
-from ..deep_supervision import deep_supervision_weights
-from ..run.checkpoint import load_model
-from ..run.report import BLUE, INK, ORANGE, draw_outlines
-from ..tiling import predict_image
 from .plots import GREY
 from .sheet import Sheet, heat
 

@@ -1,13 +1,13 @@
 """Benchmarks, as programs: they print a table and write it to docs/results/ as JSON.
 
-    python -m minseg.lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
-    python -m minseg.lab.bench hypercolumn
-    python -m minseg.lab.bench rle
-    python -m minseg.lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
-    python -m minseg.lab.bench train --against smp
-    python -m minseg.lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
-    python -m minseg.lab.bench loader
-    python -m minseg.lab.bench spread
+    python -m lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
+    python -m lab.bench hypercolumn
+    python -m lab.bench rle
+    python -m lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
+    python -m lab.bench train --against smp
+    python -m lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
+    python -m lab.bench loader
+    python -m lab.bench spread
 
 Machines are noisy and change their speed within a minute, so two things are compared in turn, round
 by round, and what counts is the ratio of their medians.
@@ -31,18 +31,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.files import atomic
-from ..data.rle import Encoder, rle_encode
-from ..data.slides import shrink
-from ..data.synthetic import synthetic_slide
-from ..dice import dice_score
-from ..efficientnet import SCALES
-from ..hypercolumn import Hypercolumn
-from ..lovasz import lovasz_hinge
-from ..run.checkpoint import load_model
-from ..run.predictor import predictor
-from ..run.report import Parser
-from ..tiling import predict_image
+from minseg.data.files import atomic
+from minseg.data.rle import Encoder, rle_encode
+from minseg.data.slides import shrink
+from minseg.data.synthetic import synthetic_slide
+from minseg.dice import dice_score
+from minseg.efficientnet import SCALES
+from minseg.hypercolumn import Hypercolumn
+from minseg.lovasz import lovasz_hinge
+from minseg.run.checkpoint import load_model
+from minseg.run.options import infer_options
+from minseg.run.predictor import predictor
+from minseg.run.report import Parser
+from minseg.tiling import predict_image
+
 from .steps import TRICKS, bench_loader, bench_memory, bench_spread, bench_train
 
 RESULTS = Path("docs/results")
@@ -244,7 +246,7 @@ def stream(height: int, width: int, model: Path | None, args) -> dict:
     with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
         path = Path(folder, "slide.tiff")
         write_large(path, height, width)
-        options = infer.parse([str(path), "--model", str(model), "--out", folder + "/masks",
+        options = infer_options([str(path), "--model", str(model), "--out", folder + "/masks",
                                "--device", args.device, *["--amp"] * args.amp])
         options.out.mkdir()
         options.models, options.scale, options.microns = [str(model)], 1, None
@@ -349,8 +351,8 @@ BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": benc
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line: `python -m minseg.lab.bench WHAT`."""
-    parser = Parser(prog="python -m minseg.lab.bench", description=__doc__.split("\n")[0])
+    """The command line: `python -m lab.bench WHAT`."""
+    parser = Parser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=BENCHES)
     parser.add_argument("--against", choices=("smp", "monai"),
                         help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it")

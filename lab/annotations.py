@@ -1,8 +1,8 @@
 """# Annotations: polygons of a large slide, and regions that nobody labelled
 
-    python -m minseg.lab.annotations large      a slide of 30,000 x 30,000 pixels with 600 polygons
-    python -m minseg.lab.annotations hubmap     polygons beside run-length code
-    python -m minseg.lab.annotations void       half of each image void, and its labels there wrong
+    python -m lab.annotations large      a slide of 30,000 x 30,000 pixels with 600 polygons
+    python -m lab.annotations hubmap     polygons beside run-length code
+    python -m lab.annotations void       half of each image void, and its labels there wrong
 
 `large` cuts training tiles, segments with polygons out, and makes a mask of polygons and polygons
 of the mask again; each in a process of its own, whose memory above that of the idle one is told.
@@ -27,18 +27,20 @@ import numpy as np
 from PIL import Image
 from torch.nn import functional as F
 
-from ..crossval import dice_of, dice_parts
-from ..data.datasets import Item, find_slides
-from ..data.files import atomic
-from ..data.masks import Mask
-from ..data.polygons import Polygons, read_polygons, write_objects
-from ..data.rle import rle_encode
-from ..data.slides import open_slide, shrink
-from ..data.synthetic import write_slides
-from ..data.tables import read_table
-from ..data.tiles import cut
-from ..run.report import Parser
-from ..run.scores import count_known
+from minseg.crossval import dice_of, dice_parts
+from minseg.data.datasets import Item, find_slides
+from minseg.data.files import atomic
+from minseg.data.masks import Mask
+from minseg.data.polygons import Polygons, read_polygons, write_objects
+from minseg.data.rle import rle_encode
+from minseg.data.slides import open_slide, shrink
+from minseg.data.synthetic import write_slides
+from minseg.data.tables import read_table
+from minseg.data.tiles import cut
+from minseg.run.options import infer_options, train_options
+from minseg.run.report import Parser
+from minseg.run.scores import count_known
+
 from .bench import RESULTS, environment, peak, write_large
 
 BAND = 256  # rows at a time
@@ -96,7 +98,8 @@ def segment(folder: Path, size: int) -> dict:
         return F.avg_pool2d(1 - tiles.float().mean(1, keepdim=True) / 255, 31, 1, 15)
 
     path = folder / "images" / "slide.tiff"
-    options = infer.parse([str(path), "--model", "none", "--out", str(folder / "out"), "--geojson",
+    options = infer_options([str(path), "--model", "none", "--out", str(folder / "out"),
+                             "--geojson",
                            "--device", "cpu"])
     options.out.mkdir(exist_ok=True)
     options.models, options.scale, options.microns = [], 4, None
@@ -236,7 +239,7 @@ def void(args: argparse.Namespace) -> list[dict]:
             command = [str(option) for option in (
                 *options, "--scale", 4, "--tile", 128, "--seed", seed, "--folds", 2, "--fold", 1)]
             # How many steps an epoch has depends on how many tiles there are: counted beforehand.
-            counted = train.parse([*command, "--out", str(folder / "runs" / "none")])
+            counted = train_options([*command, "--out", str(folder / "runs" / "none")])
             _, folds, tiles, _ = train.prepare(counted)
             epoch = len(train.outside(tiles, folds, 1)) // counted.batch
             train.main([*command, "--epochs", str(args.steps / epoch), "--resume",
@@ -253,7 +256,7 @@ def void(args: argparse.Namespace) -> list[dict]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     jobs = {"large": large, "hubmap": hubmap, "void": void}
-    parser = Parser(prog="python -m minseg.lab.annotations", description=__doc__.split("\n")[0][2:])
+    parser = Parser(prog="python -m lab.annotations", description=__doc__.split("\n")[0][2:])
     parser.add_argument("what", choices=jobs)
     parser.add_argument("--size", type=int, default=30_000, help="of large: default 30000")
     parser.add_argument("--slides", type=int, default=20, help="of void: default 20")

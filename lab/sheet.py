@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..data.files import atomic
-from ..run.report import INK, PAPER, font
+from minseg.data.files import atomic
+from minseg.run.report import INK, PAPER, font
 
 MAP = np.array([(0, 34, 78), (47, 67, 110), (87, 93, 109), (124, 123, 120), (164, 154, 115),
                 (208, 187, 94), (254, 232, 56)], float)  # dark blue, grey, yellow

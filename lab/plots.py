@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..run.report import BLUE, FAINT, INK, ORANGE, PAPER, font
+from minseg.run.report import BLUE, FAINT, INK, ORANGE, PAPER, font
+
 from .sheet import Sheet
 
 GREEN, RED, PURPLE = (0, 158, 115), (213, 94, 0), (170, 90, 140)

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Item
-from ..data.masks import VOID, Mask
-from ..data.slides import open_slide
-from ..run.predictor import predictor
-from ..tiling import predict_bands, tile_starts
+from minseg.data.datasets import Item
+from minseg.data.masks import VOID, Mask
+from minseg.data.slides import open_slide
+from minseg.run.predictor import predictor
+from minseg.tiling import predict_bands, tile_starts
 
 WAYS = {"no overlap": (0, "uniform"),
         **{f"overlap 0.5, {window}": (0.5, window)

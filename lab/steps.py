@@ -1,4 +1,4 @@
-"""Whole training steps, for `python -m minseg.lab.bench train`: what they cost in time, memory and
+"""Whole training steps, for `python -m lab.bench train`: what they cost in time, memory and
 bytes moved, here and with segmentation_models.pytorch.
 
 Every step takes the same images and masks that lie on the device already, and does all that
@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.tiles import Tiles
-from ..losses import make_loss
-from ..run.step import Average, blocks, half, recompute_activations
-from ..unet import UNet
+from minseg.data.tiles import Tiles
+from minseg.losses import make_loss
+from minseg.run.step import Average, blocks, half, recompute_activations
+from minseg.unet import UNet
 
 TRICKS = {
     "plain": {}, "gates": {"gates": True}, "scse": {"attention": "scse"},
@@ -301,7 +301,7 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
             steps = {way: make(*arguments) for way, (make, arguments) in makers.items()}
             traffic = {}
             for way, step in steps.items():
-                if "compiled" in way or args.compile and "added" in way:
+                if "compiled" in way or (args.compile and "added" in way):
                     continue  # what a compiled step moves is not seen from here
                 with Traffic() as moved:
                     step()

@@ -1,7 +1,7 @@
 """# Which labels are wrong? Ask networks that have not seen them
 
-    python -m minseg.lab.labels RUN                       a run of train.py with all of its folds
-    python -m minseg.lab.labels --check -- OPTIONS        the same on slides with planted faults;
+    python -m lab.labels RUN                       a run of train.py with all of its folds
+    python -m lab.labels --check -- OPTIONS        the same on slides with planted faults;
                                                           OPTIONS are train.py's
 
 **Idea.** In cross-validation every image is predicted by a network that did not train on it. Where
@@ -47,14 +47,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.datasets import Item, find_slides
-from ..data.files import atomic
-from ..data.masks import VOID, Mask
-from ..data.slides import Slide, open_slide
-from ..data.synthetic import write_slides
-from ..run.prepare import leave_out, of_masks
-from ..run.report import Parser, Progress, contact_sheet, draw_outlines
-from ..run.scores import open_saved
+from minseg.data.datasets import Item, find_slides
+from minseg.data.files import atomic
+from minseg.data.masks import VOID, Mask
+from minseg.data.slides import Slide, open_slide
+from minseg.data.synthetic import write_slides
+from minseg.run.prepare import leave_out, of_masks
+from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
+from minseg.run.scores import open_saved
+
 from .bench import RESULTS, environment
 
 REACH, BLOCK = 128, 512  # pixels: of shifts that are tried; of what is read at once
@@ -291,7 +292,7 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
     with atomic(args.results / "labels.json") as temporary:
         temporary.write_text(json.dumps(
             {**environment("cuda" if torch.cuda.is_available() else "cpu"),
-             "command": shlex.join(["python", "-m", "minseg.lab.labels", "--check", "--slides",
+             "command": shlex.join(["python", "-m", "lab.labels", "--check", "--slides",
                                     str(args.slides), "--seeds", str(args.seeds), "--", *options]),
              "found_in_first_tenth": found, "largest_error_of_shift": max(errors), "rows": rows},
             indent=1) + "\n")
@@ -304,7 +305,7 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = Parser(prog="python -m minseg.lab.labels", description=__doc__.split("\n")[0][2:],
+    parser = Parser(prog="python -m lab.labels", description=__doc__.split("\n")[0][2:],
                     epilog="What follows -- is for train.py, with --check.")
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of a complete run")
     parser.add_argument("--check", action="store_true",
@@ -320,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
     args, options = parser.parse_args(argv[:end]), argv[end + 1 :]
-    if bool(args.run) == args.check or args.run and options:
+    if bool(args.run) == args.check or (args.run and options):
         parser.error("give either the folder of a run, or --check and options of train.py")
     if args.seeds < 1 or args.slides < 6:
         parser.error(f"--seeds {args.seeds}, --slides {args.slides}: need 1 or more, 6 or more")

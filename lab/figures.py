@@ -1,9 +1,9 @@
 """The figures of the docstrings, drawn by the code that they explain.
 
-    python -m minseg.lab.figures                     all of them, into docs/figures/
-    python -m minseg.lab.figures windows lovasz      some
+    python -m lab.figures                     all of them, into docs/figures/
+    python -m lab.figures windows lovasz      some
 
-Those that show a network at work (`minseg.lab.maps`) train two small ones first, into
+Those that show a network at work (`lab.maps`) train two small ones first, into
 runs/figures-*."""
 
 import math
@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 
 import train
+from minseg.crossval import group_folds
+from minseg.data.files import atomic
+from minseg.data.synthetic import synthetic_slide
+from minseg.dice import dice_loss
+from minseg.efficientnet import EfficientNet
+from minseg.losses import first_stage
+from minseg.lovasz import lovasz_hinge
+from minseg.run.report import BLUE, FAINT, INK, ORANGE, PAPER, Parser
+from minseg.sampling import epoch_indices
+from minseg.tiling import blend_window, tile_starts
+from minseg.tta import flips_and_turns
 
-from ..crossval import group_folds
-from ..data.files import atomic
-from ..data.synthetic import synthetic_slide
-from ..dice import dice_loss
-from ..lovasz import lovasz_hinge
-from ..efficientnet import EfficientNet
-from ..losses import first_stage
-from ..run.report import BLUE, FAINT, INK, ORANGE, PAPER, Parser
-from ..sampling import epoch_indices
-from ..tiling import blend_window, tile_starts
-from ..tta import flips_and_turns
 from .maps import NETWORK_FIGURES, picture, trained
 from .plots import GREEN, GREY, PURPLE, RED, Plot
 from .sheet import Sheet, heat
@@ -315,7 +315,7 @@ FIGURES: dict[str, Callable[[Path], None]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = Parser(prog="python -m minseg.lab.figures", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m lab.figures", description=__doc__.split("\n")[0])
     names = [*FIGURES, *NETWORK_FIGURES]
     parser.add_argument("figures", nargs="*", metavar="NAME", choices=[[], *names],
                         help="which (default all): " + ", ".join(names))

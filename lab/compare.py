@@ -2,7 +2,7 @@
 
     python train.py --data DIR --folds 3 --out runs/a
     python train.py --data DIR --folds 3 --weights imagenet --out runs/b
-    python -m minseg.lab.compare runs/a runs/b
+    python -m lab.compare runs/a runs/b
 
 Prints a table, writes docs/results/compare-A-B.json and draws docs/figures/compare-A-B.png.
 """
@@ -13,8 +13,9 @@ import math
 import statistics
 from pathlib import Path
 
-from ..data.files import atomic
-from ..run.report import Parser, draw_curves
+from minseg.data.files import atomic
+from minseg.run.report import Parser, draw_curves
+
 from .bench import RESULTS, environment
 
 
@@ -83,7 +84,7 @@ def table(rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = Parser(prog="python -m minseg.lab.compare", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m lab.compare", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folders of complete runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"),
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder in (args.out, args.figures):
         folder.mkdir(parents=True, exist_ok=True)
     with atomic(args.out / f"{name}.json") as temporary:
-        command = " ".join(["python -m minseg.lab.compare", *map(str, args.runs)])
+        command = " ".join(["python -m lab.compare", *map(str, args.runs)])
         temporary.write_text(json.dumps({**environment("cpu"), "command": command, "rows": rows},
                                         indent=2) + "\n")
     rows.sort(key=lambda row: -row["held_out_dice"][-1])  # as the curves lie

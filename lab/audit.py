@@ -1,6 +1,6 @@
 """The audit: this project's parts against the best-known implementation of each.
 
-    python -m pip install -e '.[audit]' && python -m minseg.lab.audit
+    python -m pip install -e '.[audit]' && python -m lab.audit
 
 Weights are copied across, inputs are random, and outputs and gradients (of a random weighted sum of
 all outputs, with respect to inputs and weights) are compared: the largest difference of a tensor as
@@ -21,17 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention_gate import AttentionGate
-from ..cbam import CBAM
-from ..data.files import atomic
-from ..dice import dice_loss
-from ..efficientnet import SCALES, EfficientNet
-from ..lovasz import lovasz_hinge
-from ..pretrained import load_weights, names
-from ..run.report import Parser, Progress
-from ..scse import SCSE
-from ..tiling import blend_window, predict_image
-from ..unet import UNet
+from minseg.attention_gate import AttentionGate
+from minseg.cbam import CBAM
+from minseg.data.files import atomic
+from minseg.dice import dice_loss
+from minseg.efficientnet import SCALES, EfficientNet
+from minseg.lovasz import lovasz_hinge
+from minseg.pretrained import load_weights, names
+from minseg.run.report import Parser, Progress
+from minseg.scse import SCSE
+from minseg.tiling import blend_window, predict_image
+from minseg.unet import UNet
+
 from .bench import RESULTS, environment
 
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of values, of gradients
@@ -399,7 +400,7 @@ def table(rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs every comparison, prints the table and writes audit.json."""
-    parser = Parser(prog="python -m minseg.lab.audit", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m lab.audit", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
     missing = sorted({row.package for row in ROWS

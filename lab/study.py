@@ -1,7 +1,7 @@
 """Does a trick help? Each alone against one baseline, over folds and seeds, with error bars.
 
-    python -m minseg.lab.study --data DIR --folds 3 --seeds 2 --tile 128 --epochs 3
-    python -m minseg.lab.study --quick
+    python -m lab.study --data DIR --folds 3 --seeds 2 --tile 128 --epochs 3
+    python -m lab.study --quick
 
 An arm is the baseline's command line for `train.py` with a few options changed (`TRAINING`), or the
 baseline's networks with another way to predict (`INFERENCE`). Options that this program does not
@@ -40,16 +40,17 @@ import torch
 from torch import Tensor
 
 import train
+from minseg.crossval import dice_parts
+from minseg.data.datasets import Item
+from minseg.data.files import atomic
+from minseg.deep_supervision import deep_supervision_loss
+from minseg.run.checkpoint import load_model
+from minseg.run.options import train_options
+from minseg.run.prepare import draw, make_sampler, outside, prepare
+from minseg.run.report import Parser, Progress, duration
+from minseg.run.scores import count_saved, predict
+from minseg.run.step import Average, claimed, half, out_of_memory
 
-from ..crossval import dice_parts
-from ..data.datasets import Item
-from ..data.files import atomic
-from ..deep_supervision import deep_supervision_loss
-from ..run.checkpoint import load_model
-from ..run.prepare import draw, make_sampler, outside, prepare
-from ..run.report import Parser, Progress, duration
-from ..run.scores import count_saved, predict
-from ..run.step import Average, claimed, half, out_of_memory
 from .bench import RESULTS, environment, in_turn
 from .effects import dice_of_groups, effect, holm
 from .plots import curves, forest, scatter, signed
@@ -107,7 +108,7 @@ def prepared(args: argparse.Namespace, arm: str,
              fold: int) -> tuple[argparse.Namespace, list[Item], int]:
     """An arm's options as `train.py` understands them, the images that the fold holds out, and how
     many steps an epoch has."""
-    given = train.parse([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
+    given = train_options([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
     items, folds, tiles, _ = prepare(given)
     return (given, [item for item, other in zip(items, folds) if other == fold],
             len(make_sampler(given, tiles, outside(tiles, folds, fold))(0)))
@@ -156,7 +157,7 @@ def measure_costs(args: argparse.Namespace) -> dict:
     pass, and parameters. Of two losses the second counts."""
     functions, rows = {}, {}
     for arm in args.arms:
-        given = train.parse(options_of(args, arm, 0, 0))
+        given = train_options(options_of(args, arm, 0, 0))
         net, _ = train.build(given, 1)
         optimizer, average = train.make_optimizer(net.train(), given), Average(net, 0.99)
         dtype = half(given.device) if given.amp else None
@@ -239,7 +240,7 @@ def run(args: argparse.Namespace, job: tuple[str, int, int], facts: dict) -> boo
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = Parser(prog="python -m minseg.lab.study", allow_abbrev=False,
+    parser = Parser(prog="python -m lab.study", allow_abbrev=False,
                     description=__doc__.split("\n")[0],
                     epilog="Other options are train.py's, and change the baseline.")
     parser.add_argument("--data", type=Path, metavar="DIR",
@@ -426,7 +427,7 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
         temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n"
                                      for line in lines.values()), encoding="utf-8")
     with atomic(args.results / f"study-{args.name}.json") as temporary:
-        summary = {**facts, "command": shlex.join(["python", "-m", "minseg.lab.study", *words]),
+        summary = {**facts, "command": shlex.join(["python", "-m", "lab.study", *words]),
                    **found}
         temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
                              encoding="utf-8")
