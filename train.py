@@ -4,13 +4,16 @@
     python train.py --data DIR --folds 5     DIR/images, DIR/masks, DIR/groups.csv, or HuBMAP's
                                              DIR/train, DIR/train.csv; all folds
 
-The run's folder holds config.json, and for each fold (of whole groups, never of single images)
-log.csv, curves.png, preview.png, score.json, probabilities/, resume.pt, for --resume, and model.pt,
-for infer.py; when every fold is there, summary.json.
+Read it from top to bottom: how long a run is, the network, the optimiser and its learning rate, one
+step, the loop, one fold, the program. A fold holds out whole groups (patients), never single
+images.
+
+The run's folder holds config.json and, for each fold, log.csv, curves.png, preview.png, score.json,
+probabilities/, model.pt (for infer.py) and resume.pt (for --resume). Once every fold is there, it
+also holds summary.json.
 """
 
 import math
-import shlex
 import sys
 import time
 
@@ -19,32 +22,36 @@ import torch
 from minseg import UNet, deep_supervision_loss, load_weights
 from minseg.data.augment import augment
 from minseg.losses import first_stage
-from minseg.run.checkpoint import put_back, save_model, save_progress
+from minseg.run.checkpoint import save_model
+from minseg.run.errors import explained
+from minseg.run.loop import Run, claim_fold
 from minseg.run.options import train_options
-from minseg.run.prepare import class_name, make_sampler, outside, prepare, save_settings
-from minseg.run.report import Progress, duration
-from minseg.run.scores import predict, save_fold, save_log, score, summarize
-from minseg.run.step import (
-    Average,
-    Stopped,
-    Watch,
-    claimed,
-    half,
-    recompute_activations,
-    seeded,
-    stop_when_asked,
-    what_to_do,
-)
+from minseg.run.prepare import class_name, make_sampler, outside, prepare, save_config
+from minseg.run.report import duration
+from minseg.run.scores import predict, save_fold, score, summarize
+from minseg.run.step import EMA, autocast_dtype, recompute_activations, seeded
 
-SAVE_EVERY = 300  # seconds
+
+class Plan:
+    """How long a run is, and what follows from that."""
+
+    def __init__(self, args, steps_per_epoch):
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = max(1, round(args.epochs * steps_per_epoch))
+        self.epochs = math.ceil(self.steps / steps_per_epoch)  # the last one may be cut short
+        # With --then there are two stages: the first loss for this many steps, then the second.
+        self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
+        # The exponential moving average (EMA) of the weights spans about a twentieth of the run.
+        self.ema_decay = 1 - 1 / max(10, self.steps / 20)
+
 
 def build(args, steps):
-    """The network and its arguments, which the checkpoint keeps."""
+    """The network, and the arguments that make it, which the checkpoint keeps."""
     network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
                "attention": None if args.attention == "none" else args.attention,
                "deep_supervision": args.deep_supervision,
-               # Holds long runs back from overfitting but slows short ones: the paper's 0.2 only
-               # from 50,000 steps on.
+               # Stochastic depth keeps long runs from overfitting but slows short ones down: the
+               # paper's 0.2 is reached only at 50,000 steps.
                "stochastic_depth": 0.2 * min(1, steps / 50_000)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
@@ -57,29 +64,43 @@ def build(args, steps):
     return net.to(args.device, memory_format=torch.channels_last), network
 
 
-def learning_rate(step, steps, first):
-    """Share of the highest rate: up over a tenth (500 steps at most), then down half a cosine.
+def make_optimizer(net, args):
+    """AdamW. Published weights learn more slowly; norms and biases have no weight decay."""
+    def params(encoder, decayed):
+        return [p for name, p in net.named_parameters()
+                if name.startswith("encoder.") == encoder and (p.ndim > 1) == decayed]
 
-    Each stage, the `first` of all `steps` and the rest, warms up and falls by itself.
-    """
-    step, steps = (step, first) if step < first else (step - first, steps - first)
+    encoder_lr = args.lr * (args.encoder_lr if args.weights else 1)
+    return torch.optim.AdamW(
+        [{"params": params(encoder, decayed), "lr": lr, "weight_decay": 1e-2 if decayed else 0.0}
+         for encoder, lr in ((True, encoder_lr), (False, args.lr)) for decayed in (True, False)],
+        fused=True)
+
+
+def learning_rate(step, steps, first_stage_steps):
+    """The learning rate of a step, as a share of the highest: it rises linearly over a tenth of the
+    steps (500 at most), then falls along half a cosine. Each of two stages does so by itself."""
+    if step < first_stage_steps:
+        steps = first_stage_steps
+    else:
+        step, steps = step - first_stage_steps, steps - first_stage_steps
     warm_up = max(1, min(500, steps // 10))
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def training_step(net, loss, parts, optimizer, scaler, dtype=None, accumulate=1):
-    """One step: the mean of the gradients of `accumulate` parts (images, targets) moves the
-    weights. Returns the mean loss, which stays on the device: nobody waits for it here."""
+def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
+    """One step of the optimiser, with the mean gradient of `accumulate` micro-batches (images,
+    targets). Returns the mean loss as a tensor on the device: nothing waits for its value here."""
     total = 0
-    for images, targets in parts:
+    for images, targets in micro_batches:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             logits = net(images)
         # Without deep supervision there is one map of logits, and this is the loss itself.
         value = deep_supervision_loss(loss, logits, targets) / accumulate
-        scaler.scale(value).backward()
+        scaler.scale(value).backward()  # float16 needs the scaler, otherwise it does nothing
         total = total + value.detach()
     scaler.step(optimizer)
     scaler.update()
@@ -87,153 +108,78 @@ def training_step(net, loss, parts, optimizer, scaler, dtype=None, accumulate=1)
     return total
 
 
-def make_optimizer(net, args):
-    """AdamW. Published weights move slowly; norms and biases are not shrunk."""
-    def params(encoder, shrunk):
-        return [p for name, p in net.named_parameters()
-                if name.startswith("encoder.") == encoder and (p.ndim > 1) == shrunk]
-
-    slow = args.lr * (args.encoder_lr if args.weights else 1)
-    return torch.optim.AdamW(
-        [{"params": params(encoder, shrunk), "lr": lr, "weight_decay": 1e-2 if shrunk else 0.0}
-         for encoder, lr in ((True, slow), (False, args.lr)) for shrunk in (True, False)],
-        fused=True)
-
-
 def train(args, tiles, train_on, held_out, folder):
-    """The training loop. Returns the network with averaged weights, and its arguments."""
-    sample = make_sampler(args, tiles, train_on)
-    length = len(sample(0))  # steps an epoch
-    steps = max(1, round(args.epochs * length))
-    epochs = math.ceil(steps / length)
-    first = first_stage(steps, args.switch) if args.then else steps  # steps in stage 1
-    net, network = build(args, steps)
-    optimizer = make_optimizer(net, args)
-    highest = [group["lr"] for group in optimizer.param_groups]
-    dtype = half(args.device) if args.amp else None
+    """Train on the tiles `train_on`. Returns the network with the averaged weights (EMA), and the
+    arguments that make it."""
+    steps_of = make_sampler(args, tiles, train_on)  # epoch -> steps -> batches -> tile numbers
+    plan = Plan(args, len(steps_of(0)))
+    net, network = build(args, plan.steps)
+    optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
+    highest_rates = [group["lr"] for group in optimizer.param_groups]
+    dtype = autocast_dtype(args.device) if args.amp else None
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-    # The average reaches back over a twentieth of the run, batch norm's statistics included.
-    average = Average(net, 1 - 1 / max(10, steps / 20))
-
-    kept = {"net": net, "average": average.net, "optimizer": optimizer, "scaler": scaler}
-    # Steps done, rows of log.csv, this epoch's sum of losses, seconds spent before --resume.
-    done, rows, total, spent = 0, [], torch.zeros((), device=args.device), 0.0
-    if args.resume and (before := put_back(folder / "resume.pt", kept, tiles.mask_area,
-                                            length)):
-        done, rows, spent = before["done"], before["rows"], before["spent"]
-        total += before["total"]
-    start = saved = time.monotonic()
-    watch, bar = Watch(tiles.describe), Progress(steps, f"training {folder.name}", done)
-
-    def save():  # as things stand when it is called
-        watch.check(average.floats)  # what is not finite is not kept
-        save_progress(folder / "resume.pt", done=done, rows=rows, total=total.item(), length=length,
-                      areas=tiles.mask_area, spent=spent + time.monotonic() - start,
-                      **{name: part.state_dict() for name, part in kept.items()})
-
-    forward, *losses = net, *args.losses
+    forward, losses = net, args.losses
     if args.checkpoint_activations:
         recompute_activations(net)
     if args.compile:
         forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
-    with stop_when_asked() as stop:
-        for epoch in range(len(rows), epochs):
-            # What is left of the epoch after --resume, and of the run in its last epoch.
-            order = sample(epoch)[done % length :][: steps - done]
-            batches = tiles.batches(sum(order, []), args.device, args.workers)
+
+    states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
+    with Run(args, plan, tiles, folder, states) as run:  # with --resume, where it was interrupted
+        for epoch in range(run.epoch, plan.epochs):
+            steps = run.remaining(steps_of(epoch))
+            batches = tiles.batches([batch for step in steps for batch in step],
+                                    args.device, args.workers)
             net.train()
-            for drawn in order:  # the tiles of a step, batch by batch
-                rate = learning_rate(done, steps, first)
-                for group, top in zip(optimizer.param_groups, highest):
-                    group["lr"] = top * rate
-                generator = seeded(args.seed, "step", done)
-                torch.manual_seed(seeded(args.seed, "depth", done).initial_seed())
-                parts = (augment(*next(batches), args.tile, generator) for _ in drawn)
-                loss = training_step(forward, losses[done >= first], parts, optimizer, scaler,
-                                     dtype, len(drawn))
-                average.update()
-                total += loss
-                watch.add(done, loss, scaler, rate * args.lr, drawn)
-                done += 1
-                if done % length and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY):
-                    save()
-                    saved = time.monotonic()
-                    if stop.is_set():
-                        raise Stopped(f"after step {done} of {steps}")
-                bar.step(text=f"epoch {epoch + 1}/{epochs}")
-
-            watch.check(average.floats)  # before minutes go into scoring a broken network
-            # For the log only: nothing is chosen by it, or the score would flatter.
-            quick = score(predict(average.net, held_out, args, overlap=0), held_out)
-            seconds = spent + time.monotonic() - start - sum(row["seconds"] for row in rows)
-            rows.append({"epoch": epoch + 1, "steps": done,
-                         "stage": 1 + (done > first),  # of the step before
-                         "loss": round(total.item() / (done - epoch * length), 5),
-                         "held_out_dice": round(quick["pooled_dice"], 5),
-                         "seconds": round(seconds, 1)})
-            total.zero_()
-            bar.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
-                    "{seconds} s".format(**rows[-1]))
-            title = args.loss + (f", then {args.then}" if args.then else "")
-            save_log(folder, rows, f"{args.encoder}, {title}, {folder}")
-            save()
-            if stop.is_set():
-                raise Stopped(f"after epoch {epoch + 1} of {epochs}")
-    return average.net.eval(), network
+            for step in steps:
+                rate = learning_rate(run.step, plan.steps, plan.first_stage_steps)
+                for group, highest in zip(optimizer.param_groups, highest_rates):
+                    group["lr"] = highest * rate
+                loss = losses[0] if run.step < plan.first_stage_steps else losses[1]
+                # Random numbers depend on the step alone, so a resumed run draws the same ones.
+                generator = seeded(args.seed, "step", run.step)
+                torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
+                micro_batches = (augment(*next(batches), args.tile, generator) for _ in step)
+                value = training_step(forward, loss, micro_batches, optimizer, scaler, dtype,
+                                      accumulate=len(step))
+                ema.update()
+                run.after_step(value, rate * args.lr, step)
+            # For the log only. Choosing the best epoch by it would overstate the score.
+            quick = score(predict(ema.net, held_out, args, overlap=0), held_out)
+            run.after_epoch(quick["pooled_dice"])
+    return ema.net.eval(), network
 
 
-def train_and_score(args, items, folds, tiles, fold):
+def train_and_score(args, data, fold):
     """One fold, from its folder to its model.pt."""
     folder = args.out / f"fold{fold}"
-    held_out = [item for item, other in zip(items, folds) if other == fold]
-    print(f"{folder}: {len(items) - len(held_out)} images to train on, "
+    held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
+    print(f"{folder}: {len(data.items) - len(held_out)} images to train on, "
           f"{len(held_out)} to score", flush=True)
-    net, network = train(args, tiles, outside(tiles, folds, fold), held_out, folder)
+    net, network = train(args, data.tiles, outside(data.tiles, data.folds, fold), held_out, folder)
     (folder / "probabilities").mkdir(exist_ok=True)
     counts = predict(net, held_out, args, folder=folder / "probabilities")
     threshold = save_fold(folder, held_out, counts)
     state = {name: value.cpu() for name, value in net.state_dict().items()}
     save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
-               threshold=threshold, microns=args.microns, white=args.white,
-               label=class_name(items))  # last: the fold is complete
+               threshold=threshold, microns=data.microns, white=args.white,
+               label=class_name(data.items))  # last: from now on the fold is complete
     print(f"look at {folder / 'preview.png'}")
 
 
 def main(argv=None):
-    """Prepare; train and report, fold by fold; summarize."""
-    args = train_options(argv)
-    start, again = time.monotonic(), shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
-        # Also settles args.data, folds, fold, exclude and microns.
-        items, folds, tiles, chosen = prepare(args)
-        save_settings(args)
-    except (ValueError, OSError, MemoryError) as error:
-        remedy = ": use a smaller --tile or a larger --scale" * isinstance(error, MemoryError)
-        print(f"train.py: {error}{remedy}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        for fold in chosen:
-            folder = args.out / f"fold{fold}"
-            if (folder / "model.pt").exists():
-                print(f"{folder}: is there already")
-                continue
-            try:
-                folder.mkdir(exist_ok=args.resume)
-            except FileExistsError:
-                print(f"{folder}: is unfinished: if no process is at work there, add --resume")
-                continue
-            with claimed(folder) as mine:  # processes can share a run
-                if mine:
-                    train_and_score(args, items, folds, tiles, fold)
-                else:
-                    print(f"{folder}: another process is at work there")
+    """Prepare the data; train and score fold by fold; summarize."""
+    args, start = train_options(argv), time.monotonic()
+    with explained(args, argv, exit_code=2):  # one line on stderr in place of a traceback
+        data = prepare(args)
+        save_config(args.out, data.config)
+    with explained(args, argv, exit_code=1):
+        for fold in data.chosen:
+            with claim_fold(args.out / f"fold{fold}", args.resume) as claimed:
+                if claimed:  # it is not there yet, and no other process is at work on it
+                    train_and_score(args, data, fold)
         print(f"took {duration(time.monotonic() - start)}")
-        summarize(args.out, items, folds)
-    except Exception as error:
-        if (words := what_to_do(error, args, again)) is None:
-            raise
-        print(f"train.py: {words}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, Stopped) else 1)
+        summarize(args.out, data.items, data.folds)
 
 
 if __name__ == "__main__":

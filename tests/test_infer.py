@@ -15,9 +15,10 @@ from torch.nn import functional as F
 import infer
 from minseg import UNet, predict_image, rle_decode, rle_encode
 from minseg.data.polygons import Polygons, read_polygons
-from minseg.data.slides import shrink
+from minseg.data.slides import open_slide, shrink
 from minseg.data.synthetic import synthetic_slide
-from minseg.run.checkpoint import save_model
+from minseg.run import outputs
+from minseg.run.checkpoint import load_model, save_model
 
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 16, 8, 8, 8]}
 
@@ -66,8 +67,8 @@ def test_mask_preview_and_csv_agree(model, slides, tmp_path):
 def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(model, slides, tmp_path):
     infer.main([slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--overlap", "0.25",
                 "--window", "hann", "--threshold", "0.45"])
-    net, _ = infer.load_model(model)
-    small = infer.open_slide(slides[0], 2)
+    net, _ = load_model(model)
+    small = open_slide(slides[0], 2)
     small = small.read(0, 0, small.height, small.width)
     with torch.inference_mode():
         probability = predict_image(lambda t: net(t.float() / 255).sigmoid(), small, tile=64,
@@ -94,9 +95,9 @@ def models(tmp_path_factory):
 
 def naive(models, slide, views):
     """Mean probability of the models over the views of each whole tile, enlarged."""
-    small = infer.open_slide(slide, 2)
+    small = open_slide(slide, 2)
     small = small.read(0, 0, small.height, small.width)
-    nets = [infer.load_model(model)[0] for model in models]
+    nets = [load_model(model)[0] for model in models]
 
     def predict(tiles):
         answers = []
@@ -147,7 +148,7 @@ def test_checkpoints_of_different_scale_or_tile_are_not_mixed_up(models, slides,
     usual = (slides[0], "--out", tmp_path / "o", "--model")
     line = fails(capsys, 2, *usual, models[0], models[2])
     assert "model2.pt: has scale 1" in line and "model0.pt has 2" in line
-    net, facts = infer.load_model(models[0])
+    net, facts = load_model(models[0])
     other = tmp_path / "other.pt"
     save_model(other, NETWORK, net.state_dict(), **{**facts, "tile": 96})
     assert "--tile" in fails(capsys, 2, *usual, models[0], other)
@@ -368,7 +369,7 @@ def test_results_of_other_settings_are_refused_and_stay(model, again, capsys, op
 def test_results_of_another_network_or_slide_are_refused_and_stay(model, again, tmp_path, capsys):
     slides, out, table = again
     before = contents(out, table)
-    net, facts = infer.load_model(model)
+    net, facts = load_model(model)
     net.head.bias.data += 1
     save_model(tmp_path / "model.pt", NETWORK, net.state_dict(), **facts)
     line = fails(capsys, 2, *slides, "--model", tmp_path / "model.pt", "--out", out)
@@ -462,7 +463,7 @@ def test_another_tile_than_that_of_training_is_said_in_one_line(model, slides, t
     (0.5, False), (0.525, False), (0.475, False), (0.56, True), (0.44, True), (None, False)])
 def test_a_slide_of_another_resolution_than_the_models_is_said_in_one_line(
         model, tmp_path, capsys, microns, warned):
-    net, facts = infer.load_model(model)
+    net, facts = load_model(model)
     save_model(tmp_path / "model.pt", NETWORK, net.state_dict(),
                **{**facts, "microns": 0.5})
     tags = {} if microns is None else dict(resolution=(25400 / microns,) * 2, resolutionunit=2)
@@ -519,7 +520,7 @@ def test_slides_of_three_strips_and_in_planes_give_the_mask_of_the_same_pixels_a
 
 
 def test_previews_of_large_slides_are_reduced(model, slides, tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "PREVIEW", 50)
+    monkeypatch.setattr(outputs, "PREVIEW", 50)
     start(slides[:1], model, tmp_path / "out")  # 301 x 255, at scale 2 151 x 128
     image = np.asarray(Image.open(slides[0]))
     preview = np.asarray(Image.open(tmp_path / "out" / "kidney0.preview.png"))

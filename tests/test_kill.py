@@ -120,7 +120,8 @@ def test_inference_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path)
         assert 0 < tifffile.imread(tmp_path / "undisturbed" / f"slide{i}.tiff").mean() < 255
 
 
-TRAIN = "import sys, train\ntrain.SAVE_EVERY = 0\ntrain.main(sys.argv[1:])"
+TRAIN = ("import sys, train\nfrom minseg.run import loop\nloop.SAVE_EVERY = 0\n"
+         "train.main(sys.argv[1:])")
 
 
 def test_training_that_is_killed_twenty_times_ends_with_the_same_weights(tmp_path):

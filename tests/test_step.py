@@ -14,17 +14,9 @@ from torch import nn
 import train
 from minseg import UNet, make_loss
 from minseg.run.options import RECIPES, train_options
-from minseg.run.step import (
-    EVERY,
-    SKIPPED,
-    Watch,
-    claimed,
-    half,
-    out_of_memory,
-    recompute_activations,
-    seeded,
-    stop_when_asked,
-)
+from minseg.run.errors import out_of_memory
+from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_asked
+from minseg.run.step import autocast_dtype, recompute_activations, seeded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRICKS = [dict(gates=gates, attention=attention, hypercolumn=column, deep_supervision=deep)
@@ -161,11 +153,11 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole():
         torch.testing.assert_close(a, b)
 
 
-def test_half_is_bfloat16_but_where_a_gpu_only_emulates_it(monkeypatch):
-    assert half("cpu") == torch.bfloat16
+def test_16_bits_are_bfloat16_except_where_a_gpu_only_emulates_it(monkeypatch):
+    assert autocast_dtype("cpu") == torch.bfloat16
     for real, dtype in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, real=real: real)
-        assert half("cuda:1") == dtype
+        assert autocast_dtype("cuda:1") == dtype
 
 
 def test_numbers_depend_on_all_that_they_are_seeded_with_and_on_nothing_else():
@@ -200,10 +192,10 @@ def test_a_loss_that_is_not_finite_is_named_with_step_rate_and_tiles():
 def test_losses_are_looked_at_once_in_a_while_without_being_asked():
     watch = Watch(str)
     watch.add(0, torch.tensor(torch.nan), Scaler(), 0.1, [[0]])
-    for step in range(1, EVERY - 1):
+    for step in range(1, LOOK_EVERY - 1):
         watch.add(step, torch.tensor(0.5), Scaler(), 0.1, [[0]])
     with pytest.raises(FloatingPointError, match="step 0"):
-        watch.add(EVERY - 1, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+        watch.add(LOOK_EVERY - 1, torch.tensor(0.5), Scaler(), 0.1, [[0]])
 
 
 def test_too_many_skipped_steps_in_a_row_stop_and_fewer_do_not():
@@ -215,12 +207,12 @@ def test_too_many_skipped_steps_in_a_row_stop_and_fewer_do_not():
 
     watch = Watch(str)
     watch.add(0, torch.tensor(0.5), Scaler(2.0**60), 0.1, [[0]])
-    scale = skip(SKIPPED - 1, watch)
+    scale = skip(MOST_SKIPPED - 1, watch)
     watch.add(50, torch.tensor(0.5), Scaler(scale), 0.1, [[0]])  # one that was not skipped
-    skip(SKIPPED - 1, watch, 51, scale)
+    skip(MOST_SKIPPED - 1, watch, 51, scale)
     watch.check()
-    skip(1, watch, 90, scale / 2**(SKIPPED - 1))
-    with pytest.raises(FloatingPointError, match=f"step 90: {SKIPPED} steps in a row"):
+    skip(1, watch, 90, scale / 2**(MOST_SKIPPED - 1))
+    with pytest.raises(FloatingPointError, match=f"step 90: {MOST_SKIPPED} steps in a row"):
         watch.check()
 
 
@@ -228,7 +220,7 @@ def test_a_real_scaler_that_skips_is_seen():
     net, watch = nn.Conv2d(3, 1, 1).to(DEVICE), Watch(str)
     optimizer, scaler = torch.optim.AdamW(net.parameters(), 1e-3), torch.amp.GradScaler(DEVICE)
 
-    for step in range(SKIPPED + 2):
+    for step in range(MOST_SKIPPED + 2):
         loss = train.training_step(net, lambda z, t: z.sum() * torch.inf, [batch()], optimizer,
                                    scaler)
         watch.add(step, torch.ones_like(loss), scaler, 0.1, [[0]])
@@ -276,19 +268,19 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 @pytest.mark.skipif(os.name != "posix", reason="file locks")
 def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
-    code = ("import sys, time\nfrom pathlib import Path\nfrom minseg.run.step import claimed\n"
-            "with claimed(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n"
+    code = ("import sys, time\nfrom pathlib import Path\nfrom minseg.run.loop import locked\n"
+            "with locked(Path(sys.argv[1])) as free:\n    print(free, flush=True)\n"
             "    time.sleep(60)")
     root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root,
                                stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "True\n"
-    with claimed(tmp_path) as mine:
-        assert not mine
+    with locked(tmp_path) as free:
+        assert not free
     process.kill()
     process.communicate()
-    with claimed(tmp_path) as mine:
-        assert mine
+    with locked(tmp_path) as free:
+        assert free
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

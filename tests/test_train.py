@@ -19,7 +19,7 @@ from minseg.data.datasets import find_slides
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.pretrained import names
-from minseg.run import options, prepare
+from minseg.run import loop, options, prepare
 from minseg.run.checkpoint import load_model
 from minseg.run.options import RECIPES, train_options
 
@@ -244,9 +244,9 @@ def test_stochastic_depth_does_not_repeat_the_numbers_of_augmentation(data, tmp_
         augmentation.append(generator.initial_seed())
         return augment(images, masks, tile, generator)
 
-    def stepped(*arguments):
+    def stepped(*arguments, **options):
         depth.append(torch.initial_seed())
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(train, "augment", seen)
     monkeypatch.setattr(train, "training_step", stepped)
@@ -585,8 +585,7 @@ def test_a_checkpoint_carries_the_size_of_a_pixel_by_the_slides_tags(hubmap_run)
 def test_slides_without_resolution_do_not_count_for_it(tmp_path, microns, median):
     args = train_options(["--data", str(write_hubmap(tmp_path / "data", microns)),
                         "--out", str(tmp_path / "o"), *QUICK])
-    train.prepare(args)
-    assert args.microns == (median and pytest.approx(median, rel=1e-3))
+    assert train.prepare(args).microns == (median and pytest.approx(median, rel=1e-3))
 
 
 @pytest.mark.parametrize("change, words", [
@@ -684,7 +683,8 @@ def undisturbed(data, tmp_path_factory):
       for place in (("training_step", 1), ("score", 0), ("save_fold", 0)))])
 def test_a_run_that_died_anywhere_goes_on_to_the_same_bits(undisturbed, data, tmp_path, monkeypatch,
                                                            where, after):
-    calls, function = [], getattr(train, where)
+    module = loop if where == "save_log" else train
+    calls, function = [], getattr(module, where)
 
     def die(*arguments, **options):
         calls.append(where)
@@ -695,8 +695,8 @@ def test_a_run_that_died_anywhere_goes_on_to_the_same_bits(undisturbed, data, tm
     command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if where == "training_step":
-            patch.setattr(train, "SAVE_EVERY", 0)  # after every step
-        patch.setattr(train, where, die)
+            patch.setattr(loop, "SAVE_EVERY", 0)  # after every step
+        patch.setattr(module, where, die)
         train.main(command)
     train.main([*command, "--resume"])
     wanted, found = final(undisturbed), final(tmp_path / "o")
@@ -718,7 +718,7 @@ def test_it_goes_on_from_where_it_was_and_not_from_the_start(undisturbed, data, 
             raise Killed
         return function(*arguments, **options)
 
-    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
     monkeypatch.setattr(train, "training_step", count)
     command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
     with pytest.raises(Killed):
@@ -761,7 +761,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data, tmp_path
                 net.head.bias.fill_(torch.nan)
         return function(net, loss, parts, *arguments, **options)
 
-    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
     monkeypatch.setattr(train, "training_step", spoil)
     command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
     with pytest.raises(SystemExit) as error:

@@ -1,7 +1,7 @@
 """# What a run shows: progress, curves, previews
 
-Text on the terminal while it lasts, pictures to look at afterwards. Colours are told apart by the
-colour-blind too (Okabe and Ito's palette): blue is the label, orange the prediction.
+Text on the terminal while it runs, pictures to look at afterwards. The colours are Okabe and Ito's,
+which colour-blind people can tell apart too: blue is the label, orange the prediction.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -22,26 +23,26 @@ LEGEND = "orange: prediction    blue: label"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line: argparse would print its usage first."""
+    """An argument parser whose errors are one line. (argparse alone prints the usage first.)"""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Prints one line on stderr and exits with 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
     def device(self, name: str | None) -> str:
-        """`name` if there is such a device; None gives cuda where it is there, else cpu."""
+        """`name`, if there is such a device. For None: cuda if there is one, otherwise cpu."""
         name = name or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.zeros(1, device=name).item()
             if torch.device(name).type == "cuda":
-                torch.cuda.set_device(name)  # for what asks after the current one
+                torch.cuda.set_device(name)  # for calls that use the current device
         except (RuntimeError, AssertionError, ImportError):
             self.error(f"--device {name}: there is none here: use --device cpu")
         return name
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 48 s, 3:05 min, 2:10 h.
+    """Seconds in the form people read: 48 s, 3:05 min, 2:10 h.
 
     >>> duration(48.2), duration(185), duration(7800)
     ('48 s', '3:05 min', '2:10 h')
@@ -55,24 +56,26 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line on the terminal that tells how far work has come and how long it will still take. On
-    a terminal the line is redrawn; in a log file a new one is written every half minute."""
+    """One line that tells how far the work is and how long the rest will take. On a terminal the
+    line is redrawn; in a log file a new one is written every half minute."""
 
     def __init__(self, total: int, label: str, done: int = 0):
-        self.total, self.label, self.done, self.before = total, label, done, done
+        self.total, self.label = total, label
+        self.done: float = done
+        self.before = done
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
 
     def step(self, count: float = 1, text: str = "") -> None:
-        """Counts `count` more of `total` as done; `text` is shown behind the time left."""
+        """Counts `count` more of `total` as done. `text` is shown after the time left."""
         self.done += count
-        if self.done > self.total - 1e-6:  # shares of 1 may add up to a little less
+        if self.done > self.total - 1e-6:  # fractions of 1 may add up to a little less
             self.done = self.total
         now = time.monotonic()
         if now - self.shown < (0.2 if self.live else 30) and self.done < self.total:
             return
         if not self.live and now - self.start < 30:
-            return  # over before a log would want a word
+            return  # it may be over before a log needs a line
         self.shown = now
         pace = (now - self.start) / (self.done - self.before or 1)
         left = pace * (self.total - self.done)
@@ -84,46 +87,47 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Prints a line for good, above the one that is redrawn."""
+        """Prints a line that stays, above the one that is redrawn."""
         if self.live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         print(text, flush=True)
 
 
 def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
-    """The border of a mask (H, W): its pixels that lie within `width` of a pixel outside, bool."""
+    """The border of a mask (H, W), bool: its pixels within `width` pixels of one outside it."""
     outside = torch.from_numpy(~np.asarray(mask, bool)).float()[None]
     near = outside
-    for side in ((2 * width + 1, 1), (1, 2 * width + 1)):  # the image's edge is no border
+    for side in ((2 * width + 1, 1), (1, 2 * width + 1)):  # the image's edge is not a border
         near = F.max_pool2d(near, side, 1, [n // 2 for n in side])
     return (near > outside)[0].numpy()
 
 
 def draw_outlines(image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None,
                   width: int | None = None) -> Image.Image:
-    """The image (H, W, 3) with the prediction's outline in orange, the target's below in blue.
-    Where the target is 255, nobody knows what is there: it is hatched."""
+    """The image (H, W, 3) with the outline of the prediction in orange, over that of the target in
+    blue. Pixels where the target is 255 (void, not labelled) are hatched."""
     picture = image.copy()
     width = width or max(1, round(min(image.shape[:2]) / 400))
     if target is not None:
-        y, x = np.indices(target.shape, sparse=True)
+        y, x = np.arange(target.shape[0])[:, None], np.arange(target.shape[1])
         picture[(target == 255) & ((x + y) % (8 * width) < width)] = INK
         picture[outline(target == 1, 2 * width)] = BLUE
     picture[outline(prediction, width)] = ORANGE
     return Image.fromarray(picture)
 
 
-font = ImageFont.load_default  # Pillow's own: nothing to install
+font = ImageFont.load_default  # Pillow's own, so there is nothing to install
 
 
 def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
                   side: int = 420, columns: int | None = None, size: int = 16,
                   legend: str = LEGEND) -> None:
-    """Draws pictures with a caption each into one PNG, each at most `side` pixels a side; `size` is
-    that of the letters."""
+    """Draws pictures into one PNG, each with its caption, and at most `side` pixels wide and high.
+    `size`: of the letters, in pixels."""
     columns = columns or min(len(pictures), 2 if len(pictures) < 6 else 4)
     gap, text = 12, size * 3 // 2
-    scaled = [ImageOps.contain(picture, (side, side), Image.LANCZOS) for picture, _ in pictures]
+    scaled = [ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
+              for picture, _ in pictures]
     step = max(picture.height for picture in scaled) + text + gap  # from one row to the next
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * step + gap + text), PAPER)
@@ -139,10 +143,10 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
 
 def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str,
                 limits: tuple[float, float] | None = None) -> None:
-    """Draws one or two curves over the epochs, 800 pixels wide, each from 0 to its largest value,
-    or both between `limits`, which are written beside. `curves` maps a name to one value an
-    epoch."""
-    left, right, high, low = 20, 610, 50, 360
+    """Draws one or two curves over the epochs, 800 pixels wide: each from 0 to its largest value,
+    or both between `limits`, which are then written at the axis. `curves` maps a name to one value
+    per epoch."""
+    left, right, high, low = 20.0, 610.0, 50.0, 360.0
     image = Image.new("RGB", (800, 400), PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((left, 10), title, INK, font(16))
@@ -155,7 +159,7 @@ def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str
     for limit, y in zip(limits or (), (low, high)):
         draw.text((left, y), f"{limit:g}", INK, font(14), anchor="ld")
     for (name, values), colour, label in zip(curves.items(), (ORANGE, BLUE), (high, high + 30)):
-        bottom, top = limits or (0, max([1e-9, *values]))
+        bottom, top = limits or (0.0, max([1e-9, *values]))
         points = [(left + (right - left) * (i + 1) / epochs,
                    low - (low - high) * (v - bottom) / (top - bottom))
                   for i, v in enumerate(values)]

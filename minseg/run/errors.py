@@ -1,0 +1,60 @@
+"""# What a user is told when a program has to stop
+
+One line on stderr that says what went wrong and what to do about it, and an exit code. A traceback
+appears only for what nobody foresaw.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+
+def warn(text: object) -> None:
+    """Prints one line on stderr, and stops nothing."""
+    print(f"infer.py: {text}", file=sys.stderr, flush=True)
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything that was done is saved."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch or Python raises when there is no memory left."""
+    phrases = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
+
+
+def explain(error: Exception, args: argparse.Namespace, command: str) -> str | None:
+    """What went wrong in a training run, and the remedy. `command` holds the options that were
+    given. None for an error that nobody foresaw."""
+    if isinstance(error, Stopped):
+        command = command.removesuffix(" --resume")
+        return f"stopped {error}; go on with\n    python train.py {command} --resume"
+    if isinstance(error, FloatingPointError):
+        return (f"{error}: the last good checkpoint, if there is one, goes on with --resume and a "
+                "lower --lr")
+    if out_of_memory(error):
+        return (f"out of memory on {args.device}: add --checkpoint-activations and go on with "
+                f"--resume, or, in another --out, lower --batch {args.batch} (and raise "
+                "--accumulate) or --tile")
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
+
+
+@contextmanager
+def explained(args: argparse.Namespace, argv: Sequence[str] | None,
+              exit_code: int) -> Iterator[None]:
+    """Turns errors inside the block into one line on stderr and the exit code (130 if the user
+    asked to stop). `argv` is what `main` was given: None for the command line."""
+    try:
+        yield
+    except Exception as error:
+        command = shlex.join(sys.argv[1:] if argv is None else argv)
+        if (words := explain(error, args, command)) is None:
+            raise
+        print(f"train.py: {words}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, Stopped) else exit_code)

@@ -1,0 +1,206 @@
+"""# What `infer.py` writes
+
+For each slide: a mask, a preview, and, where asked, probabilities and polygons; for all of them, a
+CSV. Each of a slide's files carries what made it (slide, networks, options) in its description. So
+a second start knows its own files: it skips slides that are complete, and never overwrites a file
+that was made in another way.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..data.files import atomic
+from ..data.polygons import read_note, write_objects
+from ..data.rle import Encoder
+from ..data.slides import Slide, open_slide
+from .bands import Thumbnail, write_tiff
+from .checkpoint import Ensemble
+from .report import draw_outlines
+
+PREVIEW = 1600  # pixels, the longer side
+
+
+def output_files(path: Path, args: argparse.Namespace) -> list[Path]:
+    """The files that a slide becomes. The mask comes first."""
+    endings = [".tiff", ".preview.png"]
+    if args.probabilities:
+        endings.append(".probabilities.tiff")
+    if args.geojson:
+        endings.append(".geojson")
+    return [args.out / f"{path.stem}{ending}" for ending in endings]
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of 16 blocks spread over a file: slides are too large to hash whole at every start."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        for i in range(16):
+            file.seek(max(0, size - 2**16) * i // 15)
+            digest.update(file.read(2**16))
+    return digest.hexdigest()[:16]
+
+
+def provenance(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: Path) -> str:
+    """All that the content of a slide's output depends on, as JSON."""
+    facts = {"slide": path.name, "bytes": path.stat().st_size, "sample": fingerprint(path),
+             "models": ensemble.hashes, "threshold": ensemble.threshold, "scale": ensemble.scale,
+             "tile": ensemble.tile, "overlap": args.overlap, "window": args.window,
+             "tta": args.tta, "skip_flat": args.skip_flat, "amp": args.amp}
+    if ensemble.white:
+        facts["white"] = ensemble.white
+    if args.min_area and output.suffix == ".geojson":
+        facts["min_area"] = args.min_area
+    return json.dumps(facts)
+
+
+def carried_provenance(output: Path) -> str | None:
+    """The provenance that a file carries; None where it is not one of ours."""
+    try:
+        if output.suffix == ".geojson":
+            return read_note(output)
+        if output.suffix == ".png":
+            with Image.open(output) as image:
+                return image.info.get("Description")
+        with tifffile.TiffFile(output) as tiff:
+            return tiff.pages[0].description
+    except Exception:  # it is no picture at all: each decoder raises errors of its own
+        return None
+
+
+def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
+    """The slides whose outputs all exist. ValueError where two slides would write the same file, or
+    where something else is in its place."""
+    writers: dict[Path, Path] = {}
+    for path in args.slides:
+        for output in output_files(path, args):
+            if output in writers:
+                raise ValueError(f"{output}: {writers[output]} and {path} would both write it")
+            writers[output] = path
+    taken = {p.resolve() for p in [args.out, *args.out.resolve().parents, *args.slides, *writers]}
+    if args.rle and args.rle.resolve() in taken:
+        raise ValueError(f"{args.rle}: is the place of another file: give --rle another")
+    complete = set()
+    for path in args.slides:
+        outputs = output_files(path, args)
+        existing = [output for output in outputs if output.exists()]
+        if path.exists():  # a missing slide is reported when its turn comes
+            for output in existing:
+                if carried_provenance(output) != provenance(path, ensemble, args, output):
+                    raise ValueError(f"{output}: exists already, made in another way: move it "
+                                     "away, or give another --out")
+        if existing == outputs:
+            complete.add(path)
+    if args.rle and args.rle.exists() and len(complete) < len(args.slides):
+        raise ValueError(f"{args.rle}: exists already: move it away, or give another place")
+    return complete
+
+
+class Preview:
+    """A small picture of a slide with the outline of its mask. It is made of the rows that are read
+    for the network, unless those are too coarse; then the slide is read once more."""
+
+    def __init__(self, path: Path, slide: Slide, white: int | None):
+        self.path, self.white = path, white
+        step = -(-max(slide.full_height, slide.full_width) // PREVIEW)  # slide pixels per pixel
+        self.coarse = step >= slide.scale
+        self.step = -(-step // slide.scale) * slide.scale if self.coarse else step
+        self.image, self.mask = Thumbnail(self.step // slide.scale or 1), Thumbnail(self.step)
+
+    def save(self, path: Path, note: str) -> None:
+        """Writes the PNG; `note` is its description."""
+        image = (self.image.image() if self.coarse else
+                 open_slide(self.path, self.step, self.white).read_all())
+        info = PngInfo()
+        info.add_text("Description", note)
+        with atomic(path) as temporary:
+            draw_outlines(image, self.mask.image() >= 128).save(temporary, pnginfo=info)
+
+
+class Outputs:
+    """The files of one slide while it streams by, see `write_outputs`."""
+
+    def __init__(self, path: Path, slide: Slide, ensemble: Ensemble, args: argparse.Namespace,
+                 files: ExitStack):
+        height, width = slide.full_height, slide.full_width
+        self.slide, self.threshold = slide, ensemble.threshold
+        self.preview = Preview(path, slide, ensemble.white)
+        self.encoder = Encoder(height, width)  # of the mask's run-length code
+        mask_file, _, *others = output_files(path, args)
+        note = provenance(path, ensemble, args, mask_file)
+        # The stack closes the last one first. The mask says that the slide is done, so it is last.
+        self.write_mask = files.enter_context(write_tiff(mask_file, height, width, note))
+        self.write_probabilities = self.add_objects = None
+        for file in others:
+            if file.suffix == ".tiff":
+                self.write_probabilities = files.enter_context(
+                    write_tiff(file, height, width, note))
+            else:
+                self.add_objects = files.enter_context(write_objects(
+                    file, height, width, note=provenance(path, ensemble, args, file),
+                    microns=slide.microns, name=ensemble.label or "object",
+                    min_area=args.min_area))
+
+    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """`Slide.read` for rows that come by once, from top to bottom: the preview sees them."""
+        rows = self.slide.read(y, x, height, width)
+        self.preview.image.add(rows)
+        return rows
+
+    def write(self, band: np.ndarray) -> None:
+        """The next rows of the result: probabilities, float32 (rows, width)."""
+        positive = band >= self.threshold
+        self.encoder.add(positive)
+        if self.add_objects:
+            self.add_objects(positive, band)
+        mask = positive * np.uint8(255)
+        self.preview.mask.add(mask)
+        self.write_mask(mask)
+        if self.write_probabilities:
+            self.write_probabilities((band * 255).round().astype(np.uint8))
+
+
+@contextmanager
+def write_outputs(path: Path, slide: Slide, ensemble: Ensemble,
+                  args: argparse.Namespace) -> Iterator[Outputs]:
+    """`with write_outputs(...) as outputs: outputs.write(band) ...` makes the files of a slide out
+    of bands, from top to bottom. They appear complete when the block ends; none stays if it fails.
+    OSError where one cannot be written."""
+    with ExitStack() as files:
+        outputs = Outputs(path, slide, ensemble, args, files)
+        yield outputs
+        mask_file, preview, *_ = output_files(path, args)
+        outputs.preview.save(preview, provenance(path, ensemble, args, mask_file))
+
+
+def encode_finished(mask_file: Path) -> Encoder:
+    """The run-length encoder of a mask that was written before."""
+    mask = open_slide(mask_file)
+    encoder = Encoder(mask.height, mask.width)
+    for y in range(0, mask.height, 256):
+        encoder.add(mask.read(y, 0, min(256, mask.height - y), mask.width)[..., 0])
+    return encoder
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """The table that Kaggle takes: id,predicted. ValueError where it cannot be written, or where
+    another one exists."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("id", "predicted"), *rows])
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") != text.getvalue():
+            raise ValueError("exists already, with other content: move it away")
+        with atomic(path) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+    except (OSError, ValueError) as error:  # a file name may not be UTF-8
+        raise ValueError(f"{path}: cannot be written: {error}")
