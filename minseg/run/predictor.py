@@ -24,8 +24,8 @@ from .step import autocast_dtype
 
 
 def fold_batch_norm(net: nn.Module) -> nn.Module:
-    """A copy of `net`, in eval mode, with batch norms folded into the convolutions before them. This
-    relies on modules that hold their layers in the order of computation, as those of this
+    """A copy of `net`, in eval mode, with batch norms folded into the convolutions before them.
+    This relies on modules that hold their layers in the order of computation, as those of this
     project do. Batch norms that follow something else stay."""
     net = copy.deepcopy(net).eval().requires_grad_(False)
     for module in list(net.modules()):

@@ -47,8 +47,8 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
           folds: Sequence[int] | None = None) -> dict:
     """`cross_validate` of what `count_levels` counted in each image, with the images' names, and
     `best_threshold`, which suits all images together best. `folds`: the fold of each image
-    (default: all in one). The Dice of an image that is all void is None. ValueError where a fold has no image
-    with a Dice."""
+    (default: all in one). The Dice of an image that is all void is None. ValueError where a fold
+    has no image with a Dice."""
     folds = folds or [0] * len(counts)
     scored = [i for i, count in enumerate(counts) if count.any()]
     if missing := sorted(set(folds) - {folds[i] for i in scored}):
