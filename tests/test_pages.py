@@ -48,6 +48,16 @@ def test_every_option_on_a_page_exists(page, capsys):
         assert option in known, option
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_program_on_a_page_exists(page):
+    text = (ROOT / page).read_text("utf-8")
+    files = re.findall(r"(?<![\w/])(?:minseg|lab|tests|docs)/[\w/]+\.\w+", text)
+    files += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (lab\.\w+)", text)]
+    files += re.findall(r"python (\w+\.py)", text)
+    for file in files:
+        assert "NAME" in file or (ROOT / file).exists(), file
+
+
 # What the tricks brought
 
 STUDIES = {name: json.loads((ROOT / f"docs/results/study-{name}.json").read_text("utf-8"))
