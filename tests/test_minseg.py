@@ -1,15 +1,12 @@
 import doctest
 import importlib
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import minseg
 
-ROOT = Path(__file__).parent.parent
 DATA_PACKAGES = ("tifffile", "PIL")
 TRICKS = ("unet efficientnet pretrained attention_gate scse cbam hypercolumn dice lovasz losses "
           "deep_supervision sampling tiling tta crossval").split()
@@ -23,27 +20,12 @@ def test_every_public_name_is_there():
     for name in NAMES.split():
         assert getattr(minseg, name).__doc__, name
     with pytest.raises(AttributeError, match="no_such_trick"):
-        minseg.no_such_trick
+        _ = minseg.no_such_trick
 
 
 def test_importing_minseg_does_not_import_what_only_slides_need():
     code = f"import sys, minseg; print(sorted(set({DATA_PACKAGES}) & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/measured.md", "docs/study.md"])
-def test_every_link_and_picture_of_a_page_is_there(page):
-    path = ROOT / page
-    text = path.read_text("utf-8")
-    links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', text)
-    assert len(links) > 3
-    for link in (first or second for first, second in links):
-        file, _, anchor = link.partition("#")
-        target = (path.parent / file).resolve() if file else path
-        assert target.exists(), link
-        titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M) if anchor else ()
-        anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
-        assert not anchor or anchor in anchors, link
 
 
 @pytest.mark.parametrize("trick", TRICKS)

@@ -115,7 +115,7 @@ def test_the_page_of_measurements_quotes_what_the_benches_wrote():
             if row["encoder"] == "efficientnet-b0" and not row["recomputed"]}
     more = {tricks: mib - kept["plain"] for tricks, mib in kept.items()}
     text = " ".join(page.split())
-    assert ("Beyond the {:.0f} MiB that the plain B0 keeps an image: gates {gates:.0f}, SCSE "
+    assert ("Beyond the {:.0f} MiB per image that the plain B0 keeps: gates {gates:.0f}, SCSE "
             "{scse:.0f}, CBAM {cbam:.0f}, hypercolumn {hypercolumn:.0f}, deep supervision "
             "{deep:.1f} MiB".format(kept["plain"], **{k: v for k, v in more.items()})) in text
     two = next(row for row in read("loader") if row["workers"] == 2)

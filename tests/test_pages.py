@@ -1,0 +1,153 @@
+"""README.md, CONTRIBUTING.md and docs/: links lead somewhere, options exist, and numbers are those
+that were measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from minseg.run import options
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/study.md",
+         "docs/audit.md"]
+OTHER_PROGRAMS = set(
+    "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
+    "--against --images --size --tricks --encoders --model "  # lab.bench
+    "--no-include-undocumented "  # pdoc
+    "--array "  # SLURM
+    "--durations".split())  # pytest
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_of_a_page_leads_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', path.read_text("utf-8"))
+    assert links
+    for link in (markdown or html for markdown, html in links):
+        if link.startswith("https://"):
+            continue  # no test goes out into the network
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.M) if anchor else ()
+        anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert not anchor or anchor in anchors, link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_on_a_page_exists(page, capsys):
+    known = set(OTHER_PROGRAMS)
+    for parse in (options.train_options, options.infer_options):
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+        known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert {"--resume", "--geojson"} < known
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", (ROOT / page).read_text("utf-8")):
+        assert option in known, option
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_program_on_a_page_exists(page):
+    text = (ROOT / page).read_text("utf-8")
+    files = re.findall(r"(?<![\w/])(?:minseg|lab|tests|docs)/[\w/]+\.\w+", text)
+    files += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (lab\.\w+)", text)]
+    files += re.findall(r"python (\w+\.py)", text)
+    for file in files:
+        assert "NAME" in file or (ROOT / file).exists(), file
+
+
+# What the tricks brought
+
+STUDIES = {name: json.loads((ROOT / f"docs/results/study-{name}.json").read_text("utf-8"))
+           for name in ("nuclei", "synthetic", "sparse")}
+ARMS = {name: {row["arm"]: {**row, "family": family}
+               for family, rows in study["effects"].items() for row in rows}
+        for name, study in STUDIES.items()}
+TRICKS = {  # in docs/study.md: the arm that measured it, and -1 where the arm takes the trick away
+    "ImageNet's weights instead of random ones": ("random weights", -1),
+    "attention gates": ("gates", 1), "SCSE": ("SCSE", 1), "CBAM": ("CBAM", 1),
+    "hypercolumn": ("hypercolumn", 1), "Dice added to BCE": ("BCE", -1), "Dice alone": ("Dice", 1),
+    "Lovász alone": ("Lovász", 1), "Dice + Lovász": ("Dice + Lovász", 1),
+    "BCE + Lovász": ("BCE + Lovász", 1), "Dice, then Lovász": ("Dice, then Lovász", 1),
+    "deep supervision": ("deep supervision", 1),
+    "gates, SCSE, hypercolumn and deep supervision together": ("all together", 1),
+    "one empty tile for each tile with an object": ("negatives 1:1", 1),
+    "the same, with balanced bins": ("balanced bins", 1),
+    "tiles that overlap by half": ("overlap 0, linear", -1),
+    "linear window instead of equal weights": ("overlap 0.5, uniform", -1),
+    "flips and turns": ("flips and turns", 1),
+}
+README_CELLS = {  # what README.md says of a file, from the rows above
+    "pretrained": "{ImageNet's weights instead of random ones}", "attention_gate":
+    "{attention gates}", "scse": "{SCSE}", "cbam": "{CBAM}", "hypercolumn": "{hypercolumn}",
+    "dice": "added to BCE: {Dice added to BCE}<br>alone: {Dice alone}",
+    "lovasz": "alone: {Lovász alone}",
+    "losses": "BCE + Lovász: {BCE + Lovász}<br>Dice, then Lovász: {Dice, then Lovász}",
+    "deep_supervision": "{deep supervision}", "tta": "{flips and turns}",
+    "tiling": "overlap: {tiles that overlap by half}<br>"
+              "weighting: {linear window instead of equal weights}",
+}
+
+
+def signed(value: float) -> str:
+    return f"{round(value, 3) + 0:+.3f}"  # without a minus before 0.000
+
+
+def measured(data: str, trick: str) -> str:
+    """The change of Dice with its mark, as docs/study.md defines both."""
+    arm, sign = TRICKS[trick]
+    row, chance = ARMS[data][arm], STUDIES[data]["same_again"]
+    by_chance = (abs(chance["difference"]) if row["family"] == "inference"  # the same networks
+                 else max(abs(chance["low"]), abs(chance["high"])))
+    change = sign * row["difference"]
+    clear = row["p_holm"] <= 0.05 and abs(change) > by_chance
+    mark = (" ▲" if change > 0 else " ▼") if clear else ""
+    return f"{signed(change)}{mark}"
+
+
+def test_the_table_of_the_study_follows_from_the_results():
+    page = (ROOT / "docs/study.md").read_text("utf-8")
+    for trick, (arm, sign) in TRICKS.items():
+        cells = []
+        for data in STUDIES:
+            if arm in ARMS[data]:
+                row = ARMS[data][arm]
+                low, high = sorted((sign * row["low"], sign * row["high"]))
+                cells.append(f"{measured(data, trick)} ({signed(low)} to {signed(high)}; "
+                             f"p {row['p_holm']:.2g})")
+            else:
+                cells.append("")
+        assert f"| {trick} | {' | '.join(cells)} |" in page
+    for study in STUDIES.values():
+        chance = study["same_again"]
+        assert (f"±{abs(chance['difference']):.3f} ({signed(chance['low'])} to "
+                f"{signed(chance['high'])}; p {chance['p']:.2g})") in page
+        assert f"| {study['steps'][0]} to {study['steps'][-1]}, of " in page
+
+
+def test_the_table_of_the_readme_follows_from_the_results():
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    for file, cell in README_CELLS.items():
+        for trick in re.findall(r"{(.+?)}", cell):
+            cell = cell.replace(f"{{{trick}}}", "; ".join(measured(data, trick) for data in
+                                                          ("nuclei", "synthetic")))
+        assert any(f"| {cell} | [{file}](" in line for line in lines), cell
+    table = [line for line in lines if line.startswith("| ")]
+    chance = [abs(study["same_again"]["difference"]) for study in STUDIES.values()]
+    assert "±{:.3f}; ±{:.3f} (sparse tiles: ±{:.3f})".format(*chance) in table[1]  # the first row
+    dice = "the baseline: Dice {:.3f}; {:.3f}".format(
+        *(STUDIES[data]["baseline"]["dice"] for data in ("nuclei", "synthetic")))
+    assert any(dice in line for line in table)
+    sampling = next(line for line in table if "[sampling]" in line)
+    trick = "one empty tile for each tile with an object"
+    assert f"empty: {measured('sparse', trick)} |" in sampling
+    assert "▲" not in sampling  # chance did more
+
+
+def test_the_readme_counts_the_audits_verdicts():
+    rows = json.loads((ROOT / "docs/results/audit.json").read_text("utf-8"))["rows"]
+    same = sum(row["verdict"] == "same" for row in rows)
+    assert f"{same} of {len(rows)} comparisons agree" in " ".join(
+        (ROOT / "README.md").read_text("utf-8").split())
