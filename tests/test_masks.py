@@ -323,10 +323,10 @@ def test_a_mask_that_is_missing_or_no_image_is_refused(tmp_path, name):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("code, words", [
-    ("1 b", "else than whole numbers: '1 b'"),
-    ("1.0 2", "else than whole numbers: '1.0 2'"),
-    ("nan", "else than whole numbers"),
-    ("1 2 3", "has 3 numbers: they come in pairs"),
+    ("1 b", "must be whole numbers, not '1 b'"),
+    ("1.0 2", "must be whole numbers, not '1.0 2'"),
+    ("nan", "must be whole numbers"),
+    ("1 2 3", "has 3 numbers, but must be pairs"),
     ("0 1", "run 0 1 leaves the image of 5 x 7 pixels"),
     ("1 2 35 2", "run 35 2 leaves the image of 5 x 7 pixels"),
     ("36 1", "run 36 1 leaves the image of 5 x 7 pixels"),
@@ -335,8 +335,8 @@ def test_a_mask_that_is_missing_or_no_image_is_refused(tmp_path, name):
     ("35 9223372036854775807", "run 35 9223372036854775807 leaves the image"),
     ("9223372036854775807 9223372036854775807", "leaves the image of 5 x 7 pixels"),
     ("-9223372036854775808 1", "run -9223372036854775808 1 leaves the image of 5 x 7 pixels"),
-    ("1 9223372036854775808", "else than whole numbers"),
-    ("1 " + "9" * 40, "else than whole numbers"),
+    ("1 9223372036854775808", "must be whole numbers"),
+    ("1 " + "9" * 40, "must be whole numbers"),
 ])
 def test_bad_run_length_code_is_refused_with_the_table_and_the_image(tmp_path, code, words):
     text = error_of(Mask, run_mask(tmp_path, code), 5, 7)

@@ -111,11 +111,11 @@ def test_runs_may_come_in_any_order_and_overlap():
 
 
 @pytest.mark.parametrize("rle, words", [
-    ("1", "1 numbers: they come in pairs"),
-    ("1 2 3", "3 numbers: they come in pairs"),
-    ("1 b", "else than whole numbers: '1 b'"),
-    ("1.5 2", "else than whole numbers"),
-    ("1,2", "else than whole numbers"),
+    ("1", "1 numbers, but must be pairs"),
+    ("1 2 3", "3 numbers, but must be pairs"),
+    ("1 b", "must be whole numbers, not '1 b'"),
+    ("1.5 2", "must be whole numbers"),
+    ("1,2", "must be whole numbers"),
     ("0 1", "run 0 1 leaves the image of 2 x 3 pixels"),
     ("-1 2", "run -1 2 leaves the image"),
     ("7 1", "run 7 1 leaves the image"),
@@ -148,8 +148,8 @@ def test_a_long_bad_string_is_shown_cut_short():
     ("9223372036854775807 1", "run 9223372036854775807 1 leaves"),
     ("9223372036854775807 9223372036854775807", "leaves the image"),
     ("-9223372036854775808 1", "run -9223372036854775808 1 leaves"),
-    ("1 9223372036854775808", "else than whole numbers"),
-    ("18446744073709551617 1", "else than whole numbers"),  # 1, in 64 bits
+    ("1 9223372036854775808", "must be whole numbers"),
+    ("18446744073709551617 1", "must be whole numbers"),  # 1, in 64 bits
 ])
 def test_numbers_that_need_more_than_64_bits_do_not_wrap_round(rle, words):
     with pytest.raises(ValueError, match=words):
