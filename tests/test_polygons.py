@@ -217,27 +217,27 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
 
 
 @pytest.mark.parametrize("content, words", [
-    ("", "is no JSON, or cut off, at line 1: open it in QuPath"),
-    ('[\n{"type": "Feature", "geom', "is no JSON, or cut off, at line 2: open it in QuPath"),
+    ("", "is not JSON, or is cut off, at line 1: open it in QuPath"),
+    ('[\n{"type": "Feature", "geom', "is not JSON, or is cut off, at line 2: open it in QuPath"),
     ("[" * 100_000, "JSON"),
-    ("3", "is other JSON, no GeoJSON with features: open it in QuPath and export it: File > Exp"),
-    ({"shapes": [], "version": "5"}, "is JSON of labelme, no GeoJSON"),
-    ({"images": [], "annotations": []}, "is JSON of COCO, no GeoJSON"),
-    ({"type": "FeatureCollection"}, "is other JSON, no GeoJSON"),
-    ({"type": "Polygon", "coordinates": [SQUARE]}, "is other JSON, no GeoJSON"),
-    ([[1, 2]], "its entry 1 is no feature of GeoJSON"),
-    ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is no feature of GeoJSON"),
+    ("3", "is some other JSON, not GeoJSON with features: open it in QuPath and export it: File > Exp"),
+    ({"shapes": [], "version": "5"}, "is labelme JSON, not GeoJSON"),
+    ({"images": [], "annotations": []}, "is COCO JSON, not GeoJSON"),
+    ({"type": "FeatureCollection"}, "is some other JSON, not GeoJSON"),
+    ({"type": "Polygon", "coordinates": [SQUARE]}, "is some other JSON, not GeoJSON"),
+    ([[1, 2]], "its entry 1 is not a GeoJSON feature"),
+    ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is not a GeoJSON feature"),
     ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
-     'has coordinates of a map ("crs"): pixels of the full image are needed'),
+     'has map coordinates ("crs"): export it with pixels of the full image'),
     ([drawn_feature(geometry=None)], "feature 1 (glomerulus) has no geometry: delete it"),
-    ([drawn_feature(), BAD], "feature 2 (b c) has coordinates that are no rings of points x, y"),
+    ([drawn_feature(), BAD], "feature 2 (b c) has coordinates that are not rings of x, y points"),
     *[([drawn_feature(coordinates=coordinates)], "feature 1 (glomerulus) has coordinates that are")
       for coordinates in (
           [[[1, 1], [2, float("nan")], [3, 3]]], [[[1, 1], [2, float("inf")], [3, 3]]],
           [[[1, 1], [2, True], [3, 3]]], [[[1, 1], [2, None], [3, 3]]], [[[1, 1], [2], [3, 3]]],
           [[[1], [2], [3]]], [[1, 2], [3, 4]], [["12", "34"]], [{"x": 1}], [[{"x": 1}]], [[]],
           [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]], 7, None, [None])],
-    ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are no rings of points"),
+    ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are not rings of x, y"),
 ])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
     with pytest.raises(ValueError) as error:
@@ -248,7 +248,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
 
 def test_what_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.json").write_bytes('["glom\xe9rule"]'.encode("latin1"))
-    with pytest.raises(ValueError, match="a.json: is no text in UTF-8: open it in QuPath"):
+    with pytest.raises(ValueError, match="a.json: is not UTF-8 text: open it in QuPath"):
         read_polygons(tmp_path / "a.json")
 
 
