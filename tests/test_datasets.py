@@ -76,14 +76,14 @@ def test_a_missing_folder_is_refused(tmp_path, missing):
         data_set(folder, (), ())
         (folder / missing).rmdir()
     assert error_of(find_slides, folder) == (
-        f"{folder / missing}: no such folder: --data needs images/ and masks/ in it, or train/ and "
-        "train.csv")
+        f"{folder / missing}: no such folder: --data must contain images/ and masks/, or train/ "
+        "and train.csv")
 
 
 @pytest.mark.parametrize("part, formats", [("images", "png.*jpg.*tiff"), ("masks", "png.*tiff")])
 def test_a_folder_without_images_is_refused(tmp_path, part, formats):
     data_set(tmp_path, **{part: ("notes.txt", ".a.png")})
-    with pytest.raises(ValueError, match=f"{part}: holds no image .*{formats}"):
+    with pytest.raises(ValueError, match=f"{part}: contains no image .*{formats}"):
         find_slides(tmp_path)
 
 
@@ -96,13 +96,13 @@ def test_an_image_without_a_mask_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix, what", [
     ("roi", "ImageJ's format"), ("zip", "ImageJ's format"), ("ndpa", "Hamamatsu's format"),
-    ("xml", "the format of ASAP or Aperio"), ("json", "JSON not named .geojson")])
+    ("xml", "the format of ASAP or Aperio"), ("json", "JSON that is not named .geojson")])
 def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tmp_path, suffix,
                                                                               what):
     data_set(tmp_path, masks=("a.png", f"b.{suffix}"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not read: open it in QuPath and "
-        "use File > Export objects as GeoJSON")
+        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not supported: open it in QuPath "
+        "and use File > Export objects as GeoJSON")
     (tmp_path / "masks" / "b.png").touch()
     assert len(find_slides(tmp_path)) == 2
 
@@ -111,7 +111,7 @@ def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tm
 def test_images_in_other_formats_are_refused_with_the_export_that_works(tmp_path, suffix):
     data_set(tmp_path, (f"a.{suffix}", "b.png"))
     text = error_of(find_slides, tmp_path)
-    assert text.startswith(f"{tmp_path / 'images' / 'a'}.{suffix}: .{suffix} is not read: save")
+    assert text.startswith(f"{tmp_path / 'images' / 'a'}.{suffix}: .{suffix} is not supported: save")
 
 
 def test_slides_of_scanners_are_taken(tmp_path):
@@ -124,7 +124,7 @@ def test_slides_of_scanners_are_taken(tmp_path):
 def test_two_files_of_one_name_are_refused(tmp_path, part):
     data_set(tmp_path, **{part: ("a.png", "a.tif", "b.png")})
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / part / 'a.tif'}: a.png has the same name: keep one")
+        f"{tmp_path / part / 'a.tif'}: a.png has the same name: keep only one")
 
 
 @pytest.mark.parametrize("rows", [b"a,p1\n", b"a,p1\nb,\n", b"a,p1\nb\n"],
@@ -189,14 +189,14 @@ def test_a_link_to_patients_that_are_gone_is_no_data_set_without_patients(tmp_pa
 def test_patients_in_other_columns_are_refused(tmp_path):
     hubmap(tmp_path, patients="image,patient\na.tiff,1\n")
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / PATIENTS}: the first line must have the columns image_file,patient_number, "
-        "with a comma between")
+        f"{tmp_path / PATIENTS}: the first line must name the columns image_file,patient_number "
+        "once each, separated by commas")
 
 
 def test_an_image_of_two_patients_is_refused(tmp_path):
     hubmap(tmp_path, patients="image_file,patient_number\na.tiff,1\na.tiff,2\n")
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / PATIENTS}: has two lines for a.tiff: keep one")
+        f"{tmp_path / PATIENTS}: has two lines for a.tiff: keep only one")
 
 
 def test_the_code_of_a_large_slide_is_one_long_field(tmp_path):
@@ -211,28 +211,29 @@ def test_an_image_without_a_line_is_refused(tmp_path):
     hubmap(tmp_path, lines=[("a", "1 1")])
     assert error_of(find_slides, tmp_path) == (
         f"{tmp_path / 'train' / 'b.tiff'}: has no line in {tmp_path / 'train.csv'}: add one, or "
-        "take it out")
+        "remove the image")
 
 
 def test_a_line_without_an_image_is_refused(tmp_path):
     hubmap(tmp_path, ("a.tiff", "b.png"))
     assert error_of(find_slides, tmp_path) == (
         f"{tmp_path / 'train.csv'}: names b, but there is no {tmp_path / 'train' / 'b'}.tiff: add "
-        "it, or take out the line")
+        "it, or remove the line")
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
     hubmap(tmp_path, ("a.tiff", "a.tif", "b.tiff"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'train' / 'a.tiff'}: a.tif has the same name: keep one")
+        f"{tmp_path / 'train' / 'a.tiff'}: a.tif has the same name: keep only one")
 
 
 def test_a_table_without_the_folder_of_its_images_is_refused(tmp_path):
     hubmap(tmp_path, ())
-    assert "train: holds no image" in error_of(find_slides, tmp_path)
+    assert "train: contains no image" in error_of(find_slides, tmp_path)
     (tmp_path / "train").rmdir()
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'train'}: no such folder: {tmp_path / 'train.csv'} needs train/ID.tiff there")
+        f"{tmp_path / 'train'}: no such folder: put the images of {tmp_path / 'train.csv'} there, "
+        "as ID.tiff")
 
 
 def test_a_repeated_line_does_no_harm_but_two_codes_for_one_image_are_refused(tmp_path):
@@ -240,7 +241,7 @@ def test_a_repeated_line_does_no_harm_but_two_codes_for_one_image_are_refused(tm
     assert [item.runs for item in find_slides(tmp_path / "same")] == ["1 1", "3 2"]
     hubmap(tmp_path / "other", lines=[("a", "1 1"), ("b", "3 2"), ("a", "1 2")])
     assert error_of(find_slides, tmp_path / "other") == (
-        f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: keep one")
+        f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: keep only one")
 
 
 @pytest.mark.parametrize("line", ["a,", "a , ", 'a,""'])
@@ -281,8 +282,9 @@ def test_headings_may_have_any_case_and_spaces(tmp_path, heading):
     assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1"}
 
 
-@pytest.mark.parametrize("cell", ["p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", "p\u00ad1", "p1\u200e", '"p1"',
-                                  ' "p1"', '" p1 "', "p1\t"], ids=ascii)
+@pytest.mark.parametrize("cell", [
+    "p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", "p\u00ad1", "p1\u200e", '"p1"', ' "p1"',
+    '" p1 "', "p1\t"], ids=ascii)
 def test_spaces_and_quotes_around_a_value_mean_nothing(tmp_path, cell):
     (tmp_path / "a.csv").write_text(f"id,group\n\na , p1\n , \n b,{cell}\n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1", "b": "p1"}
@@ -295,10 +297,10 @@ def test_accents_are_one_letter_or_two(tmp_path):
 
 @pytest.mark.parametrize("rows, words", [
     ("a,p1,p2",
-     "line 2 has more cells than there are headings: put quotes around what holds a comma"),
+     "line 2 has more cells than there are headings: put quotes around text that contains a comma"),
     ('a,"p1\nb,p2', "line 3: unexpected end of data: fix the quotes"),
     ('a,"p1"x', "line 2: ',' expected after '\"': fix the quotes"),
-    (" ,p1", "line 2 has no id: add it, or take out the line")])
+    (" ,p1", "line 2 has no id: add it, or remove the line")])
 def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words):
     (tmp_path / "a.csv").write_text(f"id,group\n{rows}\n")
     path = tmp_path / "a.csv"
@@ -309,9 +311,9 @@ def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words)
 def test_groups_that_differ_by_what_nobody_sees_are_refused(tmp_path, other):
     data_set(tmp_path, groups=f"id,group\na,p1\nb,{other}\n".encode())
     text = error_of(find_slides, tmp_path)
-    assert text.startswith(f"{tmp_path / 'groups.csv'}: has the groups ")
-    assert "'p1'" in text and text.endswith("write them alike if they are one, else give one "
-                                            "another name")
+    assert text.startswith(f"{tmp_path / 'groups.csv'}: contains the groups ")
+    assert "'p1'" in text and text.endswith(": write them alike if they are the same, else make "
+                                            "them more different")
 
 
 @pytest.mark.parametrize("first, second", [("67", "67.0"), ("1", "01")])
@@ -323,7 +325,8 @@ def test_numbers_that_are_written_in_two_ways_are_refused(tmp_path, first, secon
 @pytest.mark.parametrize("name", ["Groups.csv", "group.csv", "groups.tsv", "groups.xlsx"])
 def test_a_table_of_groups_by_another_name_is_refused(tmp_path, name):
     (data_set(tmp_path) / name).touch()
-    assert error_of(find_slides, tmp_path) == f"{tmp_path / name}: is not read: save it as groups.csv"
+    assert error_of(find_slides, tmp_path) == (
+        f"{tmp_path / name}: has the wrong name or format: save it as groups.csv")
 
 
 def test_ids_may_be_names_of_files(tmp_path):
@@ -336,7 +339,8 @@ def test_images_in_folders_of_their_own_are_refused(tmp_path):
     assert len(find_slides(tmp_path)) == 2
     (tmp_path / "images" / "more" / "c.png").touch()
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'images' / 'more'}: is a folder: put its files into {tmp_path / 'images'}")
+        f"{tmp_path / 'images' / 'more'}: is a subfolder: move its files into "
+        f"{tmp_path / 'images'}")
 
 
 def test_a_line_of_the_competitions_table_that_ends_early_is_no_empty_mask(tmp_path):
@@ -361,7 +365,7 @@ def test_kinds_of_dashes_are_one_dash(tmp_path, dash):
 def test_patients_that_differ_by_what_nobody_sees_are_refused(tmp_path):
     hubmap(tmp_path, patients="image_file,patient_number\na.tiff,A1\nb.tiff , a1\n")
     assert error_of(find_slides, tmp_path).startswith(
-        f"{tmp_path / PATIENTS}: has the patients 'A1' and 'a1'")
+        f"{tmp_path / PATIENTS}: contains the patients 'A1' and 'a1'")
 
 
 @pytest.mark.parametrize("content", [
@@ -370,21 +374,21 @@ def test_patients_that_differ_by_what_nobody_sees_are_refused(tmp_path):
 def test_a_table_without_the_columns_is_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: the first line must have the columns id,group, with a comma "
-        "between")
+        f"{tmp_path / 'a.csv'}: the first line must name the columns id,group once each, "
+        "separated by commas")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_table_that_is_no_utf_8_is_refused(tmp_path, encoding):
     (tmp_path / "a.csv").write_bytes("id,group\na,Jürgen\nb,p2\n".encode(encoding))
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: is no UTF-8 text: save it as CSV UTF-8")
+        f"{tmp_path / 'a.csv'}: is not UTF-8 text: save it as CSV UTF-8")
 
 
 def test_a_key_with_two_values_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,group\na,1\nb,1\na,1\nb,2\n")
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: has two lines for b: keep one")
+        f"{tmp_path / 'a.csv'}: has two lines for b: keep only one")
 
 
 def test_paths_of_items_are_paths(tmp_path):
@@ -442,11 +446,13 @@ def test_classes_are_named_as_people_type_them(tmp_path):
 def test_a_class_that_no_polygon_has_is_refused_with_those_that_are_there(tmp_path, options):
     data_set(tmp_path, masks=("a.geojson", "b.png"))
     (tmp_path / "masks/a.geojson").write_text(json.dumps([feature(), feature("cortex")]))
-    call = lambda: find_slides(tmp_path, **options)
+    def call():
+        return find_slides(tmp_path, **options)
+
     assert error_of(call) == (
         f"{tmp_path}: no polygon has the class Tumour: there are cortex, glomerulus")
     (tmp_path / "masks/a.geojson").rename(tmp_path / "masks/a.png")
-    assert "holds no polygons" in error_of(call)
+    assert "contains no polygons" in error_of(call)
 
 
 def test_classes_that_differ_by_case_only_are_refused_where_one_is_named(tmp_path):

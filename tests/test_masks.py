@@ -101,7 +101,7 @@ def test_items_can_be_sent_to_other_processes(tmp_path):
 def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, size):
     item = file_mask(tmp_path / "a.png", MASK)
     assert error_of(Mask, item, *size) == (
-        f"{item.mask}: is 45 x 60 pixels, its image {size[0]} x {size[1]}: make them equal")
+        f"{item.mask}: is 45 x 60 pixels, but its image is {size[0]} x {size[1]}: make them equal")
 
 
 @pytest.mark.parametrize("values, shown", [
@@ -114,9 +114,9 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
     pixels = np.array([[*values]] * 2, np.uint8)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     text = error_of(Mask, item, *pixels.shape)
-    assert text.startswith(f"{item.mask}: holds the {shown}")
-    assert text.endswith("a mask holds 0 and 1, or 0 and 255, or all three (255: not labelled; "
-                         "--ignore 255 says so of all masks)")
+    assert text.startswith(f"{item.mask}: contains the {shown}")
+    assert text.endswith("a mask has 0 and 1, or 0 and 255, or all three (then 255 is void; "
+                         "--ignore 255 makes it void in all masks)")
 
 
 @pytest.mark.parametrize("pixels", [
@@ -126,7 +126,7 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
 def test_halves_and_negative_numbers_are_no_mask(tmp_path, pixels):
     item = file_mask(tmp_path / "a.tif", pixels)
     text = error_of(Mask, item, 1, 3)
-    assert text.startswith(f"{item.mask}: holds the values ")
+    assert text.startswith(f"{item.mask}: contains the values ")
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -227,7 +227,8 @@ def test_a_grey_palette_counts_by_its_grey(tmp_path):
 def test_a_palette_that_shows_another_background_is_refused(tmp_path, colours):
     item = palette_mask(tmp_path / "a.png", MASK, colours)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{item.mask}: its palette shows another background than value 0: save it without a palette")
+        f"{item.mask}: its palette does not show value 0 as the background: save it "
+        "without a palette")
 
 
 def test_a_picture_of_two_colours_is_not_turned_inside_out(tmp_path):
@@ -237,7 +238,7 @@ def test_a_picture_of_two_colours_is_not_turned_inside_out(tmp_path):
     try:
         equals(Mask(item, *MASK.shape))
     except ValueError as error:
-        assert "another background" in str(error)
+        assert "as the background" in str(error)
 
 
 def test_colours_on_white_are_classes(tmp_path):
@@ -248,7 +249,7 @@ def test_colours_on_white_are_classes(tmp_path):
 def test_two_values_for_one_thing_are_refused(tmp_path, values):
     tifffile.imwrite(tmp_path / "a.tif", np.array([[*values]], np.uint16), metadata=None)
     item = Item("a", tmp_path, tmp_path / "a.tif", "a")
-    assert "holds the values 0, " in error_of(Mask, item, 1, len(values))
+    assert "contains the values 0, " in error_of(Mask, item, 1, len(values))
 
 
 @pytest.mark.parametrize("value, nodata, kind", [
@@ -260,7 +261,7 @@ def test_a_mask_that_calls_its_objects_nodata_is_refused(tmp_path, value, nodata
     if kind:
         assert Mask(item, *MASK.shape).kind == kind
     else:
-        assert f"marks objects with {value}, which is NODATA" in error_of(Mask, item, *MASK.shape)
+        assert f"marks objects with {value}, which its NODATA" in error_of(Mask, item, *MASK.shape)
     if value == nodata == 255:
         equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
 
@@ -268,7 +269,7 @@ def test_a_mask_that_calls_its_objects_nodata_is_refused(tmp_path, value, nodata
 def test_a_palette_of_more_classes_is_refused(tmp_path):
     colours = [(0, 0, 0), (1, 2, 3), (4, 5, 6)]
     item = palette_mask(tmp_path / "a.png", noise(*MASK.shape) % 3, colours)
-    assert "holds the values 0, 1, 2" in error_of(Mask, item, *MASK.shape)
+    assert "contains the values 0, 1, 2" in error_of(Mask, item, *MASK.shape)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
@@ -309,7 +310,8 @@ def test_a_mask_in_colour_is_refused(tmp_path):
     pixels[2, 3, 1] ^= 255
     item = file_mask(tmp_path / "a.png", pixels)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{tmp_path / 'a.png'}: is a mask in colour: expected one value per pixel")
+        f"{tmp_path / 'a.png'}: is in colour, but a mask has one value per pixel: save it "
+        "as a grey image")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])

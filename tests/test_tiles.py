@@ -501,7 +501,7 @@ def test_a_mask_of_other_values_is_refused_before_anything_is_cut(tmp_path):
     mask, shares = blobs(200, 40), []
     mask[199, 39] = 7
     item = slide(tmp_path, noise(200, 40), mask)
-    with pytest.raises(ValueError, match="masks/a.png: holds the values 0, 1, 7"):
+    with pytest.raises(ValueError, match="masks/a.png: contains the values 0, 1, 7"):
         cut(item, tmp_path / "cache", **ONE, progress=shares.append)
     assert not shares and contents(tmp_path) == {}
 
@@ -558,7 +558,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, shape):
     with pytest.raises(ValueError) as error:
         cut(item, tmp_path / "cache", **{**ONE, "scale": 2})
     assert str(error.value) == (f"{item.mask}: is {shape[0]} x {shape[1]} pixels, "
-                                "its image 30 x 20: make them equal")
+                                "but its image is 30 x 20: make them equal")
     assert contents(tmp_path) == {}
 
 
@@ -568,7 +568,8 @@ def test_runs_that_leave_the_image_are_refused_with_table_and_name(tmp_path):
     with pytest.raises(ValueError) as error:
         cut(item, tmp_path / "cache", **ONE)
     assert str(error.value) == (
-        f"{tmp_path / 'train.csv'}: a: run 600 2 leaves the image of 30 x 20 pixels")
+        f"{tmp_path / 'train.csv'}: a: run 600 2 leaves the image of 30 x 20 pixels: "
+        "check that the code belongs to this image")
     assert contents(tmp_path) == {}
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
@@ -98,7 +99,8 @@ def _polygons(feature: object, number: int) -> list[Polygon]:
     geometry, name = feature.get("geometry"), _class(feature.get("properties"))
     if not isinstance(geometry, dict):
         raise ValueError(f"feature {number} ({name}) has no geometry: delete it")
-    kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+    kind = geometry.get("type")
+    coordinates: Any = geometry.get("coordinates")
     if kind == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
         return [polygon for each in geometry["geometries"]
                 for polygon in _polygons({**feature, "geometry": each}, number)]
