@@ -91,18 +91,18 @@ def test_a_mask_of_transparency_is_no_image(tmp_path):
 
 def test_two_images_of_one_size_are_refused(tmp_path):
     write_pages(tmp_path / "a.ome.tif", RGB, 255 - RGB, ome=True)
-    assert "save the one that is meant" in refusal(tmp_path / "a.ome.tif")
+    assert "save only the one you need" in refusal(tmp_path / "a.ome.tif")
     with tifffile.TiffWriter(tmp_path / "b.tif") as file:  # grey and colour are two kinds of page
         file.write(GREY, photometric="minisblack", metadata=None)
         file.write(RGB, photometric="rgb", metadata=None)
-    assert "holds 2 images of 48 x 64 pixels" in refusal(tmp_path / "b.tif")
+    assert "contains 2 images of 48 x 64 pixels" in refusal(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_pages_of_one_size_are_pictures_and_no_channels(tmp_path, count):
     pages = [Image.fromarray(noise(48, 64, seed=i)) for i in range(count)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    assert f"holds {count} images of 48 x 64 pixels" in refusal(tmp_path / "a.tif")
+    assert f"contains {count} images of 48 x 64 pixels" in refusal(tmp_path / "a.tif")
 
 
 # What its channels are
@@ -138,7 +138,7 @@ def test_a_fourth_channel_beside_red_green_and_blue_is_left_out_with_a_word(tmp_
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
     assert np.array_equal(read(tmp_path / "a.tif"), pixels[..., :3])
     assert open_slide(tmp_path / "a.tif").notes == [
-        "its fourth channel is left out: it is not said to be alpha"]
+        "its fourth channel is ignored: it is not declared as alpha"]
 
 
 @pytest.mark.parametrize("names, colours", [
@@ -178,7 +178,7 @@ def test_an_image_that_is_nearly_as_large_is_told(tmp_path):
     write_pages(tmp_path / "a.tif", RGB, RGB[:47])
     assert np.array_equal(read(tmp_path / "a.tif"), RGB)
     assert open_slide(tmp_path / "a.tif").notes == [
-        "also holds an image of 47 x 64 pixels: the larger one is read"]
+        "also contains an image of 47 x 64 pixels: the larger one is read"]
 
 
 @pytest.mark.parametrize("layout", ["pages", "planes", "samples"])
@@ -196,7 +196,7 @@ def test_three_grey_channels_are_taken_for_colours_with_a_word(tmp_path, layout)
 def test_other_numbers_of_stains_are_refused(tmp_path, count):
     tifffile.imwrite(tmp_path / "a.ome.tif", noise(count, 48, 64), photometric="minisblack",
                      metadata={"axes": "CYX"})
-    assert f"holds {count} channels of 48 x 64" in refusal(tmp_path / "a.ome.tif")
+    assert f"contains {count} channels of 48 x 64" in refusal(tmp_path / "a.ome.tif")
 
 
 # What its numbers are
@@ -251,7 +251,7 @@ def test_sixteen_bits_are_scaled_by_the_largest_value_that_the_file_names(tmp_pa
     wanted = np.floor(values * 255.0 / white + 0.5)
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
     assert open_slide(tmp_path / "a.tif").notes == (
-        ["its SMaxSampleValue, 4000, is taken for white"] if white == 4000 else [])
+        ["its SMaxSampleValue, 4000, is taken as white"] if white == 4000 else [])
     assert np.array_equal(read(tmp_path / "a.tif", white=60_000), wanted)  # the file knows better
 
 
@@ -270,7 +270,7 @@ def test_values_beyond_white_are_told(tmp_path, says):
     slide = open_slide(tmp_path / "a.tif", white=None if says else 1023)
     remedy = "" if says else " (--white 4095 would keep them)"  # the file's word is taken
     assert slide.notes == [
-        f"holds values beyond 1023, which is taken for white: they are cut off{remedy}"]
+        f"contains values above 1023, which is taken as white: they are clipped{remedy}"]
     assert np.array_equal(slide.read_all()[..., 0],
                           np.floor(np.minimum(values, 1023) * 255.0 / 1023 + 0.5))
 
@@ -278,7 +278,7 @@ def test_values_beyond_white_are_told(tmp_path, says):
 def test_values_beyond_eight_bits_of_sixteen_are_told(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16, highest=4095),
                      metadata=None, extratags=[(341, 3, 1, 255, True)])
-    assert "beyond 255" in open_slide(tmp_path / "a.tif").notes[0]
+    assert "above 255" in open_slide(tmp_path / "a.tif").notes[0]
 
 
 @pytest.mark.parametrize("metadata", [{"PhysicalSizeX": "0,5"}, {"SignificantBits": "eight"},
@@ -415,7 +415,7 @@ def test_orientation_is_applied(tmp_path, layout, orientation, turn):
     assert np.array_equal(slide.read_all(), wanted)
     for y, x, h, w in ((0, 0, 1, 1), (3, 5, 17, 20), (40, 30, 8, 18)):
         assert np.array_equal(slide.read(y, x, h, w), wanted[y : y + h, x : x + w])
-    told = [f"is turned as its orientation tag, {orientation}, says"]
+    told = [f"is rotated or mirrored as its orientation tag ({orientation}) says"]
     assert slide.notes == (told if 1 < orientation < 9 else [])
     half = open_slide(tmp_path / "a.tif", 2).read_all()
     assert np.array_equal(half, np.floor(wanted.reshape(wanted.shape[0] // 2, 2, -1, 2, 3).mean(

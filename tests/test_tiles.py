@@ -438,7 +438,7 @@ def test_damaged_tiles_are_refused_by_name(tmp_path, size):
     path.write_bytes(content[:size] if size is not None else content + b"\0")
     with pytest.raises(ValueError) as error:
         Tiles(tmp_path / "cache", [cut(item, tmp_path / "cache", **ONE)], 16, 4)
-    assert str(error.value) == f"{path}: is damaged: delete it, and it is cut anew"
+    assert str(error.value) == f"{path}: is damaged: delete it, and it will be cut again"
     path.unlink()
     with pytest.raises(ValueError, match="is damaged: delete it"):
         Tiles(tmp_path / "cache", [facts], 16, 4)

@@ -23,7 +23,7 @@ clear.
 | 0 and 1; 0 and white (255, or with more bits 4095, 65535, ...) | all but 0 is object |
 | 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes |
 | 0, 1 and 255 in some masks, 0 and 255 in others | refused, unless `--ignore 255` makes 255 void |
-| 0 and 1 in some masks, 0 and 255 in others | objects are 1, or 255; a note says so |
+| 0 and 1 in some masks, 0 and 255 in others | objects are 1 in some, 255 in others; with a note |
 | other values, such as JPEG compression leaves | refused |
 | three equal colour channels | one of them |
 | different colours; one channel per class (one-hot) | refused |
@@ -42,7 +42,7 @@ clear.
 |---|---|
 | GeoJSON: FeatureCollection, list of features, feature | Polygons and MultiPolygons with holes |
 | a polygon, in pixels of the full image | covers the pixels whose centre is inside |
-| several classes of polygons | all are objects, or only those of `--label`; `--ignore` makes void |
+| several classes of polygons | all are objects, or those in `--label`; `--ignore` names void ones |
 | a class in `--label` or `--ignore` that no polygon has | refused |
 | points and lines among the objects | refused |
 | map coordinates; a polygon outside the image | refused |
@@ -60,12 +60,12 @@ clear.
 | names in a table | without quotes, surrounding spaces and invisible characters |
 | an empty line | skipped |
 | a line without an ID, or with more cells than headings | refused |
-| two lines for one ID | accepted if they say the same, else refused |
+| two lines for one ID | accepted if they agree, else refused |
 | groups.csv without a group for an image | refused |
 | HuBMAP's table without a patient for an image | the image is a group of its own |
 | groups that differ only by case, spaces, dashes or as 1 and 1.0 do | refused |
 | unbalanced quotes; encodings other than UTF-8 | refused |
-| Groups.csv, groups.xlsx and the like; images in subfolders | refused, with the right place |
+| Groups.csv, groups.xlsx and the like; images in subfolders | refused, with the remedy |
 | images in other formats (.czi, .mrxs, .dcm, ...) | refused, with an export that works |
 """
 
