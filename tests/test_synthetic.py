@@ -9,7 +9,7 @@ from minseg.data.synthetic import synthetic_slide, write_slides
 
 
 def features(image, mask):
-    """Colour features of each pixel; the last is the best linear mix of them, fitted to the mask."""
+    """Colour features of each pixel; the last is their best linear mix, fitted to the mask."""
     rgb = image.reshape(-1, 3).astype(np.float64)
     hsv = np.asarray(Image.fromarray(image).convert("HSV")).reshape(-1, 3)
     inside, outside = rgb[mask.ravel() == 1], rgb[mask.ravel() == 0]
