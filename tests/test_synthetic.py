@@ -138,7 +138,7 @@ def test_a_written_data_set_has_images_masks_and_two_slides_per_patient(tmp_path
 
 def test_an_existing_folder_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(ValueError, match="data exists already"):
+    with pytest.raises(ValueError, match="data: exists already"):
         write_slides(tmp_path / "data", 1, height=64, width=64)
     assert [path.name for path in tmp_path.rglob("*")] == ["data"]
 
