@@ -25,7 +25,7 @@ def blobs(n, size, seed=0):
 
 @pytest.fixture
 def strengths(monkeypatch):
-    """Sets the named strengths of the module, the others to 0."""
+    """Sets the given strengths of the module, and all others to 0."""
     def put(**values):
         for name in ("ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS"):
             monkeypatch.setattr(module, name, values.get(name, 0.0))
@@ -50,7 +50,7 @@ def test_image_and_mask_move_alike():
 
 
 def eight(image):
-    """The image (C, H, W) in its eight symmetries."""
+    """The eight symmetries of an image (C, H, W)."""
     return [variant.rot90(k, (1, 2)) for variant in (image, image.flip(2)) for k in range(4)]
 
 
@@ -100,7 +100,7 @@ def test_the_map_is_flip_turn_and_scale_within_the_strengths():
     assert 140 < (matrix.det() < 0).sum() < 260
 
 
-def test_offsets_stay_within_half_the_margin_and_use_it():
+def test_offsets_reach_half_the_margin_but_no_further():
     _, offset = source_map(400, seed=2)
     for axis in (0, 1):
         assert 8 * 0.9 < offset[:, axis].max() < 8.05
@@ -123,7 +123,7 @@ def test_beyond_the_margin_image_and_mask_are_mirrored_not_black():
 
 
 @pytest.mark.parametrize("n, size, tile", [(1, 40, 32), (5, 32, 32), (3, 50, 31)])
-def test_shapes_types_and_ranges_are_as_promised(n, size, tile):
+def test_shapes_types_and_ranges_are_as_documented(n, size, tile):
     masks = (noise(n, size, 1)[:, :1] > 127).byte()
     images, moved = augment(noise(n, size), masks, tile, seeded())
     assert (images.shape, images.dtype) == ((n, 3, tile, tile), torch.float32)
@@ -139,14 +139,14 @@ def test_black_and_white_stay_in_range():
     assert result.isfinite().all()
 
 
-def test_the_same_seed_gives_the_same_result_and_another_seed_another():
+def test_the_same_seed_gives_the_same_result_and_another_seed_does_not():
     images, masks = noise(4, 48), blobs(4, 48)
     first, again, other = (augment(images, masks, 32, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0]) and not torch.equal(first[1], other[1])
 
 
-def test_a_generator_goes_on_from_draw_to_draw_and_the_global_one_is_left_alone():
+def test_the_generator_advances_and_the_global_one_is_not_used():
     images, masks, generator = noise(2, 48), blobs(2, 48), seeded()
     before = torch.get_rng_state()
     first, second = (augment(images, masks, 32, generator)[0] for _ in range(2))
@@ -164,7 +164,7 @@ def test_each_image_of_a_batch_is_augmented_in_its_own_way():
             assert not torch.equal(coloured[i], coloured[j])
 
 
-def test_what_goes_in_is_left_as_it_was():
+def test_the_inputs_are_not_changed():
     images, masks = noise(2, 40), blobs(2, 48)[..., :40, :40].clone()
     copies = images.clone(), masks.clone()
     augment(images, masks, 32, seeded())
@@ -197,7 +197,7 @@ def test_stain_scales_each_dye_in_optical_density(strengths):
 
 
 @pytest.mark.parametrize("stain", [0, 1, 2])
-def test_a_pixel_with_one_dye_alone_only_gets_more_or_less_of_it(strengths, stain):
+def test_a_pixel_of_a_single_dye_only_gets_more_or_less_of_it(strengths, stain):
     strengths(STAIN=0.25)
     absorbance = torch.tensor(STAINS[stain])
     pixel = (256 * (-0.8 * absorbance).exp() - 1) / 255

@@ -1,4 +1,4 @@
-"""Data sets: both layouts are found whole, and whatever is wrong is named in one line."""
+"""Data sets: both layouts are found completely, and any fault is named in one line."""
 
 import csv
 import json
@@ -49,13 +49,13 @@ def test_without_groups_each_image_stands_alone(tmp_path):
     assert [item.group for item in find_slides(str(data_set(tmp_path)))] == ["a", "b"]
 
 
-def test_order_is_that_of_the_names_not_of_the_files(tmp_path):
+def test_items_are_in_the_order_of_their_names_not_of_their_files(tmp_path):
     names = ("a-1.png", "a.png", "B.png", "a.b.png")  # as files, a-1.png comes before a.png
     assert [item.id for item in find_slides(data_set(tmp_path, names, names))] == [
         "B", "a", "a-1", "a.b"]
 
 
-def test_every_suffix_is_found_in_capitals_too_and_may_differ_from_the_masks(tmp_path):
+def test_every_suffix_is_found_even_in_capitals_and_may_differ_from_that_of_the_mask(tmp_path):
     images = ("a.png", "b.jpg", "c.jpeg", "d.tif", "e.tiff", "f.PNG", "g.TIFF", "h.Jpg")
     masks = ("a.tif", "b.png", "c.tiff", "d.TIF", "e.PNG", "f.png", "g.png", "h.png")
     items = find_slides(data_set(tmp_path, images, masks))
@@ -63,7 +63,7 @@ def test_every_suffix_is_found_in_capitals_too_and_may_differ_from_the_masks(tmp
     assert [item.mask.name for item in items] == list(masks)
 
 
-def test_hidden_and_other_files_and_masks_too_many_are_ignored(tmp_path):
+def test_hidden_files_other_files_and_masks_without_an_image_are_ignored(tmp_path):
     images = ("a.png", ".a.png", "._b.tif", "notes.txt", "a.xml", "Thumbs.db")
     items = find_slides(data_set(tmp_path, images, ("a.png", ".a.png", "z.png", "a.jpg")))
     assert [item.id for item in items] == ["a"]
@@ -76,14 +76,14 @@ def test_a_missing_folder_is_refused(tmp_path, missing):
         data_set(folder, (), ())
         (folder / missing).rmdir()
     assert error_of(find_slides, folder) == (
-        f"{folder / missing}: no such folder: --data needs images/ and masks/ in it, or train/ and "
-        "train.csv")
+        f"{folder / missing}: no such folder: --data must contain images/ and masks/, or train/ "
+        "and train.csv")
 
 
 @pytest.mark.parametrize("part, formats", [("images", "png.*jpg.*tiff"), ("masks", "png.*tiff")])
 def test_a_folder_without_images_is_refused(tmp_path, part, formats):
     data_set(tmp_path, **{part: ("notes.txt", ".a.png")})
-    with pytest.raises(ValueError, match=f"{part}: holds no image .*{formats}"):
+    with pytest.raises(ValueError, match=f"{part}: contains no image .*{formats}"):
         find_slides(tmp_path)
 
 
@@ -96,25 +96,26 @@ def test_an_image_without_a_mask_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix, what", [
     ("roi", "ImageJ's format"), ("zip", "ImageJ's format"), ("ndpa", "Hamamatsu's format"),
-    ("xml", "the format of ASAP or Aperio"), ("json", "JSON not named .geojson")])
-def test_annotations_of_other_programs_are_refused_with_the_export_that_works(tmp_path, suffix,
-                                                                              what):
+    ("xml", "the format of ASAP or Aperio"), ("json", "JSON that is not named .geojson")])
+def test_annotations_of_other_programs_are_refused_with_an_export_that_works(tmp_path, suffix,
+                                                                             what):
     data_set(tmp_path, masks=("a.png", f"b.{suffix}"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not read: open it in QuPath and "
-        "use File > Export objects as GeoJSON")
+        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not supported: open it in QuPath "
+        "and use File > Export objects as GeoJSON")
     (tmp_path / "masks" / "b.png").touch()
     assert len(find_slides(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("suffix", ["czi", "mrxs", "dcm", "bmp", "jp2"])
-def test_images_in_other_formats_are_refused_with_the_export_that_works(tmp_path, suffix):
+def test_images_in_other_formats_are_refused_with_an_export_that_works(tmp_path, suffix):
     data_set(tmp_path, (f"a.{suffix}", "b.png"))
-    text = error_of(find_slides, tmp_path)
-    assert text.startswith(f"{tmp_path / 'images' / 'a'}.{suffix}: .{suffix} is not read: save")
+    path = tmp_path / "images" / f"a.{suffix}"
+    assert error_of(find_slides, tmp_path).startswith(
+        f"{path}: .{suffix} is not supported: save it as TIFF or PNG")
 
 
-def test_slides_of_scanners_are_taken(tmp_path):
+def test_the_formats_of_slide_scanners_are_accepted(tmp_path):
     images = ("a.svs", "b.ndpi", "c.scn", "d.qptiff", "e.btf", "f.ome.tif", "g.tf8")
     items = find_slides(data_set(tmp_path, images, [f"{Path(name).stem}.png" for name in images]))
     assert [item.image.name for item in items] == list(images)
@@ -124,7 +125,7 @@ def test_slides_of_scanners_are_taken(tmp_path):
 def test_two_files_of_one_name_are_refused(tmp_path, part):
     data_set(tmp_path, **{part: ("a.png", "a.tif", "b.png")})
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / part / 'a.tif'}: a.png has the same name: keep one")
+        f"{tmp_path / part / 'a.tif'}: a.png has the same name: keep only one")
 
 
 @pytest.mark.parametrize("rows", [b"a,p1\n", b"a,p1\nb,\n", b"a,p1\nb\n"],
@@ -135,7 +136,7 @@ def test_an_image_without_a_group_is_refused(tmp_path, rows):
         f"{tmp_path / 'groups.csv'}: has no group for b: add a line")
 
 
-def test_a_link_to_groups_that_are_gone_is_no_data_set_without_groups(tmp_path):
+def test_a_broken_link_does_not_pass_for_missing_groups(tmp_path):
     data_set(tmp_path)
     (tmp_path / "groups.csv").symlink_to(tmp_path / "gone.csv")
     with pytest.raises(OSError, match="groups.csv"):
@@ -165,7 +166,7 @@ def test_the_competitions_files_are_found_with_their_patients_as_groups(tmp_path
     assert b == Item("b", tmp_path / "train/b.tiff", table, "63921", "3 2")
 
 
-def test_images_of_one_patient_are_of_one_group(tmp_path):
+def test_images_of_one_patient_are_in_one_group(tmp_path):
     folder = hubmap(tmp_path, ("a.tiff", "b.TIFF", "c.tif"), [("c", ""), ("b", ""), ("a", "")],
                     "patient_number,image_file\n7,a.tiff\n8,b.tiff\n7,c.tiff\n")
     assert [(item.id, item.group) for item in find_slides(str(folder))] == [
@@ -179,7 +180,7 @@ def test_images_without_a_patient_stand_alone(tmp_path, patients):
     assert [item.group for item in find_slides(hubmap(tmp_path, patients=patients))] == ["a", "b"]
 
 
-def test_a_link_to_patients_that_are_gone_is_no_data_set_without_patients(tmp_path):
+def test_a_broken_link_does_not_pass_for_missing_patients(tmp_path):
     hubmap(tmp_path)
     (tmp_path / PATIENTS).symlink_to(tmp_path / "gone.csv")
     with pytest.raises(OSError, match=PATIENTS):
@@ -189,17 +190,17 @@ def test_a_link_to_patients_that_are_gone_is_no_data_set_without_patients(tmp_pa
 def test_patients_in_other_columns_are_refused(tmp_path):
     hubmap(tmp_path, patients="image,patient\na.tiff,1\n")
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / PATIENTS}: the first line must have the columns image_file,patient_number, "
-        "with a comma between")
+        f"{tmp_path / PATIENTS}: the first line must name the columns image_file,patient_number "
+        "once each, separated by commas")
 
 
 def test_an_image_of_two_patients_is_refused(tmp_path):
     hubmap(tmp_path, patients="image_file,patient_number\na.tiff,1\na.tiff,2\n")
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / PATIENTS}: has two lines for a.tiff: keep one")
+        f"{tmp_path / PATIENTS}: has two lines for a.tiff: keep only one")
 
 
-def test_the_code_of_a_large_slide_is_one_long_field(tmp_path):
+def test_the_code_of_a_large_slide_may_be_one_long_field(tmp_path):
     code = " ".join(f"{10 * i + 1} 3" for i in range(40_000))
     csv.field_size_limit(131_072)  # Python's own
     a, b = find_slides(hubmap(tmp_path, lines=[("a", code), ("b", "1 2")]))
@@ -211,28 +212,29 @@ def test_an_image_without_a_line_is_refused(tmp_path):
     hubmap(tmp_path, lines=[("a", "1 1")])
     assert error_of(find_slides, tmp_path) == (
         f"{tmp_path / 'train' / 'b.tiff'}: has no line in {tmp_path / 'train.csv'}: add one, or "
-        "take it out")
+        "remove the image")
 
 
 def test_a_line_without_an_image_is_refused(tmp_path):
     hubmap(tmp_path, ("a.tiff", "b.png"))
     assert error_of(find_slides, tmp_path) == (
         f"{tmp_path / 'train.csv'}: names b, but there is no {tmp_path / 'train' / 'b'}.tiff: add "
-        "it, or take out the line")
+        "it, or remove the line")
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
     hubmap(tmp_path, ("a.tiff", "a.tif", "b.tiff"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'train' / 'a.tiff'}: a.tif has the same name: keep one")
+        f"{tmp_path / 'train' / 'a.tiff'}: a.tif has the same name: keep only one")
 
 
 def test_a_table_without_the_folder_of_its_images_is_refused(tmp_path):
     hubmap(tmp_path, ())
-    assert "train: holds no image" in error_of(find_slides, tmp_path)
+    assert "train: contains no image" in error_of(find_slides, tmp_path)
     (tmp_path / "train").rmdir()
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'train'}: no such folder: {tmp_path / 'train.csv'} needs train/ID.tiff there")
+        f"{tmp_path / 'train'}: no such folder: put the images of {tmp_path / 'train.csv'} there, "
+        "as ID.tiff")
 
 
 def test_a_repeated_line_does_no_harm_but_two_codes_for_one_image_are_refused(tmp_path):
@@ -240,7 +242,7 @@ def test_a_repeated_line_does_no_harm_but_two_codes_for_one_image_are_refused(tm
     assert [item.runs for item in find_slides(tmp_path / "same")] == ["1 1", "3 2"]
     hubmap(tmp_path / "other", lines=[("a", "1 1"), ("b", "3 2"), ("a", "1 2")])
     assert error_of(find_slides, tmp_path / "other") == (
-        f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: keep one")
+        f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: keep only one")
 
 
 @pytest.mark.parametrize("line", ["a,", "a , ", 'a,""'])
@@ -262,14 +264,14 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path):
     assert read_table(path, "id", "group") == {"a": "Jürgen", "b, left": "p2"}
 
 
-def test_a_table_written_by_csv_comes_back(tmp_path):
+def test_a_table_written_by_the_csv_module_is_read_back(tmp_path):
     groups = {"a": "p1", 'b "x"': "p,2", "c": "p1", "d": "two lines", "e": ""}
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("id", "group"), *groups.items()])
     assert read_table(tmp_path / "a.csv", "id", "group") == groups
 
 
-def test_columns_may_stand_in_any_order_among_others(tmp_path):
+def test_columns_may_be_in_any_order_among_others(tmp_path):
     (tmp_path / "a.csv").write_text("x,value,y,key\n1,v,2,k\n3,w,4,l,,\n")
     assert read_table(tmp_path / "a.csv", "key", "value") == {"k": "v", "l": "w"}
 
@@ -281,24 +283,25 @@ def test_headings_may_have_any_case_and_spaces(tmp_path, heading):
     assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1"}
 
 
-@pytest.mark.parametrize("cell", ["p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", "p\u00ad1", "p1\u200e", '"p1"',
-                                  ' "p1"', '" p1 "', "p1\t"], ids=ascii)
+@pytest.mark.parametrize("cell", [
+    "p1", " p1", "p1 ", "p1\u00a0", "\u2003p1", "p1\u200b", "p\u00ad1", "p1\u200e", '"p1"', ' "p1"',
+    '" p1 "', "p1\t"], ids=ascii)
 def test_spaces_and_quotes_around_a_value_mean_nothing(tmp_path, cell):
     (tmp_path / "a.csv").write_text(f"id,group\n\na , p1\n , \n b,{cell}\n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "p1", "b": "p1"}
 
 
-def test_accents_are_one_letter_or_two(tmp_path):
+def test_accents_may_be_stored_as_one_character_or_two(tmp_path):
     (tmp_path / "a.csv").write_text("id,group\na,J\u00fcrgen\nb,Ju\u0308rgen\n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv", "id", "group") == {"a": "J\u00fcrgen", "b": "J\u00fcrgen"}
 
 
 @pytest.mark.parametrize("rows, words", [
     ("a,p1,p2",
-     "line 2 has more cells than there are headings: put quotes around what holds a comma"),
+     "line 2 has more cells than there are headings: put quotes around text that contains a comma"),
     ('a,"p1\nb,p2', "line 3: unexpected end of data: fix the quotes"),
     ('a,"p1"x', "line 2: ',' expected after '\"': fix the quotes"),
-    (" ,p1", "line 2 has no id: add it, or take out the line")])
+    (" ,p1", "line 2 has no id: add it, or remove the line")])
 def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words):
     (tmp_path / "a.csv").write_text(f"id,group\n{rows}\n")
     path = tmp_path / "a.csv"
@@ -306,16 +309,16 @@ def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words)
 
 
 @pytest.mark.parametrize("other", ["P1", "p 1", "\uff501", "p\u00a01"], ids=ascii)
-def test_groups_that_differ_by_what_nobody_sees_are_refused(tmp_path, other):
+def test_groups_that_hardly_differ_are_refused(tmp_path, other):
     data_set(tmp_path, groups=f"id,group\na,p1\nb,{other}\n".encode())
     text = error_of(find_slides, tmp_path)
-    assert text.startswith(f"{tmp_path / 'groups.csv'}: has the groups ")
-    assert "'p1'" in text and text.endswith("write them alike if they are one, else give one "
-                                            "another name")
+    assert text.startswith(f"{tmp_path / 'groups.csv'}: contains the groups ")
+    assert "'p1'" in text and text.endswith(": write them alike if they are the same, else make "
+                                            "them more different")
 
 
 @pytest.mark.parametrize("first, second", [("67", "67.0"), ("1", "01")])
-def test_numbers_that_are_written_in_two_ways_are_refused(tmp_path, first, second):
+def test_numbers_written_in_two_ways_are_refused(tmp_path, first, second):
     data_set(tmp_path, groups=f"id,group\na,{first}\nb,{second}\n".encode())
     assert "write them alike" in error_of(find_slides, tmp_path)
 
@@ -323,23 +326,25 @@ def test_numbers_that_are_written_in_two_ways_are_refused(tmp_path, first, secon
 @pytest.mark.parametrize("name", ["Groups.csv", "group.csv", "groups.tsv", "groups.xlsx"])
 def test_a_table_of_groups_by_another_name_is_refused(tmp_path, name):
     (data_set(tmp_path) / name).touch()
-    assert error_of(find_slides, tmp_path) == f"{tmp_path / name}: is not read: save it as groups.csv"
+    assert error_of(find_slides, tmp_path) == (
+        f"{tmp_path / name}: has the wrong name or format: save it as groups.csv")
 
 
-def test_ids_may_be_names_of_files(tmp_path):
+def test_ids_may_be_file_names(tmp_path):
     data_set(tmp_path, groups=b"id,group\na.png,p1\nb,p2\n")
     assert [item.group for item in find_slides(tmp_path)] == ["p1", "p2"]
 
 
-def test_images_in_folders_of_their_own_are_refused(tmp_path):
+def test_images_in_subfolders_are_refused(tmp_path):
     (data_set(tmp_path) / "images" / "more").mkdir()
     assert len(find_slides(tmp_path)) == 2
     (tmp_path / "images" / "more" / "c.png").touch()
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'images' / 'more'}: is a folder: put its files into {tmp_path / 'images'}")
+        f"{tmp_path / 'images' / 'more'}: is a subfolder: move its files into "
+        f"{tmp_path / 'images'}")
 
 
-def test_a_line_of_the_competitions_table_that_ends_early_is_no_empty_mask(tmp_path):
+def test_a_line_of_the_competitions_table_that_ends_early_does_not_mean_an_empty_mask(tmp_path):
     hubmap(tmp_path, ("a.tiff",))
     (tmp_path / "train.csv").write_text("id,encoding\na\n")
     assert "a.tiff: has no line in" in error_of(find_slides, tmp_path)
@@ -353,15 +358,15 @@ def test_patients_are_found_whatever_the_suffix_of_the_image(tmp_path):
 
 
 @pytest.mark.parametrize("dash", "\u2010\u2011\u2012\u2013\u2014", ids=ascii)
-def test_kinds_of_dashes_are_one_dash(tmp_path, dash):
+def test_all_kinds_of_dashes_count_as_one(tmp_path, dash):
     data_set(tmp_path, groups=f"id,group\na,p-1\nb,p{dash}1\n".encode())
     assert "write them alike" in error_of(find_slides, tmp_path)
 
 
-def test_patients_that_differ_by_what_nobody_sees_are_refused(tmp_path):
+def test_patients_that_hardly_differ_are_refused(tmp_path):
     hubmap(tmp_path, patients="image_file,patient_number\na.tiff,A1\nb.tiff , a1\n")
     assert error_of(find_slides, tmp_path).startswith(
-        f"{tmp_path / PATIENTS}: has the patients 'A1' and 'a1'")
+        f"{tmp_path / PATIENTS}: contains the patients 'A1' and 'a1'")
 
 
 @pytest.mark.parametrize("content", [
@@ -370,21 +375,21 @@ def test_patients_that_differ_by_what_nobody_sees_are_refused(tmp_path):
 def test_a_table_without_the_columns_is_refused(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: the first line must have the columns id,group, with a comma "
-        "between")
+        f"{tmp_path / 'a.csv'}: the first line must name the columns id,group once each, "
+        "separated by commas")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_table_that_is_no_utf_8_is_refused(tmp_path, encoding):
+def test_a_table_that_is_not_utf_8_is_refused(tmp_path, encoding):
     (tmp_path / "a.csv").write_bytes("id,group\na,Jürgen\nb,p2\n".encode(encoding))
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: is no UTF-8 text: save it as CSV UTF-8")
+        f"{tmp_path / 'a.csv'}: is not UTF-8 text: save it as CSV UTF-8")
 
 
 def test_a_key_with_two_values_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,group\na,1\nb,1\na,1\nb,2\n")
     assert error_of(read_table, tmp_path / "a.csv", "id", "group") == (
-        f"{tmp_path / 'a.csv'}: has two lines for b: keep one")
+        f"{tmp_path / 'a.csv'}: has two lines for b: keep only one")
 
 
 def test_paths_of_items_are_paths(tmp_path):
@@ -421,7 +426,7 @@ def test_polygons_lie_beside_the_competitions_slides(tmp_path):
     assert (a.runs, a.mask, a.polygons) == (None, tmp_path / "train/a.json", None)
 
 
-def test_the_competitions_slides_need_no_table_where_polygons_are_there(tmp_path):
+def test_the_competitions_slides_need_no_table_if_there_are_polygons(tmp_path):
     hubmap(tmp_path, patients="image_file,patient_number\na.tiff,7\nb.tiff,7\n")
     (tmp_path / "train.csv").unlink()
     (tmp_path / "train/a.json").write_text(json.dumps([feature()]))
@@ -439,17 +444,19 @@ def test_classes_are_named_as_people_type_them(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"labels": ["Tumour"]}, {"ignore": ["Tumour"]}])
-def test_a_class_that_no_polygon_has_is_refused_with_those_that_are_there(tmp_path, options):
+def test_the_error_for_an_unknown_class_lists_those_that_exist(tmp_path, options):
     data_set(tmp_path, masks=("a.geojson", "b.png"))
     (tmp_path / "masks/a.geojson").write_text(json.dumps([feature(), feature("cortex")]))
-    call = lambda: find_slides(tmp_path, **options)
+    def call():
+        return find_slides(tmp_path, **options)
+
     assert error_of(call) == (
         f"{tmp_path}: no polygon has the class Tumour: there are cortex, glomerulus")
     (tmp_path / "masks/a.geojson").rename(tmp_path / "masks/a.png")
-    assert "holds no polygons" in error_of(call)
+    assert "contains no polygons" in error_of(call)
 
 
-def test_classes_that_differ_by_case_only_are_refused_where_one_is_named(tmp_path):
+def test_classes_that_differ_only_by_case_are_refused_if_one_of_them_is_named(tmp_path):
     data_set(tmp_path, masks=("a.geojson", "b.png"))
     (tmp_path / "masks/a.geojson").write_text(json.dumps([feature(), feature("Glomerulus")]))
     assert len(find_slides(tmp_path)) == 2

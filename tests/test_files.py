@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and what dead processes left is taken away."""
+"""Files appear whole or not at all, and leftovers of dead processes are deleted."""
 
 import errno
 import os
@@ -21,20 +21,20 @@ def listed(folder):
 
 @pytest.fixture(scope="module")
 def dead():
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
 def left_by(path, process, host=HOST):
-    """What a process of that number writes first, to put it at `path` later."""
+    """The temporary file that a process with this id writes before renaming it to `path`."""
     return path.with_name(f".{path.stem}.{host}-{process}{path.suffix}")
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("old", [None, b"old"])
-def test_a_file_appears_at_the_end_only(tmp_path, name, old):
+def test_a_file_appears_only_at_the_end(tmp_path, name, old):
     path = tmp_path / name
     if old:
         path.write_bytes(old)
@@ -48,7 +48,7 @@ def test_a_file_appears_at_the_end_only(tmp_path, name, old):
     assert listed(tmp_path) == [name] and path.read_bytes() == b"the whole"
 
 
-def test_a_path_may_be_a_string_and_in_the_working_directory(tmp_path, monkeypatch):
+def test_a_path_may_be_a_string_relative_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with atomic("a.txt") as temporary:
         temporary.write_text("a")
@@ -58,7 +58,7 @@ def test_a_path_may_be_a_string_and_in_the_working_directory(tmp_path, monkeypat
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("old", [None, b"old"])
-def test_where_the_block_fails_nothing_stays_and_an_old_file_does(tmp_path, name, old, error):
+def test_if_the_block_fails_only_the_old_file_is_left(tmp_path, name, old, error):
     path = tmp_path / name
     if old:
         path.write_bytes(old)
@@ -70,7 +70,7 @@ def test_where_the_block_fails_nothing_stays_and_an_old_file_does(tmp_path, name
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_where_the_disk_fails_nothing_stays_and_an_old_file_does(tmp_path, monkeypatch, step):
+def test_if_the_disk_fails_only_the_old_file_is_left(tmp_path, monkeypatch, step):
     def fail(*arguments):
         raise OSError(5, "the disk is gone")
 
@@ -87,13 +87,12 @@ def test_a_block_that_writes_nothing_fails_and_the_old_file_stays(tmp_path):
     path.write_text("old")
     with pytest.raises(FileNotFoundError), atomic(path):
         pass
-    with pytest.raises(ValueError):  # not hidden by the file that is missing
-        with atomic(path):
-            raise ValueError
+    with pytest.raises(ValueError), atomic(path):  # not hidden by the missing file
+        raise ValueError
     assert listed(tmp_path) == ["a.txt"] and path.read_text() == "old"
 
 
-def test_all_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     steps, sync, move = [], os.fsync, os.replace
 
     def fsync(file):
@@ -107,7 +106,7 @@ def test_all_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
     assert steps == [5, "move"]
 
 
-def test_two_files_may_be_written_inside_each_other(tmp_path):
+def test_writing_two_files_may_be_nested(tmp_path):
     with atomic(tmp_path / "a.txt") as outer:
         outer.write_text("a")
         with atomic(tmp_path / "a.csv") as inner:
@@ -118,7 +117,7 @@ def test_two_files_may_be_written_inside_each_other(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can tell who is alive")
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_dead_process_left_is_removed_before_the_file_is_written(tmp_path, name, dead):
+def test_leftovers_of_a_dead_process_are_deleted_before_the_file_is_written(tmp_path, name, dead):
     path = tmp_path / name
     left = left_by(path, dead)
     left.write_bytes(b"half")
@@ -151,7 +150,7 @@ with atomic(sys.argv[1]) as temporary:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_living_processes_other_machines_and_other_files_have_is_kept(tmp_path, name, dead):
+def test_files_of_living_processes_other_machines_and_other_names_are_kept(tmp_path, name, dead):
     path = tmp_path / name
     other = path.with_name(f"{path.stem}2{path.suffix}")
     kept = [left_by(path, os.getppid()), left_by(path, dead, "elsewhere"),
@@ -169,7 +168,7 @@ def test_what_living_processes_other_machines_and_other_files_have_is_kept(tmp_p
         assert path.read_bytes() == content
 
 
-def test_patterns_in_a_name_do_not_reach_other_files(tmp_path, dead):
+def test_wildcards_in_a_name_do_not_match_other_files(tmp_path, dead):
     for name, other in (("*.txt", "b.txt"), ("a?.txt", "ab.txt"), ("[!a].txt", "b.txt")):
         kept = left_by(tmp_path / other, dead)
         kept.write_bytes(b"half")
@@ -178,7 +177,7 @@ def test_patterns_in_a_name_do_not_reach_other_files(tmp_path, dead):
         assert kept.exists()
 
 
-def test_another_users_process_is_alive(tmp_path, monkeypatch):
+def test_a_process_of_another_user_counts_as_alive(tmp_path, monkeypatch):
     def not_ours(process, signal):
         assert signal == 0
         raise PermissionError
@@ -191,7 +190,7 @@ def test_another_users_process_is_alive(tmp_path, monkeypatch):
     assert listed(tmp_path) == sorted(["a.txt", kept.name])
 
 
-def test_another_program_may_be_first_to_remove_what_a_dead_process_left(tmp_path, monkeypatch):
+def test_another_program_may_be_first_to_delete_the_leftovers(tmp_path, monkeypatch):
     left = left_by(tmp_path / "a.txt", 12345)
     left.write_bytes(b"half")
 
@@ -205,7 +204,7 @@ def test_another_program_may_be_first_to_remove_what_a_dead_process_left(tmp_pat
     assert listed(tmp_path) == ["a.txt"] or os.name != "posix"
 
 
-def test_a_host_with_dots_is_still_one_part_of_the_name(tmp_path, monkeypatch, dead):
+def test_dots_in_the_name_of_the_host_do_no_harm(tmp_path, monkeypatch, dead):
     monkeypatch.setattr(platform, "node", lambda: "node7.example.org")
     left = left_by(tmp_path / "a.txt", dead, "node7-example-org")
     left.write_bytes(b"half")
@@ -215,9 +214,9 @@ def test_a_host_with_dots_is_still_one_part_of_the_name(tmp_path, monkeypatch, d
         temporary.write_bytes(b"new")
 
 
-def test_a_full_disk_is_said_with_the_file_s_name(tmp_path):
-    with pytest.raises(OSError, match="No space left.*mask.tif"):
-        with atomic(tmp_path / "mask.tif") as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_the_error_for_a_full_disk_names_the_file(tmp_path):
+    with (pytest.raises(OSError, match="No space left.*mask.tif"),
+          atomic(tmp_path / "mask.tif") as temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())

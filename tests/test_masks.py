@@ -1,4 +1,4 @@
-"""Masks: each row of the table in `minseg.data.datasets` is read so, or refused so."""
+"""Masks: each row of the tables in `minseg.data.datasets` is read, or refused, as it says."""
 
 import json
 import pickle
@@ -101,7 +101,7 @@ def test_items_can_be_sent_to_other_processes(tmp_path):
 def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, size):
     item = file_mask(tmp_path / "a.png", MASK)
     assert error_of(Mask, item, *size) == (
-        f"{item.mask}: is 45 x 60 pixels, its image {size[0]} x {size[1]}: make them equal")
+        f"{item.mask}: is 45 x 60 pixels, but its image is {size[0]} x {size[1]}: make them equal")
 
 
 @pytest.mark.parametrize("values, shown", [
@@ -114,19 +114,19 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
     pixels = np.array([[*values]] * 2, np.uint8)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     text = error_of(Mask, item, *pixels.shape)
-    assert text.startswith(f"{item.mask}: holds the {shown}")
-    assert text.endswith("a mask holds 0 and 1, or 0 and 255, or all three (255: not labelled; "
-                         "--ignore 255 says so of all masks)")
+    assert text.startswith(f"{item.mask}: contains the {shown}")
+    assert text.endswith("a mask has 0 and 1, or 0 and 255, or all three (then 255 is void; "
+                         "--ignore 255 makes it void in all masks)")
 
 
 @pytest.mark.parametrize("pixels", [
     np.array([[0, 0.5, 1]], np.float32), np.array([[0, 0.5, 255]], np.float32),
     np.array([[0, np.nan, 1]], np.float32), np.array([[0, -1, 1]], np.int16),
     np.array([[0, -1, 0]], np.int16)], ids=str)
-def test_halves_and_negative_numbers_are_no_mask(tmp_path, pixels):
+def test_fractions_and_negative_numbers_are_not_a_mask(tmp_path, pixels):
     item = file_mask(tmp_path / "a.tif", pixels)
     text = error_of(Mask, item, 1, 3)
-    assert text.startswith(f"{item.mask}: holds the values ")
+    assert text.startswith(f"{item.mask}: contains the values ")
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -140,7 +140,7 @@ def test_a_mask_of_one_value_is_read(tmp_path, value):
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("held", [2**26, 2**4])
-def test_where_0_1_and_255_are_there_255_is_void(tmp_path, suffix, held, monkeypatch):
+def test_in_a_mask_of_0_1_and_255_255_is_void(tmp_path, suffix, held, monkeypatch):
     monkeypatch.setattr("minseg.data.tiff.HELD", held)
     pixels = MASK.copy()
     pixels[:9], pixels[-1, -1] = 0, 255  # which the first windows do not show
@@ -149,7 +149,7 @@ def test_where_0_1_and_255_are_there_255_is_void(tmp_path, suffix, held, monkeyp
     equals(mask, pixels)
 
 
-def test_255_is_void_where_one_says_so(tmp_path):
+def test_255_is_void_if_the_user_says_so(tmp_path):
     item = replace(file_mask(tmp_path / "a.png", MASK * 255), ignore=("255",))
     mask = Mask(item, *MASK.shape)
     assert mask.has_void
@@ -160,7 +160,7 @@ def test_255_is_void_where_one_says_so(tmp_path):
 @pytest.mark.parametrize("pixels, kind", [
     (MASK, "1"), (MASK * 255, "255"), (MASK * 0, ""), (MASK > 0, "")],
     ids=["0 and 1", "0 and 255", "0", "one bit"])
-def test_a_mask_tells_what_marks_its_objects(tmp_path, pixels, kind):
+def test_a_mask_knows_which_value_marks_its_objects(tmp_path, pixels, kind):
     mask = Mask(file_mask(tmp_path / "a.png", pixels), *MASK.shape)
     assert mask.kind == kind and not mask.has_void
 
@@ -190,8 +190,8 @@ def test_an_opaque_object_on_a_transparent_background_is_read(tmp_path):
     ids=["white", "black", "the reverse", "noise", "grey"])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("held", [2**26, 2**4])
-def test_alpha_that_shows_another_mask_than_the_colour_is_refused(tmp_path, pixels, suffix, held,
-                                                                  monkeypatch):
+def test_alpha_that_shows_a_different_mask_than_the_colour_is_refused(tmp_path, pixels, suffix,
+                                                                      held, monkeypatch):
     monkeypatch.setattr("minseg.data.tiff.HELD", held)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     assert error_of(Mask, item, *MASK.shape) == (
@@ -216,7 +216,7 @@ def test_the_indices_of_a_colourful_palette_are_classes(tmp_path):
     equals(mask)
 
 
-def test_a_grey_palette_counts_by_its_grey(tmp_path):
+def test_in_a_grey_palette_the_grey_levels_are_the_values(tmp_path):
     grey = [(0, 0, 0), (9, 9, 9), (9, 9, 9), (255, 255, 255)]
     equals(Mask(palette_mask(tmp_path / "a.png", MASK * 3, grey), *MASK.shape))
 
@@ -224,20 +224,21 @@ def test_a_grey_palette_counts_by_its_grey(tmp_path):
 @pytest.mark.parametrize("colours", [
     [(255,) * 3, (0,) * 3], [(255,) * 3, (128,) * 3], [(255, 0, 0), (0,) * 3],
     [(255, 0, 0), (255,) * 3], [(0,) * 3, (0,) * 3], [(9, 9, 9), (255, 0, 0)]])
-def test_a_palette_that_shows_another_background_is_refused(tmp_path, colours):
+def test_a_palette_that_does_not_show_0_as_the_background_is_refused(tmp_path, colours):
     item = palette_mask(tmp_path / "a.png", MASK, colours)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{item.mask}: its palette shows another background than value 0: save it without a palette")
+        f"{item.mask}: its palette does not show value 0 as the background: save it "
+        "without a palette")
 
 
-def test_a_picture_of_two_colours_is_not_turned_inside_out(tmp_path):
+def test_a_mask_of_two_colours_is_not_inverted(tmp_path):
     red = Image.fromarray(np.dstack([MASK * 255, MASK * 0, MASK * 0]))
     red.quantize(2).save(tmp_path / "a.png")  # its palette begins with what there is most of
     item = Item("a", tmp_path, tmp_path / "a.png", "a")
     try:
         equals(Mask(item, *MASK.shape))
     except ValueError as error:
-        assert "another background" in str(error)
+        assert "as the background" in str(error)
 
 
 def test_colours_on_white_are_classes(tmp_path):
@@ -245,22 +246,22 @@ def test_colours_on_white_are_classes(tmp_path):
 
 
 @pytest.mark.parametrize("values", [(0, 255, 65535), (0, 1, 255, 65535)])
-def test_two_values_for_one_thing_are_refused(tmp_path, values):
+def test_two_values_that_both_mean_white_are_refused(tmp_path, values):
     tifffile.imwrite(tmp_path / "a.tif", np.array([[*values]], np.uint16), metadata=None)
     item = Item("a", tmp_path, tmp_path / "a.tif", "a")
-    assert "holds the values 0, " in error_of(Mask, item, 1, len(values))
+    assert "contains the values 0, " in error_of(Mask, item, 1, len(values))
 
 
 @pytest.mark.parametrize("value, nodata, kind", [
     (255, 255, None), (1, 1, None), (255, 0, "255"), (1, 0, "1"), (1, 255, "1"), (255, 7, "255")])
-def test_a_mask_that_calls_its_objects_nodata_is_refused(tmp_path, value, nodata, kind):
+def test_a_mask_whose_objects_are_nodata_is_refused(tmp_path, value, nodata, kind):
     tifffile.imwrite(tmp_path / "a.tif", MASK * np.uint8(value), metadata=None,
                      extratags=[(42113, 2, None, str(nodata), True)])
     item = Item("a", tmp_path, tmp_path / "a.tif", "a")
     if kind:
         assert Mask(item, *MASK.shape).kind == kind
     else:
-        assert f"marks objects with {value}, which is NODATA" in error_of(Mask, item, *MASK.shape)
+        assert f"marks objects with {value}, which its NODATA" in error_of(Mask, item, *MASK.shape)
     if value == nodata == 255:
         equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
 
@@ -268,13 +269,13 @@ def test_a_mask_that_calls_its_objects_nodata_is_refused(tmp_path, value, nodata
 def test_a_palette_of_more_classes_is_refused(tmp_path):
     colours = [(0, 0, 0), (1, 2, 3), (4, 5, 6)]
     item = palette_mask(tmp_path / "a.png", noise(*MASK.shape) % 3, colours)
-    assert "holds the values 0, 1, 2" in error_of(Mask, item, *MASK.shape)
+    assert "contains the values 0, 1, 2" in error_of(Mask, item, *MASK.shape)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
 @pytest.mark.parametrize("value", [1, 255])
 @pytest.mark.parametrize("layout", ["plain", "contig", "separate", "png"])
-def test_classes_side_by_side_are_refused(tmp_path, classes, value, layout):
+def test_one_channel_per_class_is_refused(tmp_path, classes, value, layout):
     labels = noise(*MASK.shape) % classes
     channels = np.eye(classes, dtype=np.uint8)[labels] * np.uint8(value)
     path = tmp_path / ("a.png" if layout == "png" else "a.tif")
@@ -297,7 +298,7 @@ def test_a_fourth_channel_of_a_mask_is_refused(tmp_path):
     assert "neither colour nor alpha" in error_of(Mask, item, *MASK.shape)
 
 
-def test_a_mask_is_turned_by_its_orientation_as_its_image_is(tmp_path):
+def test_the_orientation_of_a_mask_is_applied(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(np.rot90(MASK) * 255).save(tmp_path / "a.png", exif=exif)
@@ -309,24 +310,25 @@ def test_a_mask_in_colour_is_refused(tmp_path):
     pixels[2, 3, 1] ^= 255
     item = file_mask(tmp_path / "a.png", pixels)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{tmp_path / 'a.png'}: is a mask in colour: expected one value per pixel")
+        f"{tmp_path / 'a.png'}: is in colour, but a mask has one value per pixel: save it "
+        "as a grey image")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_a_mask_that_is_missing_or_no_image_is_refused(tmp_path, name):
+def test_a_mask_that_is_missing_or_not_an_image_is_refused(tmp_path, name):
     item = Item("a", tmp_path / "b.png", tmp_path / name, "a")
     assert error_of(Mask, item, 5, 7) == f"{tmp_path / name}: no such file"
     item.mask.write_bytes(b"")
     assert error_of(Mask, item, 5, 7).startswith(
-        f"{tmp_path / name}: cannot be read, replace it or take it out: ")
+        f"{tmp_path / name}: cannot be read (")
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("code, words", [
-    ("1 b", "else than whole numbers: '1 b'"),
-    ("1.0 2", "else than whole numbers: '1.0 2'"),
-    ("nan", "else than whole numbers"),
-    ("1 2 3", "has 3 numbers: they come in pairs"),
+    ("1 b", "must be whole numbers, not '1 b'"),
+    ("1.0 2", "must be whole numbers, not '1.0 2'"),
+    ("nan", "must be whole numbers"),
+    ("1 2 3", "has 3 numbers, but must be pairs"),
     ("0 1", "run 0 1 leaves the image of 5 x 7 pixels"),
     ("1 2 35 2", "run 35 2 leaves the image of 5 x 7 pixels"),
     ("36 1", "run 36 1 leaves the image of 5 x 7 pixels"),
@@ -335,10 +337,10 @@ def test_a_mask_that_is_missing_or_no_image_is_refused(tmp_path, name):
     ("35 9223372036854775807", "run 35 9223372036854775807 leaves the image"),
     ("9223372036854775807 9223372036854775807", "leaves the image of 5 x 7 pixels"),
     ("-9223372036854775808 1", "run -9223372036854775808 1 leaves the image of 5 x 7 pixels"),
-    ("1 9223372036854775808", "else than whole numbers"),
-    ("1 " + "9" * 40, "else than whole numbers"),
+    ("1 9223372036854775808", "must be whole numbers"),
+    ("1 " + "9" * 40, "must be whole numbers"),
 ])
-def test_bad_run_length_code_is_refused_with_the_table_and_the_image(tmp_path, code, words):
+def test_the_error_for_bad_run_length_code_names_the_table_and_the_image(tmp_path, code, words):
     text = error_of(Mask, run_mask(tmp_path, code), 5, 7)
     assert text.startswith(f"{tmp_path / 'train.csv'}: a1: ") and words in text
 
@@ -375,14 +377,14 @@ def test_polygons_are_a_mask(tmp_path):
     assert not Mask(item, 45, 60).has_void
 
 
-def test_only_the_classes_that_are_named_are_found(tmp_path):
+def test_only_the_named_classes_are_objects(tmp_path):
     item = polygon_item(tmp_path, square(3, 5, 20), square(10, 10, 30, "cortex"))
     equals(Mask(replace(item, labels=("glomerulus",)), 45, 60), drawn((3, 5, 20)))
     equals(Mask(replace(item, labels=("glomerulus", "cortex")), 45, 60),
            drawn((3, 5, 20), (10, 10, 30)))
 
 
-def test_a_class_to_ignore_is_void_also_on_top_of_objects(tmp_path):
+def test_a_class_to_ignore_is_void_even_on_top_of_objects(tmp_path):
     item = polygon_item(tmp_path, square(3, 5, 20), square(10, 10, 30, "fold"), ignore=("fold",))
     mask, wanted = Mask(item, 45, 60), drawn((3, 5, 20))
     wanted[10:40, 10:40] = 255
@@ -390,7 +392,7 @@ def test_a_class_to_ignore_is_void_also_on_top_of_objects(tmp_path):
     equals(mask, wanted)
 
 
-def test_polygons_to_ignore_are_void_in_run_length_code_too(tmp_path):
+def test_polygons_to_ignore_are_void_beside_run_length_code_too(tmp_path):
     ones = drawn((3, 5, 20))
     item = polygon_item(tmp_path, square(3, 5, 20), square(10, 10, 30, "fold"), ignore=("fold",))
     item = replace(item, mask=tmp_path / "train.csv", polygons=item.mask, runs=rle_encode(ones))
@@ -399,7 +401,7 @@ def test_polygons_to_ignore_are_void_in_run_length_code_too(tmp_path):
     equals(Mask(drawn_instead(item), 45, 60), ones)
 
 
-def test_a_line_is_refused_unless_its_class_is_not_wanted(tmp_path):
+def test_a_line_is_refused_unless_its_class_is_not_an_object(tmp_path):
     line = {"type": "Feature", "geometry": {"type": "LineString", "coordinates": [[0, 0], [9, 9]]},
             "properties": {"classification": {"name": "scale"}}}
     item = polygon_item(tmp_path, square(3, 5, 20), line)
@@ -415,7 +417,7 @@ def test_a_polygon_outside_the_image_is_refused(tmp_path):
     assert text.startswith(f"{item.mask}: ") and "outside the image of 45 x 60 pixels" in text
 
 
-def test_polygons_that_change_are_read_anew(tmp_path):
+def test_polygons_are_read_again_after_a_change(tmp_path):
     equals(Mask(polygon_item(tmp_path, square(3, 5, 20)), 45, 60), drawn((3, 5, 20)))
     equals(Mask(polygon_item(tmp_path, square(3, 5, 20), square(20, 30, 9)), 45, 60),
            drawn((3, 5, 20), (20, 30, 9)))

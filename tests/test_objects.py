@@ -1,6 +1,7 @@
 """Objects of masks in bands: labels, outlines and counts against the naive ways to get them."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def cut(seed, *arrays):
     rng = np.random.default_rng(seed)
     height = len(arrays[0])
     edges = [0, *sorted(rng.integers(0, height + 1, rng.integers(0, height + 2))), height]
-    for top, bottom in zip(edges, edges[1:]):
+    for top, bottom in pairwise(edges):
         yield tuple(array[top:bottom] for array in arrays)
 
 
@@ -100,7 +101,7 @@ def streamed_labels(mask, seed):
 
 
 @pytest.mark.parametrize("mask", ALL)
-def test_bands_of_any_height_are_labelled_as_a_flood_labels_the_whole(mask):
+def test_bands_of_any_height_get_the_labels_of_a_flood_fill_of_the_whole_mask(mask):
     wanted = naive_labels(mask)
     for seed in range(2):
         names = streamed_labels(mask, seed)
@@ -151,7 +152,7 @@ def shoelace(ring):
 
 
 @pytest.mark.parametrize("mask", ALL)
-def test_outlines_drawn_again_are_the_mask(mask):
+def test_drawing_the_outlines_gives_back_the_mask(mask):
     for seed in range(2):
         objects = outlined(mask, seed)
         polygons = [Polygon("", each.rings) for each in objects]
@@ -161,7 +162,7 @@ def test_outlines_drawn_again_are_the_mask(mask):
 
 
 @pytest.mark.parametrize("mask", ALL)
-def test_each_object_is_a_shell_and_holes_that_pass_no_point_twice(mask):
+def test_each_object_is_a_shell_and_holes_none_of_which_passes_a_point_twice(mask):
     labels = naive_labels(mask)
     for found in outlined(mask, 1):
         drawing = Polygons([Polygon("", found.rings)], *mask.shape).window(0, 0, *mask.shape) > 0
@@ -227,7 +228,7 @@ def test_sizes_that_do_not_fit_are_refused():
     assert [each.area for each in outlines.finish()] == [12]
 
 
-def test_memory_does_not_grow_with_what_is_complete():
+def test_memory_does_not_grow_with_the_number_of_complete_objects():
     band = np.zeros((8, 200), bool)
     band[2:6, 1::4] = True
     outlines = Outlines(1600, 200)
@@ -253,7 +254,7 @@ def naive_count(prediction, target):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_counts_are_those_of_every_pair_of_objects(seed):
+def test_counts_equal_those_of_comparing_every_pair_of_objects(seed):
     rng = np.random.default_rng(seed)
     target = noise(seed, 16)
     prediction = target ^ (rng.random(target.shape) < rng.choice([0, 0.02, 0.1, 0.4]))
@@ -276,7 +277,7 @@ def test_an_object_is_found_where_half_of_the_union_is_shared(prediction, target
     assert found == dict(zip(("found", "missed", "invented"), counts))
 
 
-def test_no_bands_hold_no_objects():
+def test_without_bands_there_are_no_objects():
     assert count_objects([]) == {"found": 0, "missed": 0, "invented": 0}
 
 
@@ -285,7 +286,7 @@ def test_bands_of_different_sizes_are_refused():
         count_objects([(np.ones((2, 3)), np.ones((2, 4)))])
 
 
-def test_f1_weighs_what_is_missed_and_invented_alike():
+def test_f1_weighs_missed_and_invented_objects_alike():
     assert object_f1({"found": 3, "missed": 1, "invented": 2}) == pytest.approx(6 / 9)
     assert object_f1({"found": 0, "missed": 1, "invented": 0}) == 0
     assert object_f1({"found": 0, "missed": 0, "invented": 0}) == 1

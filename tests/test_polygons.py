@@ -1,8 +1,9 @@
-"""Polygons: windows against one point-in-polygon test per pixel, and GeoJSON there and back."""
+"""Polygons: windows against a point-in-polygon test of each pixel, and GeoJSON both ways."""
 
 import json
 import tracemalloc
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def naive_mask(polygons, height, width):
     mask = np.zeros((height, width), np.uint8)
     for polygon in polygons:
         edges = [[Fraction(float(number)) for number in (*p, *q)] for points in polygon.rings
-                 for p, q in zip(points, points[1:])]
+                 for p, q in pairwise(points)]
         for y in range(height):
             centre = y + Fraction(1, 2)
             crossings = [x0 + (centre - y0) * (x1 - x0) / (y1 - y0) for x0, y0, x1, y1 in edges
@@ -44,8 +45,8 @@ def naive_mask(polygons, height, width):
 
 
 def some_polygons(seed, height, width):
-    """Up to five with up to three rings each, which may cross themselves and each other, and leave
-    the image. Some lie on pixel edges or centres."""
+    """Up to five polygons of up to three rings and a square. Rings may cross themselves and each
+    other and leave the image; some lie on pixel edges or centres."""
     rng = np.random.default_rng(seed)
     grid = rng.choice([1, 2, 1000])
     size = np.array([width, height])
@@ -80,7 +81,7 @@ def test_polygons_on_pixel_edges_are_exact():
     assert np.array_equal(mask, wanted)
 
 
-def test_areas_side_by_side_share_no_pixel_and_leave_none_out():
+def test_adjacent_areas_share_no_pixel_and_leave_none_out():
     points = np.random.default_rng(0).integers(0, 41, (2, 2)) / 2  # pixel edges and centres
     corners = [(0, 0), (20, 0), (20, 20), (0, 20)]
     parts = [Polygon("a", [ring(a, b, points[0])]) for a, b in zip(corners, corners[1:] + corners)]
@@ -95,11 +96,11 @@ def test_a_polygon_in_the_hole_of_another_is_not_cut_by_it():
     assert Polygons(polygons + polygons, 6, 6).window(0, 0, 6, 6).sum() == 11  # a union
 
 
-def test_no_polygons_are_an_empty_mask():
+def test_without_polygons_the_mask_is_empty():
     assert not Polygons([], 3, 4).window(0, 0, 3, 4).any()
 
 
-def test_a_polygon_that_leaves_the_image_is_cut_off():
+def test_a_polygon_that_leaves_the_image_is_clipped():
     polygon = Polygon("a", [ring((-5, -7), (2, -7), (2, 99), (-5, 99))])
     assert Polygons([polygon], 3, 4).window(0, 0, 3, 4).tolist() == [[1, 1, 0, 0]] * 3
 
@@ -114,7 +115,7 @@ def test_a_polygon_outside_the_image_is_refused(x, y):
         "pixels of the full image")
 
 
-def test_windows_of_a_large_slide_need_memory_for_themselves_only():
+def test_a_window_of_a_large_slide_needs_memory_only_for_itself():
     rng, turn = np.random.default_rng(0), np.linspace(0, 2 * np.pi, 201)
     circle = np.stack([np.cos(turn), np.sin(turn)], 1)
     circle[-1] = circle[0]
@@ -189,25 +190,25 @@ def test_the_class_is_that_of_the_classification(tmp_path, properties, name):
     assert polygon.name == name
 
 
-def test_open_rings_are_closed_and_heights_left_out(tmp_path):
+def test_open_rings_are_closed_and_heights_are_ignored(tmp_path):
     [polygon] = read(tmp_path, drawn_feature(coordinates=[[[0, 0, 7], [2.5, 0], [2, 3, 7]]]))
     assert polygon.rings[0].tolist() == [[0, 0], [2.5, 0], [2, 3], [0, 0]]
 
 
-def test_polygons_without_rings_are_left_out(tmp_path):
+def test_polygons_without_rings_are_ignored(tmp_path):
     found = read(tmp_path, [drawn_feature(coordinates=[]), drawn_feature("b", "MultiPolygon", []),
                             drawn_feature("c", "MultiPolygon", [[], [SQUARE]])])
     assert [each.name for each in found] == ["c"]
 
 
-def test_a_nucleus_is_left_alone_and_so_is_a_byte_order_mark(tmp_path):
+def test_a_nucleus_and_a_byte_order_mark_are_ignored(tmp_path):
     cell = drawn_feature(nucleusGeometry={"type": "Polygon", "coordinates": [HOLE]})
     [polygon] = read(tmp_path, "\ufeff" + json.dumps([cell]))
     assert len(polygon.rings) == 2
 
 
 @pytest.mark.parametrize("kind", ["Point", "MultiPoint", "LineString", "GeometryCollection", None])
-def test_what_is_no_area_is_kept_without_rings(tmp_path, kind):
+def test_a_geometry_that_is_not_an_area_has_no_rings(tmp_path, kind):
     found = read(tmp_path, [drawn_feature(), drawn_feature("b", kind, [1, 2])])
     assert (found[1].name, found[1].rings, found[1].number, found[1].kind) == (
         "b", None, 2, str(kind))
@@ -217,27 +218,27 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
 
 
 @pytest.mark.parametrize("content, words", [
-    ("", "is no JSON, or cut off, at line 1: open it in QuPath"),
-    ('[\n{"type": "Feature", "geom', "is no JSON, or cut off, at line 2: open it in QuPath"),
+    ("", "is not JSON, or is cut off, at line 1: open it in QuPath"),
+    ('[\n{"type": "Feature", "geom', "is not JSON, or is cut off, at line 2: open it in QuPath"),
     ("[" * 100_000, "JSON"),
-    ("3", "is other JSON, no GeoJSON with features: open it in QuPath and export it: File > Exp"),
-    ({"shapes": [], "version": "5"}, "is JSON of labelme, no GeoJSON"),
-    ({"images": [], "annotations": []}, "is JSON of COCO, no GeoJSON"),
-    ({"type": "FeatureCollection"}, "is other JSON, no GeoJSON"),
-    ({"type": "Polygon", "coordinates": [SQUARE]}, "is other JSON, no GeoJSON"),
-    ([[1, 2]], "its entry 1 is no feature of GeoJSON"),
-    ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is no feature of GeoJSON"),
+    ("3", "is some other JSON, not GeoJSON with features: open it in QuPath and export it: "),
+    ({"shapes": [], "version": "5"}, "is labelme JSON, not GeoJSON"),
+    ({"images": [], "annotations": []}, "is COCO JSON, not GeoJSON"),
+    ({"type": "FeatureCollection"}, "is some other JSON, not GeoJSON"),
+    ({"type": "Polygon", "coordinates": [SQUARE]}, "is some other JSON, not GeoJSON"),
+    ([[1, 2]], "its entry 1 is not a GeoJSON feature"),
+    ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is not a GeoJSON feature"),
     ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
-     'has coordinates of a map ("crs"): pixels of the full image are needed'),
+     'has map coordinates ("crs"): export it with pixels of the full image'),
     ([drawn_feature(geometry=None)], "feature 1 (glomerulus) has no geometry: delete it"),
-    ([drawn_feature(), BAD], "feature 2 (b c) has coordinates that are no rings of points x, y"),
+    ([drawn_feature(), BAD], "feature 2 (b c) has coordinates that are not rings of x, y points"),
     *[([drawn_feature(coordinates=coordinates)], "feature 1 (glomerulus) has coordinates that are")
       for coordinates in (
           [[[1, 1], [2, float("nan")], [3, 3]]], [[[1, 1], [2, float("inf")], [3, 3]]],
           [[[1, 1], [2, True], [3, 3]]], [[[1, 1], [2, None], [3, 3]]], [[[1, 1], [2], [3, 3]]],
           [[[1], [2], [3]]], [[1, 2], [3, 4]], [["12", "34"]], [{"x": 1}], [[{"x": 1}]], [[]],
           [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]], 7, None, [None])],
-    ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are no rings of points"),
+    ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are not rings of x, y"),
 ])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
     with pytest.raises(ValueError) as error:
@@ -246,13 +247,13 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_no_text_is_refused(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "a.json").write_bytes('["glom\xe9rule"]'.encode("latin1"))
-    with pytest.raises(ValueError, match="a.json: is no text in UTF-8: open it in QuPath"):
+    with pytest.raises(ValueError, match="a.json: is not UTF-8 text: open it in QuPath"):
         read_polygons(tmp_path / "a.json")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError) as error:
         read_polygons(tmp_path / "a.json")
     assert str(error.value) == f"{tmp_path / 'a.json'}: no such file"
@@ -262,7 +263,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def found(x=3):
-    return Object(10, 0.123456789, [np.array(SQUARE) + [x, 0], np.array(HOLE) + [x, 0]])
+    return Object(10, 0.123456789, [np.add(SQUARE, [x, 0]), np.add(HOLE, [x, 0])])
 
 
 def write(path, *features, note="a note"):
@@ -284,21 +285,21 @@ def test_a_feature_is_what_qupath_reads_as_an_annotation(tmp_path):
                        "measurements": {"Area px^2": 10, "Mean probability": 0.123457}}}
 
 
-def test_areas_are_in_square_micrometres_where_the_size_of_pixels_is_known():
+def test_areas_are_in_square_micrometres_if_the_pixel_size_is_known():
     assert feature(found(), "a", 0.5)["properties"]["measurements"]["Area µm^2"] == 2.5
 
 
-def test_each_line_is_a_feature(tmp_path):
+def test_each_feature_has_a_line_of_its_own(tmp_path):
     path = tmp_path / "a.geojson"
     for count in range(3):
         content = write(path, *[feature(found(x), "a") for x in range(count)])
         assert content["type"] == "FeatureCollection" and len(content["features"]) == count
-        first, *lines, last = path.read_text().splitlines()
+        _, *lines, last = path.read_text().splitlines()
         assert [json.loads(line.rstrip(",")) for line in lines] == content["features"]
         assert last == "]}" and path.read_bytes().isascii()
 
 
-def test_ids_differ_between_objects_and_notes_and_stay_from_run_to_run(tmp_path):
+def test_ids_differ_between_objects_and_notes_but_not_between_runs(tmp_path):
     def ids(note):
         features = [feature(found(x), "a") for x in range(3)]
         return [each["id"] for each in write(tmp_path / "a", *features, note=note)["features"]]
@@ -321,14 +322,14 @@ def test_other_files_have_no_note(tmp_path, content):
     assert read_note(tmp_path / "b") is None
 
 
-def test_a_file_is_there_once_it_is_complete(tmp_path):
+def test_an_incomplete_file_never_appears(tmp_path):
     with pytest.raises(RuntimeError), write_features(tmp_path / "a.geojson", "") as add:
         add(feature(found(), "a"))
         raise RuntimeError
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_was_written_is_read_as_the_same_mask(tmp_path):
+def test_a_written_mask_is_read_back_unchanged(tmp_path):
     mask = np.random.default_rng(0).random((30, 40)) < 0.6
     outlines = Outlines(30, 40)
     objects = outlines.add(mask, mask) + outlines.finish()

@@ -1,4 +1,4 @@
-"""Run-length coding: there and back, and the same as counting pixel by pixel."""
+"""Run-length coding: encoded and decoded again, and compared with counting pixel by pixel."""
 
 import tracemalloc
 
@@ -79,7 +79,7 @@ def test_pixel_y_x_has_the_number_x_times_height_plus_y_plus_one():
             assert rle_encode(one_pixel(3, 5, y, x)) == f"{x * 3 + y + 1} 1"
 
 
-def test_a_run_goes_on_from_one_column_to_the_next():
+def test_a_run_continues_from_one_column_to_the_next():
     assert rle_encode(np.ones((3, 4))) == "1 12"
 
 
@@ -99,7 +99,7 @@ def test_whatever_is_not_zero_is_positive(convert):
     assert rle_encode(convert(mask)) == naive_encode(mask)
 
 
-def test_encoding_leaves_the_mask_as_it_was():
+def test_encoding_does_not_change_the_mask():
     mask = random_mask(4, 8, 5)
     before = mask.copy()
     rle_encode(mask)
@@ -111,11 +111,11 @@ def test_runs_may_come_in_any_order_and_overlap():
 
 
 @pytest.mark.parametrize("rle, words", [
-    ("1", "1 numbers: they come in pairs"),
-    ("1 2 3", "3 numbers: they come in pairs"),
-    ("1 b", "else than whole numbers: '1 b'"),
-    ("1.5 2", "else than whole numbers"),
-    ("1,2", "else than whole numbers"),
+    ("1", "1 numbers, but must be pairs"),
+    ("1 2 3", "3 numbers, but must be pairs"),
+    ("1 b", "must be whole numbers, not '1 b'"),
+    ("1.5 2", "must be whole numbers"),
+    ("1,2", "must be whole numbers"),
     ("0 1", "run 0 1 leaves the image of 2 x 3 pixels"),
     ("-1 2", "run -1 2 leaves the image"),
     ("7 1", "run 7 1 leaves the image"),
@@ -124,7 +124,7 @@ def test_runs_may_come_in_any_order_and_overlap():
     ("2 0", "run 2 0 leaves the image"),
     ("3 -2", "run 3 -2 leaves the image"),
 ])
-def test_a_bad_string_is_refused_with_what_is_wrong(rle, words):
+def test_the_error_for_a_bad_string_says_what_is_wrong(rle, words):
     with pytest.raises(ValueError) as error:
         rle_decode(rle, 2, 3)
     assert words in str(error.value)
@@ -135,7 +135,7 @@ def test_the_last_pixel_is_still_inside():
     assert rle_decode("6 1", 2, 3).tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
-def test_a_long_bad_string_is_shown_cut_short():
+def test_the_error_for_a_long_bad_string_is_short():
     with pytest.raises(ValueError) as error:
         rle_decode("x" * 10_000, 2, 3)
     assert len(str(error.value)) < 120
@@ -148,10 +148,10 @@ def test_a_long_bad_string_is_shown_cut_short():
     ("9223372036854775807 1", "run 9223372036854775807 1 leaves"),
     ("9223372036854775807 9223372036854775807", "leaves the image"),
     ("-9223372036854775808 1", "run -9223372036854775808 1 leaves"),
-    ("1 9223372036854775808", "else than whole numbers"),
-    ("18446744073709551617 1", "else than whole numbers"),  # 1, in 64 bits
+    ("1 9223372036854775808", "must be whole numbers"),
+    ("18446744073709551617 1", "must be whole numbers"),  # 1, in 64 bits
 ])
-def test_numbers_that_need_more_than_64_bits_do_not_wrap_round(rle, words):
+def test_numbers_of_more_than_64_bits_do_not_wrap_around(rle, words):
     with pytest.raises(ValueError, match=words):
         rle_decode(rle, 2, 3)
 
@@ -205,7 +205,7 @@ def test_runs_at_the_ends_of_rows_and_columns_are_encoded(part):
         assert in_bands(mask, cuts) == naive_encode(mask)
 
 
-def test_bands_may_hold_any_numbers_and_are_left_alone():
+def test_bands_may_contain_any_numbers_and_are_not_changed():
     mask, coder = streaks(1, 6, 7), Encoder(6, 7)
     bands = mask[:2] > 0, mask[2:4].astype(np.float32) * -0.25, mask[4:] * np.uint8(255)
     copies = [band.copy() for band in bands]
@@ -225,7 +225,7 @@ def test_encoding_twice_gives_the_same():
     assert coder.encode() == coder.encode() == "1 12"
 
 
-def test_too_many_rows_are_refused_and_not_taken():
+def test_too_many_rows_are_refused_and_not_counted():
     coder = Encoder(3, 4)
     coder.add(np.ones((2, 4)))
     with pytest.raises(ValueError, match="4 rows for a mask of height 3"):
@@ -243,7 +243,7 @@ def test_missing_rows_are_refused(rows):
 
 
 def peak(work):
-    """What `work()` returns, and the most bytes that it held."""
+    """What `work()` returns, and its peak memory in bytes."""
     tracemalloc.start()
     try:
         return work(), tracemalloc.get_traced_memory()[1]
@@ -251,10 +251,10 @@ def peak(work):
         tracemalloc.stop()
 
 
-def test_encoding_in_bands_needs_memory_for_bands_and_runs_only():
+def test_encoding_in_bands_needs_memory_only_for_a_band_and_the_runs():
     def encode():
         coder = Encoder(40_000, 1000)
-        for y in range(0, 40_000, 100):
+        for _ in range(0, 40_000, 100):
             band = np.zeros((100, 1000), bool)
             band[:, 300:302] = True
             coder.add(band)
@@ -293,7 +293,7 @@ def test_windows_of_runs_are_those_of_the_decoded_mask(mask):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_windows_of_runs_in_any_order_that_touch_and_overlap_are_those_of_the_whole(seed):
+def test_runs_in_any_order_may_touch_and_overlap(seed):
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 20, 2)
     starts = rng.integers(1, height * width + 1, rng.integers(1, 9))
@@ -308,7 +308,7 @@ def test_windows_of_touching_overlapping_and_repeated_runs(rle):
     check_windows(rle, 5, 6)
 
 
-def test_windows_of_a_large_slide_need_memory_for_themselves_only():
+def test_a_window_of_a_large_slide_needs_memory_only_for_itself():
     height, width = 49_548, 34_940
     rng = np.random.default_rng(0)
     columns = np.repeat(rng.integers(0, width, 300), 2)

@@ -199,7 +199,7 @@ def test_levels_may_be_rounded_either_way(tmp_path, rounding):
         assert last.tolist() == [[[value] * 3]]
 
 
-def test_a_smaller_page_that_is_no_level_is_not_used(tmp_path):
+def test_a_smaller_page_that_is_not_a_level_is_not_used(tmp_path):
     image = noise(128, 96, 3)
     pyramid(tmp_path / "a.tif", image, [(60, 48)])  # not the same picture: another shape
     check_windows(tmp_path / "a.tif", image, scales=[2])
@@ -304,7 +304,7 @@ def test_colours_of_16_bits_in_png_are_read_unless_they_are_too_dark_for_it(tmp_
     refused(tmp_path / "b.png", "16-bit colours", "save it as TIFF")
 
 
-def test_grey_of_16_bits_in_png_may_be_said_to_be_less(tmp_path):
+def test_grey_pngs_of_16_bits_may_be_given_a_lower_white(tmp_path):
     values = noise(99, 111, dtype=np.uint16) >> 4
     Image.fromarray(values).save(tmp_path / "a.png")
     assert "--white 4095" in open_slide(tmp_path / "a.png").notes[0]
@@ -315,10 +315,10 @@ def test_grey_of_16_bits_in_png_may_be_said_to_be_less(tmp_path):
 def test_an_animation_is_refused(tmp_path):
     pictures = [Image.fromarray(noise(9, 11, 3, seed=i)) for i in range(2)]
     pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
-    refused(tmp_path / "a.png", "is an animation: save the picture that is meant")
+    refused(tmp_path / "a.png", "is an animation: save only the frame you need")
 
 
-def test_sixteen_bits_are_rounded_to_the_nearest_of_eight(tmp_path):
+def test_sixteen_bits_are_rounded_to_eight(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     tifffile.imwrite(tmp_path / "a.tif", values)
     Image.fromarray(values).save(tmp_path / "b.png")
@@ -361,7 +361,7 @@ def test_a_thumbnail_in_the_first_page_is_not_the_slide(tmp_path):
 
 @pytest.mark.parametrize("kind, value", [(3, 700), (11, 700.0), (12, 700.0)],
                          ids=["short", "float", "double"])
-def test_a_resolution_of_another_number_type_refuses_no_slide(tmp_path, kind, value):
+def test_a_resolution_of_another_number_type_is_read(tmp_path, kind, value):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None,
                      resolution=(300, 300), resolutionunit="INCH")
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
@@ -395,14 +395,14 @@ def test_channels_in_several_files_are_refused(tmp_path):
                f'SizeZ="1" SizeT="1">{data}</Pixels></Image></OME>')
         tifffile.imwrite(tmp_path / name, noise(40, 48, seed=i), photometric="minisblack",
                          description=xml, metadata=None)
-    refused(tmp_path / names[0], "several files", "save it as one")
+    refused(tmp_path / names[0], "several files", "save them in one file")
 
 
 @pytest.mark.parametrize("axes", ["ZYX", "TYX"])
 def test_three_pictures_in_a_stack_are_not_three_colours(tmp_path, axes):
     tifffile.imwrite(tmp_path / "a.ome.tif", noise(3, 40, 50), photometric="minisblack",
                      metadata={"axes": axes}, ome=True)
-    refused(tmp_path / "a.ome.tif", "holds 3 images of 40 x 50 pixels")
+    refused(tmp_path / "a.ome.tif", "contains 3 images of 40 x 50 pixels")
 
 
 @pytest.mark.parametrize("unit, resolution, microns", [
@@ -478,7 +478,7 @@ def test_a_slide_can_be_pickled(tiled):
     assert slide.scale == 2 and np.array_equal(slide.read_all(), block_mean(image, 2))
 
 
-def test_no_file_is_held_open(tiled):
+def test_no_file_stays_open(tiled):
     path, image = tiled
     slide = open_slide(path)
     path.rename(path.with_name("b.tif"))
@@ -493,7 +493,7 @@ def test_no_file_is_held_open(tiled):
 @pytest.mark.parametrize("window", [(-1, 0, 3, 3), (0, -1, 3, 3), (0, 0, 212, 3), (0, 171, 3, 3),
                                     (5, 5, -1, 3)])
 def test_windows_that_leave_the_slide_are_refused(tiled, window):
-    with pytest.raises(ValueError, match="leaves 211 x 173"):
+    with pytest.raises(ValueError, match="leaves the slide of 211 x 173"):
         open_slide(tiled[0]).read(*window)
 
 
@@ -506,9 +506,9 @@ def test_scales_are_whole_numbers(tiled, scale):
 @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg"])
 @pytest.mark.parametrize("content", [b"", b"once upon a time\n" * 9, b"II*\0", bytes(400)],
                          ids=["nothing", "text", "beginning", "zeros"])
-def test_files_that_are_no_image_are_refused(tmp_path, name, content):
+def test_files_that_are_not_images_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, "replace it or take it out")
+    refused(tmp_path / name, "replace it or remove it")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -528,7 +528,7 @@ def test_cut_off_files_are_refused_when_they_are_opened(tmp_path, options, held,
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(HEIGHT, WIDTH, 3), photometric="rgb", **options)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refused(path, "replace it or take it out")
+    refused(path, "replace it or remove it")
 
 
 def test_a_damaged_tile_is_refused_when_it_is_read(tiled):
@@ -543,9 +543,9 @@ def test_a_damaged_tile_is_refused_when_it_is_read(tiled):
 
 
 @pytest.mark.parametrize("shape, words", [
-    ((40, 50, 5), ["holds 40 images of 50 x 5"]),
+    ((40, 50, 5), ["contains 40 images of 50 x 5"]),
     ((2, 40, 50, 3), ["(2, 40, 50, 3)", "grey, RGB or RGBA"]),
-    ((6, 40, 50), ["holds 6 images of 40 x 50"])])
+    ((6, 40, 50), ["contains 6 images of 40 x 50"])])
 def test_other_shapes_are_refused(tmp_path, shape, words):
     tifffile.imwrite(tmp_path / "a.tif", noise(*shape), photometric="minisblack")
     refused(tmp_path / "a.tif", *words)
@@ -554,7 +554,7 @@ def test_other_shapes_are_refused(tmp_path, shape, words):
 @pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint32])
 def test_other_numbers_than_8_or_16_bits_are_refused(tmp_path, dtype):
     tifffile.imwrite(tmp_path / "a.tif", np.ones((20, 30), dtype))
-    refused(tmp_path / "a.tif", np.dtype(dtype).name, "save it as 8 or 16 bits")
+    refused(tmp_path / "a.tif", np.dtype(dtype).name, "save it with 8 or 16 bits")
 
 
 @pytest.mark.parametrize("photometric", ["miniswhite", "palette", "cielab"])

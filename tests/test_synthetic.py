@@ -1,4 +1,4 @@
-"""Synthetic slides: repeatable, plausible, and not to be solved by colour."""
+"""Synthetic slides: repeatable, plausible, and not solvable by colour alone."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from minseg.data.synthetic import synthetic_slide, write_slides
 
 
 def features(image, mask):
-    """Colours per pixel, the last of them the best linear mix that knowledge of the mask gives."""
+    """Colour features of each pixel; the last is their best linear mix, fitted to the mask."""
     rgb = image.reshape(-1, 3).astype(np.float64)
     hsv = np.asarray(Image.fromarray(image).convert("HSV")).reshape(-1, 3)
     inside, outside = rgb[mask.ravel() == 1], rgb[mask.ravel() == 0]
@@ -30,18 +30,18 @@ def best_dice(feature, mask):
 
 
 def tissue_colour(image):
-    """Mean colour of what is clearly stained: green is the light that both dyes absorb."""
+    """Mean colour of clearly stained pixels: those dark in green, which both dyes absorb."""
     return image[image[..., 1] < 180].mean(axis=0)
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_another_slide():
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not():
     first, again, other = (synthetic_slide(seed, 256, 256) for seed in (5, 5, 6))
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     assert not np.array_equal(first[0], other[0])
     assert not np.array_equal(first[1], other[1])
 
 
-def test_the_best_threshold_finds_what_a_colour_does_give_away():
+def test_the_best_threshold_does_find_objects_of_a_different_colour():
     mask = np.zeros((20, 20), np.uint8)
     mask[5:9, 5:9] = 1
     image = np.stack([200 - 100 * mask] * 3, axis=-1)
@@ -50,7 +50,7 @@ def test_the_best_threshold_finds_what_a_colour_does_give_away():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_slide_has_glass_around_and_glomeruli_that_colour_alone_does_not_find(seed):
+def test_glass_surrounds_the_tissue_and_colour_alone_does_not_find_the_glomeruli(seed):
     image, mask = synthetic_slide(seed)
     assert image.shape == (1024, 1024, 3) and mask.shape == (1024, 1024)
     assert image.dtype == mask.dtype == np.uint8
@@ -138,7 +138,7 @@ def test_a_written_data_set_has_images_masks_and_two_slides_per_patient(tmp_path
 
 def test_an_existing_folder_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(ValueError, match="data exists already"):
+    with pytest.raises(ValueError, match="data: exists already"):
         write_slides(tmp_path / "data", 1, height=64, width=64)
     assert [path.name for path in tmp_path.rglob("*")] == ["data"]
 

@@ -1,4 +1,4 @@
-"""What a TIFF means: each row of the table in `minseg.data.slides` is read so, or refused so."""
+"""TIFF: each row of the table in `minseg.data.slides` is read, or refused, as it says."""
 
 import zlib
 
@@ -44,13 +44,13 @@ def write_pages(path, *pages, ome=False, **options):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("ome", [False, True])
-def test_of_several_images_the_largest_is_meant(tmp_path, order, ome):
+def test_of_several_images_the_largest_is_read(tmp_path, order, ome):
     pages = [SMALL, RGB]
     write_pages(tmp_path / "a.tif", *(pages[i] for i in order), ome=ome)
     assert np.array_equal(read(tmp_path / "a.tif"), RGB)
 
 
-def test_the_scan_of_a_leica_file_is_meant_and_not_its_macro_image(tmp_path):
+def test_the_scan_of_a_leica_file_is_read_and_not_its_macro_image(tmp_path):
     def image(name, *sizes):  # (width, height, page) of each level
         levels = "".join(f'<dimension sizeX="{w}" sizeY="{h}" r="{r}" ifd="{page}"/>'
                          for r, (w, h, page) in enumerate(sizes))
@@ -69,7 +69,7 @@ def test_the_scan_of_a_leica_file_is_meant_and_not_its_macro_image(tmp_path):
     assert (read(tmp_path / "a.scn", scale=2) == 7).all()  # its own second level
 
 
-def test_label_and_macro_of_an_aperio_file_are_no_scan(tmp_path):
+def test_label_and_macro_image_of_an_aperio_file_are_not_the_scan(tmp_path):
     text = ("Aperio Image Library v11.2.1 \r\n64x48 [0,0 64x48] (16x16) JPEG|AppMag = 20|"
             "MPP = 0.4990")
     with tifffile.TiffWriter(tmp_path / "a.svs") as file:
@@ -82,7 +82,7 @@ def test_label_and_macro_of_an_aperio_file_are_no_scan(tmp_path):
     assert open_slide(tmp_path / "a.svs").microns == 0.499
 
 
-def test_a_mask_of_transparency_is_no_image(tmp_path):
+def test_a_transparency_mask_is_not_the_image(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(GREY > 9, subfiletype=4, photometric="minisblack", metadata=None)
         file.write(RGB, photometric="rgb", metadata=None)
@@ -91,18 +91,18 @@ def test_a_mask_of_transparency_is_no_image(tmp_path):
 
 def test_two_images_of_one_size_are_refused(tmp_path):
     write_pages(tmp_path / "a.ome.tif", RGB, 255 - RGB, ome=True)
-    assert "save the one that is meant" in refusal(tmp_path / "a.ome.tif")
+    assert "save only the one you need" in refusal(tmp_path / "a.ome.tif")
     with tifffile.TiffWriter(tmp_path / "b.tif") as file:  # grey and colour are two kinds of page
         file.write(GREY, photometric="minisblack", metadata=None)
         file.write(RGB, photometric="rgb", metadata=None)
-    assert "holds 2 images of 48 x 64 pixels" in refusal(tmp_path / "b.tif")
+    assert "contains 2 images of 48 x 64 pixels" in refusal(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_pages_of_one_size_are_pictures_and_no_channels(tmp_path, count):
+def test_pages_of_one_size_are_images_and_not_channels(tmp_path, count):
     pages = [Image.fromarray(noise(48, 64, seed=i)) for i in range(count)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    assert f"holds {count} images of 48 x 64 pixels" in refusal(tmp_path / "a.tif")
+    assert f"contains {count} images of 48 x 64 pixels" in refusal(tmp_path / "a.tif")
 
 
 # What its channels are
@@ -112,7 +112,7 @@ def test_pages_of_one_size_are_pictures_and_no_channels(tmp_path, count):
 @pytest.mark.parametrize("kind, extra", [("minisblack", [0]), ("minisblack", [0, 0, 0]),
                                          ("minisblack", [1, 0]), ("minisblack", [0, 2])])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_channels_that_are_not_said_to_be_alpha_are_refused(tmp_path, dtype, kind, extra, planar):
+def test_channels_that_are_not_declared_as_alpha_are_refused(tmp_path, dtype, kind, extra, planar):
     pixels = noise(48, 64, 1 + len(extra), dtype=dtype)
     pixels = np.moveaxis(pixels, 2, 0) if planar == "separate" else pixels
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, planarconfig=planar,
@@ -133,12 +133,12 @@ def test_alpha_is_dropped(tmp_path, alpha, colours, planar):
     assert not open_slide(tmp_path / "a.tif").notes
 
 
-def test_a_fourth_channel_beside_red_green_and_blue_is_left_out_with_a_word(tmp_path):
+def test_a_fourth_channel_beside_red_green_and_blue_is_ignored_with_a_note(tmp_path):
     pixels = noise(48, 64, 4)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
     assert np.array_equal(read(tmp_path / "a.tif"), pixels[..., :3])
     assert open_slide(tmp_path / "a.tif").notes == [
-        "its fourth channel is left out: it is not said to be alpha"]
+        "its fourth channel is ignored: it is not declared as alpha"]
 
 
 @pytest.mark.parametrize("names, colours", [
@@ -158,7 +158,7 @@ def test_three_channels_are_colours_unless_their_names_are_stains(tmp_path, name
         assert bool(open_slide(tmp_path / "a.ome.tif").notes) == (colours is None)
 
 
-def test_stains_may_be_named_by_their_dye_or_by_imagej(tmp_path):
+def test_stains_are_recognised_by_the_name_of_the_dye_and_by_imagejs_labels(tmp_path):
     pixels = np.moveaxis(RGB, 2, 0)
     tifffile.imwrite(tmp_path / "a.ome.tif", pixels, photometric="minisblack", metadata={
         "axes": "CYX", "Channel": {"Fluor": ["DAPI", "GFP", "mCherry"]}})
@@ -168,21 +168,22 @@ def test_stains_may_be_named_by_their_dye_or_by_imagej(tmp_path):
         assert "its channels are DAPI, GFP, mCherry" in refusal(tmp_path / name)
 
 
-def test_ome_that_is_no_xml_says_nothing(tmp_path):
+def test_broken_ome_xml_is_ignored(tmp_path):
     text = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/"><Image></OME>'
-    tifffile.imwrite(tmp_path / "a.ome.tif", RGB, photometric="rgb", description=text, metadata=None)
+    tifffile.imwrite(tmp_path / "a.ome.tif", RGB, photometric="rgb", metadata=None,
+                     description=text)
     assert np.array_equal(read(tmp_path / "a.ome.tif"), RGB)
 
 
-def test_an_image_that_is_nearly_as_large_is_told(tmp_path):
+def test_a_note_tells_of_another_image_that_is_nearly_as_large(tmp_path):
     write_pages(tmp_path / "a.tif", RGB, RGB[:47])
     assert np.array_equal(read(tmp_path / "a.tif"), RGB)
     assert open_slide(tmp_path / "a.tif").notes == [
-        "also holds an image of 47 x 64 pixels: the larger one is read"]
+        "also contains an image of 47 x 64 pixels: the larger one is read"]
 
 
 @pytest.mark.parametrize("layout", ["pages", "planes", "samples"])
-def test_three_grey_channels_are_taken_for_colours_with_a_word(tmp_path, layout):
+def test_three_grey_channels_are_read_as_colours_with_a_note(tmp_path, layout):
     pixels = RGB if layout == "samples" else np.moveaxis(RGB, 2, 0)
     options = {"pages": {}, "planes": {"planarconfig": "separate"},
                "samples": {"planarconfig": "contig"}}[layout]
@@ -196,20 +197,20 @@ def test_three_grey_channels_are_taken_for_colours_with_a_word(tmp_path, layout)
 def test_other_numbers_of_stains_are_refused(tmp_path, count):
     tifffile.imwrite(tmp_path / "a.ome.tif", noise(count, 48, 64), photometric="minisblack",
                      metadata={"axes": "CYX"})
-    assert f"holds {count} channels of 48 x 64" in refusal(tmp_path / "a.ome.tif")
+    assert f"contains {count} channels of 48 x 64" in refusal(tmp_path / "a.ome.tif")
 
 
 # What its numbers are
 
 
 def packed(values, bits):
-    """The bytes of values (H, W) of a few bits each; each row begins with a new byte."""
+    """The bytes of values (H, W) of a few bits each; every row begins at a new byte."""
     ones = (values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)
     return np.packbits(ones.reshape(len(values), -1), axis=1).tobytes()
 
 
 def write_packed(path, values, bits, data=None, compression=1, order=1):
-    """A grey TIFF of `bits` a value, by hand."""
+    """Writes a grey TIFF of `bits` bits per value, byte by byte."""
     data = packed(values, bits) if data is None else data
     height, width = values.shape
     entries = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, compression),
@@ -251,11 +252,11 @@ def test_sixteen_bits_are_scaled_by_the_largest_value_that_the_file_names(tmp_pa
     wanted = np.floor(values * 255.0 / white + 0.5)
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
     assert open_slide(tmp_path / "a.tif").notes == (
-        ["its SMaxSampleValue, 4000, is taken for white"] if white == 4000 else [])
+        ["its SMaxSampleValue, 4000, is taken as white"] if white == 4000 else [])
     assert np.array_equal(read(tmp_path / "a.tif", white=60_000), wanted)  # the file knows better
 
 
-def test_largest_values_that_differ_by_channel_are_statistics(tmp_path):
+def test_maxima_that_differ_between_channels_are_only_statistics(tmp_path):
     values = noise(48, 64, 3, dtype=np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", metadata=None,
                      extratags=[(341, 3, 3, (2999, 2899, 2699), True)])
@@ -263,33 +264,33 @@ def test_largest_values_that_differ_by_channel_are_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_values_beyond_white_are_told(tmp_path, says):
+def test_a_note_tells_of_values_above_white(tmp_path, says):
     values = noise(48, 64, dtype=np.uint16, highest=4095)
     tifffile.imwrite(tmp_path / "a.tif", values, metadata=None,
                      extratags=[(341, 3, 1, 1023, True)] * says)
     slide = open_slide(tmp_path / "a.tif", white=None if says else 1023)
     remedy = "" if says else " (--white 4095 would keep them)"  # the file's word is taken
     assert slide.notes == [
-        f"holds values beyond 1023, which is taken for white: they are cut off{remedy}"]
+        f"contains values above 1023, which is taken as white: they are clipped{remedy}"]
     assert np.array_equal(slide.read_all()[..., 0],
                           np.floor(np.minimum(values, 1023) * 255.0 / 1023 + 0.5))
 
 
-def test_values_beyond_eight_bits_of_sixteen_are_told(tmp_path):
+def test_a_note_tells_of_sixteen_bit_values_above_a_white_of_255(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16, highest=4095),
                      metadata=None, extratags=[(341, 3, 1, 255, True)])
-    assert "beyond 255" in open_slide(tmp_path / "a.tif").notes[0]
+    assert "above 255" in open_slide(tmp_path / "a.tif").notes[0]
 
 
 @pytest.mark.parametrize("metadata", [{"PhysicalSizeX": "0,5"}, {"SignificantBits": "eight"},
                                       {"SignificantBits": 0}])
-def test_metadata_that_are_no_numbers_say_nothing(tmp_path, metadata):
+def test_metadata_that_are_not_numbers_are_ignored(tmp_path, metadata):
     tifffile.imwrite(tmp_path / "a.ome.tif", GREY, metadata={"axes": "YX", **metadata})
     assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], GREY)
     assert open_slide(tmp_path / "a.ome.tif").microns is None
 
 
-def test_a_size_by_aperio_that_is_no_number_says_nothing(tmp_path):
+def test_a_pixel_size_from_aperio_that_is_not_a_number_is_ignored(tmp_path):
     tifffile.imwrite(tmp_path / "a.svs", RGB, photometric="rgb", tile=(16, 16), metadata=None,
                      description="Aperio Image Library v11\r\n64x48 |MPP = 0.2.5")
     assert np.array_equal(read(tmp_path / "a.svs"), RGB)
@@ -305,14 +306,14 @@ def test_eight_bits_are_scaled_where_the_file_names_fewer_but_not_by_its_statist
         assert np.array_equal(read(tmp_path / "a.tif")[..., 0], wanted)
 
 
-def test_significant_bits_of_ome_are_taken(tmp_path):
+def test_omes_significant_bits_are_used(tmp_path):
     values = noise(48, 64, dtype=np.uint16, highest=4095)
     tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 12})
     wanted = np.floor(values * 255.0 / 4095 + 0.5)
     assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], wanted)
 
 
-def test_dark_sixteen_bits_are_told_once_and_white_mends_them(tmp_path):
+def test_a_note_tells_of_dark_sixteen_bit_values_and_white_remedies_them(tmp_path):
     values = noise(480, 640, 3, dtype=np.uint16, highest=4000)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
     slide = open_slide(tmp_path / "a.tif")
@@ -325,13 +326,13 @@ def test_dark_sixteen_bits_are_told_once_and_white_mends_them(tmp_path):
     assert (open_slide(tmp_path / "a.tif", white=100).read_all()[values >= 100] == 255).all()
 
 
-def test_sixteen_bits_that_use_their_range_need_no_word(tmp_path):
+def test_sixteen_bit_values_that_use_their_range_need_no_note(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16))
     assert not open_slide(tmp_path / "a.tif").notes
 
 
 @pytest.mark.parametrize("white", [0, -1, 65536])
-def test_white_is_a_value_of_sixteen_bits(tmp_path, white):
+def test_white_must_be_a_sixteen_bit_value(tmp_path, white):
     tifffile.imwrite(tmp_path / "a.tif", GREY)
     with pytest.raises(ValueError, match=f"not {white}"):
         open_slide(tmp_path / "a.tif", white=white)
@@ -373,7 +374,7 @@ def write_sparse(path, image, nodata=None, tile=16, **options):
 @pytest.mark.parametrize("dtype, nodata, value", [
     (np.uint8, "255", 255), (np.uint8, "7", 7), (np.uint8, "200.0", 200), (np.uint8, None, 0),
     (np.uint16, "65535", 65535), (np.uint8, "0", 0)])
-def test_a_tile_that_is_left_out_holds_the_nodata_value(tmp_path, dtype, nodata, value):
+def test_a_missing_tile_has_the_nodata_value(tmp_path, dtype, nodata, value):
     image = np.full((48, 64, 3), value, dtype)
     image[:16, :16] = noise(16, 16, 3, dtype=dtype)
     write_sparse(tmp_path / "a.tif", image, nodata, photometric="rgb")
@@ -383,8 +384,7 @@ def test_a_tile_that_is_left_out_holds_the_nodata_value(tmp_path, dtype, nodata,
 
 
 @pytest.mark.parametrize("nodata", ["-9999", "nan", "256", "inf", "0.5", "none"])
-def test_a_nodata_value_that_no_pixel_can_have_is_refused_where_tiles_are_left_out(tmp_path,
-                                                                                   nodata):
+def test_a_nodata_value_that_no_pixel_can_have_is_refused_if_tiles_are_missing(tmp_path, nodata):
     image = np.zeros((48, 64, 3), np.uint8)
     image[:16, :16] = noise(16, 16, 3)
     write_sparse(tmp_path / "a.tif", image, nodata, photometric="rgb")
@@ -415,7 +415,7 @@ def test_orientation_is_applied(tmp_path, layout, orientation, turn):
     assert np.array_equal(slide.read_all(), wanted)
     for y, x, h, w in ((0, 0, 1, 1), (3, 5, 17, 20), (40, 30, 8, 18)):
         assert np.array_equal(slide.read(y, x, h, w), wanted[y : y + h, x : x + w])
-    told = [f"is turned as its orientation tag, {orientation}, says"]
+    told = [f"is rotated or mirrored as its orientation tag ({orientation}) says"]
     assert slide.notes == (told if 1 < orientation < 9 else [])
     half = open_slide(tmp_path / "a.tif", 2).read_all()
     assert np.array_equal(half, np.floor(wanted.reshape(wanted.shape[0] // 2, 2, -1, 2, 3).mean(
@@ -426,7 +426,7 @@ def test_orientation_is_applied(tmp_path, layout, orientation, turn):
 
 
 @pytest.mark.parametrize("dots", [72, 96, 150, 300, 600, 72 / 2.54])
-def test_what_any_editor_writes_as_resolution_says_nothing(tmp_path, dots):
+def test_a_resolution_that_any_editor_writes_is_not_a_pixel_size(tmp_path, dots):
     unit = "INCH" if dots > 30 else "CENTIMETER"
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(dots, dots),
                      resolutionunit=unit)
@@ -435,7 +435,7 @@ def test_what_any_editor_writes_as_resolution_says_nothing(tmp_path, dots):
 
 @pytest.mark.parametrize("unit, microns", [("µm", 0.25), ("nm", 0.00025), ("mm", 250),
                                            (None, 0.25), ("pixel", None)])
-def test_ome_knows_the_size_of_a_pixel(tmp_path, unit, microns):
+def test_ome_states_the_pixel_size(tmp_path, unit, microns):
     metadata = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
     if unit:
         metadata.update(PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit)
@@ -444,14 +444,14 @@ def test_ome_knows_the_size_of_a_pixel(tmp_path, unit, microns):
     assert open_slide(tmp_path / "a.ome.tif").microns == (microns and pytest.approx(microns))
 
 
-def test_of_several_images_in_ome_the_one_that_is_read_tells_its_size(tmp_path):
+def test_of_several_images_in_ome_the_one_that_is_read_states_the_pixel_size(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
         for image, size in ((SMALL, 8.0), (RGB, 0.5)):
             file.write(image, photometric="rgb", metadata={"axes": "YXS", "PhysicalSizeX": size})
     assert open_slide(tmp_path / "a.ome.tif").microns == 0.5
 
 
-def test_imagej_knows_the_size_of_a_pixel(tmp_path):
+def test_imagej_states_the_pixel_size(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY, imagej=True, resolution=(4, 4),
                      metadata={"unit": "um"})
     assert open_slide(tmp_path / "a.tif").microns == 0.25

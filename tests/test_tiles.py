@@ -159,12 +159,12 @@ def test_image_and_mask_stay_together(tmp_path):
     {"rowsperstrip": 7}, {"rowsperstrip": 7, "compression": "zlib"}, {"tile": (16, 32)},
     {"tile": (32, 16), "compression": "zlib", "predictor": True, "bigtiff": True}, {}], ids=str)
 @pytest.mark.parametrize("scale", [1, 2])
-def test_the_kind_of_the_files_does_not_matter(tmp_path, options, scale):
+def test_the_file_format_does_not_matter(tmp_path, options, scale):
     image, mask, one = noise(75, 60), blobs(75, 60), {**ONE, "scale": scale}
     item = slide(tmp_path, image, mask, suffix="tif", **options)
     wanted = naive(image, mask, **one)[2]
-    for item in (item, with_runs(item, mask)):
-        facts = cut(item, tmp_path / "cache", **one)
+    for each in (item, with_runs(item, mask)):
+        facts = cut(each, tmp_path / "cache", **one)
         np.testing.assert_array_equal(stacked(Tiles(tmp_path / "cache", [facts], 16, 4)), wanted)
         assert facts["positive"] == mask.sum()
 
@@ -186,7 +186,7 @@ def test_the_bytes_do_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypat
 # Facts
 
 
-def test_facts_tell_the_slide_and_where_its_tiles_lie(tmp_path):
+def test_facts_describe_the_slide_and_where_its_tiles_lie(tmp_path):
     image, mask = noise(41, 62), blobs(41, 62)
     item = slide(tmp_path, image, mask, suffix="tif", resolution=(20_000, 20_000),
                  resolutionunit="CENTIMETER")
@@ -217,15 +217,15 @@ def test_void_is_kept_and_is_half_a_block_or_more(tmp_path, scale):
         assert tie or kept[0, 0, y, x] == wanted, (y, x, block)
 
 
-def test_a_tile_where_all_is_void_is_left_out(tmp_path):
+def test_a_tile_that_is_entirely_void_is_left_out(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[:16, :16], mask[20, 20] = 255, 1
-    facts, tiles = cut_tiles(tmp_path, noise(32, 32), mask)
+    facts, _ = cut_tiles(tmp_path, noise(32, 32), mask)
     assert facts["places"] == [[0, 16], [16, 0], [16, 16]] and facts["blank"] == 1
     assert facts["area"] == [0, 0, 1 / 256]
 
 
-def test_other_classes_or_another_white_are_cut_anew(tmp_path):
+def test_a_slide_is_cut_again_for_other_classes_or_another_white(tmp_path):
     item = slide(tmp_path, noise(32, 32), blobs(32, 32) * 255)
     files = {cut(replace(item, **change), tmp_path / "cache", **ONE)["file"]
              for change in ({}, {}, {"ignore": ("255",)}, {"white": 4095}, {"labels": ("a",)})}
@@ -244,7 +244,7 @@ def test_run_length_code_and_polygons_are_compared(tmp_path):
     assert facts["agreement"] == [19 * 30, 20 * 30 + 19 * 30] and facts["positive"] == 600
 
 
-def test_a_size_that_is_not_known_is_null(tmp_path):
+def test_an_unknown_pixel_size_is_null(tmp_path):
     assert cut_tiles(tmp_path, noise(20, 20), blobs(20, 20))[0]["microns"] is None
 
 
@@ -258,7 +258,7 @@ def test_an_image_smaller_than_the_tile_gives_one_tile_and_the_share_of_its_own_
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_positive_pixels_are_those_of_the_file_once_each(tmp_path, scale):
+def test_each_positive_pixel_of_the_file_is_counted_once(tmp_path, scale):
     mask = blobs(61, 47)
     mask[0, 0] = mask[-1, -1] = 1
     facts, _ = cut_tiles(tmp_path, noise(61, 47), mask * 255, scale=scale, stride=3, margin=9)
@@ -317,7 +317,7 @@ def test_the_contrast_that_counts_is_the_deviation_of_the_brightness(tmp_path, f
     assert facts["blank"] == blank
 
 
-def test_the_margin_has_no_say_in_what_is_blank_or_positive(tmp_path):
+def test_the_margin_does_not_decide_what_is_blank_or_positive(tmp_path):
     image, mask = np.full((32, 96, 3), 240, np.uint8), np.zeros((32, 96), np.uint8)
     image[:, 64:], mask[:, 64:] = noise(32, 32), 1
     mask[:, :1] = 1
@@ -341,7 +341,7 @@ def test_shares_of_progress_sum_to_one_also_when_nothing_is_left_to_do(
         assert min(shares) >= 0 and sum(shares) == pytest.approx(1, abs=1e-6)
 
 
-def test_progress_is_told_strip_by_strip(tmp_path):
+def test_progress_is_reported_strip_by_strip(tmp_path):
     shares = []
     cut(slide(tmp_path, noise(96, 20), blobs(96, 20)), tmp_path / "cache", **{**ONE, "stride": 16},
         progress=shares.append)
@@ -367,7 +367,7 @@ def test_the_second_time_no_slide_is_read(tmp_path, monkeypatch, runs):
     assert contents(tmp_path) == before and len(before) == 2
 
 
-def test_other_settings_are_other_files(tmp_path):
+def test_other_settings_make_other_files(tmp_path):
     item = slide(tmp_path, noise(70, 60), blobs(70, 60))
     files = [cut(item, tmp_path / "cache", **{**ONE, **change})["file"] for change in (
         {}, {"scale": 2}, {"tile": 15}, {"stride": 11}, {"margin": 5}, {"tile": 12, "stride": 12})]
@@ -375,7 +375,7 @@ def test_other_settings_are_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["image", "mask"])
-def test_a_changed_file_is_cut_anew(tmp_path, part):
+def test_a_changed_file_is_cut_again(tmp_path, part):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30))
     path, files = getattr(item, part), []
 
@@ -423,7 +423,7 @@ def test_run_length_code_is_part_of_the_key_and_the_rest_of_its_table_is_not(tmp
     assert other["file"] != first and other["positive"] == mask.sum()
 
 
-def test_groups_are_no_part_of_the_key(tmp_path):
+def test_groups_are_not_part_of_the_key(tmp_path):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30))
     first = cut(item, tmp_path / "cache", **ONE)
     assert cut(replace(item, group="other"), tmp_path / "cache", **ONE) == first
@@ -438,7 +438,7 @@ def test_damaged_tiles_are_refused_by_name(tmp_path, size):
     path.write_bytes(content[:size] if size is not None else content + b"\0")
     with pytest.raises(ValueError) as error:
         Tiles(tmp_path / "cache", [cut(item, tmp_path / "cache", **ONE)], 16, 4)
-    assert str(error.value) == f"{path}: is damaged: delete it, and it is cut anew"
+    assert str(error.value) == f"{path}: is damaged: delete it, and it will be cut again"
     path.unlink()
     with pytest.raises(ValueError, match="is damaged: delete it"):
         Tiles(tmp_path / "cache", [facts], 16, 4)
@@ -453,7 +453,7 @@ def test_tiles_of_another_size_are_refused(tmp_path):
             Tiles(tmp_path / "cache", [facts], tile, margin)
 
 
-def test_tiles_without_their_facts_are_cut_anew(tmp_path):
+def test_tiles_without_their_facts_are_cut_again(tmp_path):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30))
     facts, before = cut(item, tmp_path / "cache", **ONE), contents(tmp_path)
     path = tmp_path / "cache" / facts["file"]
@@ -501,7 +501,7 @@ def test_a_mask_of_other_values_is_refused_before_anything_is_cut(tmp_path):
     mask, shares = blobs(200, 40), []
     mask[199, 39] = 7
     item = slide(tmp_path, noise(200, 40), mask)
-    with pytest.raises(ValueError, match="masks/a.png: holds the values 0, 1, 7"):
+    with pytest.raises(ValueError, match="masks/a.png: contains the values 0, 1, 7"):
         cut(item, tmp_path / "cache", **ONE, progress=shares.append)
     assert not shares and contents(tmp_path) == {}
 
@@ -525,7 +525,7 @@ def test_a_cut_that_fails_in_progress_or_in_writing_leaves_nothing(tmp_path, mon
     assert contents(tmp_path) == {}
 
 
-def test_a_cut_that_fails_leaves_no_thread_that_reads(tmp_path):
+def test_a_cut_that_fails_leaves_no_reading_thread_behind(tmp_path):
     item, before = slide(tmp_path, noise(200, 40), blobs(200, 40)), {*threading.enumerate()}
 
     def stop(share):
@@ -558,7 +558,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, shape):
     with pytest.raises(ValueError) as error:
         cut(item, tmp_path / "cache", **{**ONE, "scale": 2})
     assert str(error.value) == (f"{item.mask}: is {shape[0]} x {shape[1]} pixels, "
-                                "its image 30 x 20: make them equal")
+                                "but its image is 30 x 20: make them equal")
     assert contents(tmp_path) == {}
 
 
@@ -568,7 +568,8 @@ def test_runs_that_leave_the_image_are_refused_with_table_and_name(tmp_path):
     with pytest.raises(ValueError) as error:
         cut(item, tmp_path / "cache", **ONE)
     assert str(error.value) == (
-        f"{tmp_path / 'train.csv'}: a: run 600 2 leaves the image of 30 x 20 pixels")
+        f"{tmp_path / 'train.csv'}: a: run 600 2 leaves the image of 30 x 20 pixels: "
+        "check that the code belongs to this image")
     assert contents(tmp_path) == {}
 
 
@@ -599,7 +600,7 @@ def begin(folder, *more):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can tell who is alive")
-def test_what_a_dead_process_left_goes_with_the_next_cut(tmp_path):
+def test_leftovers_of_a_dead_process_are_deleted_by_the_next_cut(tmp_path):
     item = slide(tmp_path, noise(80, 40), blobs(80, 40))
     process = begin(tmp_path, "die")
     assert process.communicate(timeout=60) == (None, "") and process.returncode == 9
@@ -643,7 +644,7 @@ def test_a_cut_while_another_one_is_half_way_gives_the_same_files(tmp_path, monk
 # Batches
 
 
-def test_batches_have_the_shapes_and_types_promised_in_the_order_asked(tmp_path):
+def test_batches_have_the_documented_shapes_and_types_in_the_requested_order(tmp_path):
     masks = [blobs(40, 50, i) for i in range(2)]
     items = [slide(tmp_path, noise(40, 50, i), mask, f"s{i}") for i, mask in enumerate(masks)]
     facts = [cut(item, tmp_path / "cache", **ONE) for item in items]
@@ -685,6 +686,6 @@ def test_tiles_of_several_slides_know_which_they_come_from(tmp_path):
         np.testing.assert_array_equal(image.permute(1, 2, 0), wanted[y : y + 16, x : x + 16])
 
 
-def test_tiles_of_no_slide_are_none(tmp_path):
+def test_without_slides_there_are_no_tiles(tmp_path):
     tiles = Tiles(tmp_path, [], 16, 4)
     assert (len(tiles), tiles.places, tiles.blank, tiles.mask_area.shape) == (0, [], 0, (0,))

@@ -1,17 +1,17 @@
-"""Slides and what is made of them.
+"""Slides, their masks, and the tiles that training reads.
 
-| file | |
+| file | what it does |
 |---|---|
-| `minseg.data.slides` | windows of images of any size; what a file may mean |
-| `minseg.data.tiff` | which image in a TIFF is meant, and windows of it |
-| `minseg.data.datasets` | images, masks and groups in a folder; what a data set may hold |
-| `minseg.data.tables` | names and tables that people typed |
-| `minseg.data.masks` | what is to be found: pictures, run-length code, polygons |
-| `minseg.data.rle` | the run-length code of masks |
-| `minseg.data.polygons` | polygons of QuPath, read and written |
-| `minseg.data.objects` | connected objects: outlined and counted |
-| `minseg.data.tiles` | slides, cut once into tiles on disk |
-| `minseg.data.augment` | tiles, turned and stained anew |
-| `minseg.data.synthetic` | slides drawn from a seed |
-| `minseg.data.files` | files that are complete or not there at all |
+| `minseg.data.slides` | reads windows of images of any size; lists which image files are accepted |
+| `minseg.data.tiff` | chooses the image in a TIFF that is the slide, and reads windows of it |
+| `minseg.data.datasets` | finds the images, masks and groups in a folder; lists what is accepted |
+| `minseg.data.tables` | reads the names and tables that people typed |
+| `minseg.data.masks` | reads masks, whether stored as images, run-length code or polygons |
+| `minseg.data.rle` | encodes and decodes run-length code |
+| `minseg.data.polygons` | reads and writes polygons as QuPath does |
+| `minseg.data.objects` | outlines and counts the connected objects of a mask |
+| `minseg.data.tiles` | cuts each slide once into training tiles on disk |
+| `minseg.data.augment` | rotates, flips, stretches and re-stains tiles |
+| `minseg.data.synthetic` | draws slides from a seed |
+| `minseg.data.files` | writes files that are either complete or absent |
 """

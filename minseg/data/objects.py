@@ -1,21 +1,22 @@
-"""# Objects in a mask: outlines and counts from a mask that streams by
+"""# Objects in a mask: outlines and counts, in one pass over the rows
 
-An object is a 4-connected component of positive pixels: they touch along their sides. The mask of a
-slide is never whole in memory: it comes in bands of rows, top to bottom, and an object is complete
-when a row no longer holds any of it.
+An object is a 4-connected component of positive pixels: pixels that touch along their sides. The
+mask of a slide is never in memory as a whole. It arrives in bands of rows, top to bottom, and an
+object is complete as soon as a row contains no pixel of it; until then it is open.
 
-- A row is a list of runs, pixels [start, stop). `Labeller` gives each run the number of its object,
-  and says when two objects turn out to be one.
-- `Outlines` keeps the corners of open objects and ties those of a complete one into rings.
-- `count_objects` labels prediction and target side by side and adds up what their runs share.
+- Each row is a list of runs, pixels [start, stop). `Labeller` gives each run the number of its
+  object, and reports when two objects turn out to be one.
+- `Outlines` collects the corners of open objects and joins those of a complete one into rings.
+- `count_objects` labels prediction and target side by side, and counts the pixels that the objects
+  of one share with those of the other.
 
-A pixel (y, x) covers [x, x + 1] x [y, y + 1], and outlines run along the sides of pixels:
+Pixel (y, x) covers [x, x + 1] x [y, y + 1], and outlines follow the sides of pixels:
 
 >>> mask = np.array([[1, 1, 1, 0],
 ...                  [1, 0, 1, 0],
 ...                  [1, 1, 1, 1]])
 >>> outlines = Outlines(height=3, width=4)
->>> outlines.add(mask, mask * 0.8)  # it still has pixels in the last row
+>>> outlines.add(mask, mask * 0.8)  # nothing yet: the object still has pixels in the last row
 []
 >>> [ring] = outlines.finish()
 >>> ring.area, round(ring.probability, 6)
@@ -36,9 +37,9 @@ import numpy as np
 
 
 class Runs(NamedTuple):
-    """The runs of a band in reading order, integer arrays (runs,): `row` within the band, pixels
-    [`start`, `stop`), `id` of the object. `merged` (pairs, 2), sorted: the old and the new id of
-    each object that turned out to be part of another."""
+    """The runs of a band in reading order, as integer arrays (runs,): the `row` within the band,
+    the pixels [`start`, `stop`), the `id` of the object. `merged`, (pairs, 2), sorted, has the old
+    and the new id of each object that turned out to be part of another one."""
 
     row: np.ndarray
     start: np.ndarray
@@ -48,57 +49,61 @@ class Runs(NamedTuple):
 
 
 class Labeller:
-    """Labels a mask that comes in bands. Ids count up from 0 in the order in which objects begin,
-    `issued` so far. Where two objects meet further down, the larger id is given up for the smaller
-    one. `last` (3, runs) is the last row so far: start, stop, id."""
+    """Numbers the objects of a mask that arrives in bands. Ids count up from 0 in the order in
+    which objects begin. Where two objects meet further down, the smaller id replaces the larger."""
 
     def __init__(self, width: int):
-        self.width, self.issued, self.last = width, 0, np.zeros((3, 0), np.int64)
+        self.width = width
+        self.issued = 0  # ids so far
+        self.last = np.zeros((3, 0), np.int64)  # start, stop and id of the runs in the last row
 
     def add(self, band: np.ndarray) -> Runs:
-        """The runs of the next rows, (rows, width). ValueError where the width differs."""
+        """Takes the next rows, (rows, width), and returns their runs. ValueError if the width
+        differs."""
         band = np.asarray(band)
         if band.shape[1:] != (self.width,):
             raise ValueError(f"a band of shape {band.shape} for a mask of width {self.width}")
-        rows, step = len(band), self.width + 1  # a gap after each row keeps its runs apart
+        rows, step = len(band), self.width + 1  # a gap after each row keeps runs from joining
         padded = np.zeros(rows * step + 1, bool)
         padded[1:].reshape(rows, step)[:, :-1] = band
         change = np.flatnonzero(padded[1:] != padded[:-1])
-        above, before = self.last[2], self.last.shape[1]
-        start = np.concatenate([self.last[0], change[::2] + step])  # row 0 is the one before
+        ids_above, above = self.last[2], self.last.shape[1]  # `above` runs precede the band's own
+        start = np.concatenate([self.last[0], change[::2] + step])  # row 0 is the one above
         stop = np.concatenate([self.last[1], change[1::2] + step])
-        # Each run starts alone, except runs of the row above that are already one object.
+        # At first each run is its own component, except runs above that are one object already.
         root = np.arange(len(start))
-        _, first, same = np.unique(above, return_index=True, return_inverse=True)
-        root[:before] = first[same]
+        _, first_of_object, object_of_run = np.unique(ids_above, return_index=True,
+                                                      return_inverse=True)
+        root[:above] = first_of_object[object_of_run]
         root = _connect(root, *overlapping(start - step, stop - step, start, stop))
         id = np.full(len(start), self.issued, np.int64)
-        np.minimum.at(id, root[:before], above)
+        np.minimum.at(id, root[:above], ids_above)
         new = np.flatnonzero((root == np.arange(len(start))) & (id == self.issued))
         id[new] += np.arange(len(new))
         id, self.issued = id[root], self.issued + len(new)
-        merged = np.stack([above, id[:before]], 1)[above != id[:before]]
+        merged = np.stack([ids_above, id[:above]], 1)[ids_above != id[:above]]
         if rows:
-            last = slice(np.searchsorted(start, rows * step), None)
-            self.last = np.stack([start[last] % step, stop[last] % step, id[last]])
-        start, stop = start[before:], stop[before:]
-        return Runs(start // step - 1, start % step, stop % step, id[before:],
+            last_row = slice(np.searchsorted(start, rows * step), None)
+            self.last = np.stack([start[last_row] % step, stop[last_row] % step, id[last_row]])
+        start, stop = start[above:], stop[above:]
+        return Runs(start // step - 1, start % step, stop % step, id[above:],
                     np.unique(merged, axis=0))
 
 
 def overlapping(start: np.ndarray, stop: np.ndarray, other_start: np.ndarray,
                 other_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of runs that share pixels, one index into each of two lists. Each list is sorted,
-    and its runs do not overlap."""
-    first = np.searchsorted(other_stop, start, "right")
-    count = np.searchsorted(other_start, stop) - first
+    """The pairs of runs that share pixels, as indices into the first and the second list of runs.
+    Each list is sorted, and the runs within a list do not overlap."""
+    first_other = np.searchsorted(other_stop, start, "right")
+    count = np.searchsorted(other_start, stop) - first_other
     run = np.repeat(np.arange(len(start)), count)
-    return run, np.arange(len(run)) + np.repeat(first - count.cumsum() + count, count)
+    return run, np.arange(len(run)) + np.repeat(first_other - count.cumsum() + count, count)
 
 
 def _connect(root: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest member of each one's component, where `root` is that before the edges (a, b)
-    are added. Every second round at least halves the number of components still to be joined."""
+    """The smallest member of the component of each node, after adding the edges (a, b) to a graph
+    whose smallest members are `root`. Every second round at least halves the number of components
+    that are still to be joined."""
     while True:
         a, b = root[a], root[b]
         apart = a != b
@@ -110,17 +115,17 @@ def _connect(root: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _settle(parent: np.ndarray) -> np.ndarray:
-    """Follows each one's parents to the end."""
-    while not np.array_equal(above := parent[parent], parent):
-        parent = above
+    """The root of each node: its parent's parent's ... parent."""
+    while not np.array_equal(grandparent := parent[parent], parent):
+        parent = grandparent
     return parent
 
 
 @dataclass(frozen=True)
 class Object:
-    """`area` in pixels, the mean `probability` of these, and `rings`, int arrays (points, 2) of
-    x, y whose last point is the first one again: the shell, then the holes. The shell's shoelace
-    area is positive, that of holes negative, and no ring passes a point twice."""
+    """An object's `area` in pixels, their mean `probability`, and its outline: `rings` has the
+    shell, then the holes, as int arrays (points, 2) of x, y whose last point repeats the first. The
+    shell's shoelace area is positive, a hole's is negative, and no ring passes a point twice."""
 
     area: int
     probability: float
@@ -128,25 +133,28 @@ class Object:
 
 
 class Outlines:
-    """The objects of a mask (height, width) that comes in bands; those of fewer than `min_area`
-    pixels are left out. Memory grows with the outlines of the objects that are still open.
+    """The objects of a mask (height, width) that arrives in bands, without those of fewer than
+    `min_area` pixels. Memory grows with the outlines of the objects that are still open.
 
-    **Corners.** The vertical sides of an outline are where runs start and stop. Where one meets no
-    other in the next row, the outline turns: that vertex is a corner. Where it meets a stop while
-    it is a start, or the reverse, two pixels touch diagonally: two corners. A horizontal and a
-    vertical side leave each corner. Sorted along rows, corners stand in pairs, the two ends of a
-    horizontal side; sorted along columns, the two ends of a vertical one. Alternating between the
-    two kinds of pairs walks along a ring."""
+    **Corners.** The vertical sides of outlines lie where runs start and stop. If no run starts or
+    stops at the same x in the next row, the outline turns there: that vertex is a corner. If one
+    run starts where the other stops, two pixels touch diagonally, and there are two corners. Each
+    corner is the end of one horizontal and of one vertical side. So when corners are sorted along
+    rows, neighbours pair up as the ends of horizontal sides; when sorted along columns, as the ends
+    of vertical sides. Following both kinds of pairs in turn walks along a ring."""
 
     def __init__(self, height: int, width: int, min_area: int = 0):
-        self.height, self.width, self.min_area, self.y = height, width, min_area, 0
+        self.height, self.width, self.min_area = height, width, min_area
+        self.y = 0  # rows so far
         self._labeller = Labeller(width)
-        self._id, self._area, self._total = np.zeros((3, 0), np.int64)  # of each open object
-        self._owner, self._corner = np.zeros((2, 0), np.int64)  # of each of their corners
+        # Of each open object: its id, its area, the sum of its probabilities.
+        self._id, self._area, self._total = np.zeros((3, 0), np.int64)
+        # Of each corner of an open object: the object's id, and the corner as in `_corners`.
+        self._owner, self._corner = np.zeros((2, 0), np.int64)
 
     def add(self, mask: np.ndarray, probability: np.ndarray) -> list[Object]:
-        """Takes the next rows, both (rows, width); non-zero is positive. Returns the objects that
-        have no pixel in the last of them. ValueError where sizes do not fit."""
+        """Takes the next rows of both, (rows, width); non-zero pixels are positive. Returns the
+        objects that are now complete. ValueError if sizes do not fit."""
         if np.shape(mask) != np.shape(probability):
             raise ValueError(f"a mask of shape {np.shape(mask)} with probabilities of shape "
                              f"{np.shape(probability)}")
@@ -155,16 +163,16 @@ class Outlines:
         return self._add(mask, probability) if len(mask) else []
 
     def finish(self) -> list[Object]:
-        """The objects that reach the last row. ValueError where rows are missing."""
+        """The objects that reach the last row. ValueError if rows are missing."""
         if self.y != self.height:
             raise ValueError(f"{self.y} rows of a mask of height {self.height}")
-        nothing = np.zeros((1, self.width), bool)
-        return self._add(nothing, nothing)
+        empty_row = np.zeros((1, self.width), bool)
+        return self._add(empty_row, empty_row)
 
     def _add(self, mask: np.ndarray, probability: np.ndarray) -> list[Object]:
-        start, stop, above = self._labeller.last
+        start, stop, id = self._labeller.last
         runs = self._labeller.add(mask)
-        corners = _corners((start, stop, _rename(above, runs.merged)), runs, self.y, len(mask),
+        corners = _corners((start, stop, _rename(id, runs.merged)), runs, self.y, len(mask),
                            self.width + 1)
         owner = np.concatenate([_rename(self._owner, runs.merged), corners[0]])
         corner = np.concatenate([self._corner, corners[1]])
@@ -173,17 +181,17 @@ class Outlines:
         area = np.bincount(index, np.concatenate([self._area, runs.stop - runs.start]))
         total = np.bincount(index, np.concatenate([self._total, _sums(runs, probability)]))
         self.y += len(mask)
-        goes_on, place = np.isin(id, self._labeller.last[2]), np.searchsorted(id, owner)
-        self._id, self._area, self._total = id[goes_on], area[goes_on], total[goes_on]
-        self._owner, self._corner = owner[goes_on[place]], corner[goes_on[place]]
-        done = ~goes_on & (area >= self.min_area)
-        rings = _rings(owner[done[place]], corner[done[place]], self.width + 1)
-        facts = zip(area[done].tolist(), total[done].tolist(), rings)
-        return [Object(int(area), total / area, rings) for area, total, rings in facts]
+        is_open, place = np.isin(id, self._labeller.last[2]), np.searchsorted(id, owner)
+        self._id, self._area, self._total = id[is_open], area[is_open], total[is_open]
+        self._owner, self._corner = owner[is_open[place]], corner[is_open[place]]
+        complete = ~is_open & (area >= self.min_area)
+        rings = _rings(owner[complete[place]], corner[complete[place]], self.width + 1)
+        objects = zip(area[complete].tolist(), total[complete].tolist(), rings)
+        return [Object(int(area), total / area, rings) for area, total, rings in objects]
 
 
 def _rename(id: np.ndarray, merged: np.ndarray) -> np.ndarray:
-    """`id` with old ids replaced by new ones."""
+    """`id` with the old ids of merged objects replaced by their new ones."""
     if not len(merged):
         return id
     place = np.searchsorted(merged[:, 0], id).clip(max=len(merged) - 1)
@@ -195,75 +203,83 @@ def _sums(runs: Runs, probability: np.ndarray) -> np.ndarray:
     flat, start = np.ravel(probability), runs.row * np.shape(probability)[1]
     ends = np.stack([start + runs.start, start + runs.stop], 1).ravel()
     if len(ends) and ends[-1] == len(flat):
-        ends = ends[:-1]  # the last sum goes on to the end anyway
+        ends = ends[:-1]  # reduceat sums to the end anyway, and takes no index beyond it
     return np.add.reduceat(flat, ends, dtype=np.float64)[::2] if len(ends) else np.zeros(0)
 
 
 def _corners(above: tuple, runs: Runs, y: int, rows: int, step: int) -> np.ndarray:
-    """The corners at the tops of a band's rows, of which the first is row `y` and lies under a row
-    with the runs `above`. (2, corners): the object of each, and the corner as one number,
-    4 (its y step + its x) + 2 (a side leaves it to the right) + (one leaves it downwards)."""
+    """The corners on the upper edges of a band's rows. The first of these rows is row `y`, and
+    `above` has start, stop and id of the runs in the row over it. Returns (2, corners): the object
+    of each corner, and the corner as a single number, 4 (y step + x) + 2 (1 if a side leaves it to
+    the right) + (1 if a side leaves it downwards)."""
     row = np.append(np.zeros(len(above[0]), np.int64), runs.row + 1) * step
     sides = row + np.append(above[0], runs.start), row + np.append(above[1], runs.stop)
-    side = np.stack(sides, 1).ravel()  # sorted: even ones are starts, odd ones stops
-    owner, found = np.append(above[2], runs.id).repeat(2), []
-    for down, part in (1, side >= step), (0, side < rows * step):
-        index = np.flatnonzero(part)  # the sides that leave a vertex of this band that way
+    side = np.stack(sides, 1).ravel()  # sorted; starts have even indices, stops odd ones
+    owner, corners = np.append(above[2], runs.id).repeat(2), []
+    for down, leaves in (1, side >= step), (0, side < rows * step):
+        index = np.flatnonzero(leaves)  # sides that leave a vertex of this band downwards, upwards
         across = side[index] + (-step if down else step)  # the same x in the row across the vertex
         place = np.searchsorted(side, across)
-        met = side.take(place, mode="clip") == across
-        diagonal = met & ((place ^ index) & 1 > 0)  # one row starts where the other stops
+        meets = side.take(place, mode="clip") == across
+        diagonal = meets & ((place ^ index) & 1 > 0)  # one row starts where the other stops
         # If an even number of sides precedes x in the row across, that row is background there: the
-        # outline leaves a start to the right, a stop to the left. At a diagonal both rows are.
-        right = (index ^ 1 ^ np.where(met, 0, place)) & 1
+        # outline leaves a start to the right, a stop to the left. The same goes for a diagonal.
+        right = (index ^ 1 ^ np.where(meets, 0, place)) & 1
         corner = 4 * (side[index] + (y - down) * step) + 2 * right + down
-        found.append(np.stack([owner[index], corner])[:, ~met | diagonal])
-    return np.concatenate(found, 1)
+        corners.append(np.stack([owner[index], corner])[:, ~meets | diagonal])
+    return np.concatenate(corners, 1)
 
 
 def _rings(owner: np.ndarray, corner: np.ndarray, step: int) -> list[list[np.ndarray]]:
-    """The rings of each object, in the order of their ids, from its corners."""
+    """Joins corners into the rings of each object, in the order of the objects' ids."""
     order = np.lexsort((corner, owner))
     owner, corner = owner[order], corner[order]
     y, x = np.divmod(corner >> 2, step)
     down = corner & 1
-    head = np.diff(owner, prepend=-1) > 0  # the first corner of each object, on its shell
-    # Where both corners of a vertex are of one object, it touches itself diagonally. To swap their
-    # vertical sides joins it there, and cuts a ring that would pass the vertex twice into two.
-    twice = np.flatnonzero((np.diff(corner >> 2) == 0) & ~head[1:])
-    down[twice] ^= 1
-    down[twice + 1] ^= 1
-    # Partners along a row are neighbours in this order, (0, 1), (2, 3), ...: index ^ 1.
-    column = np.lexsort((2 * y + down, x, owner))
-    partner = np.empty_like(column)
-    partner[column[::2]], partner[column[1::2]] = column[1::2], column[::2]
-    partner, points, left = partner.tolist(), np.stack([x, y], 1), bytearray(b"\1") * len(x)
-    objects, first = [], left.find(1)
-    while first >= 0:
-        path, at = [], first  # a topmost, leftmost corner: to the right, then round
-        while left[at]:
-            left[at] = left[at ^ 1] = 0
+    on_shell = np.diff(owner, prepend=-1) > 0  # the first corner of an object lies on its shell
+    # Two corners of one object at one vertex: the object touches itself diagonally. Swapping their
+    # vertical sides splits a ring that would pass the vertex twice into two.
+    touching = np.flatnonzero((np.diff(corner >> 2) == 0) & ~on_shell[1:])
+    down[touching] ^= 1
+    down[touching + 1] ^= 1
+    # Along a row, the other end of a side is the neighbour in this order, (0, 1), (2, 3), ...:
+    # index ^ 1. Along a column, look it up.
+    by_column = np.lexsort((2 * y + down, x, owner))
+    other_end = np.empty_like(by_column)
+    other_end[by_column[::2]], other_end[by_column[1::2]] = by_column[1::2], by_column[::2]
+    vertical, points = other_end.tolist(), np.stack([x, y], 1)
+    unused = bytearray(b"\1") * len(x)
+    objects: list[list[np.ndarray]] = []
+    start = unused.find(1)  # of its object's unused corners the topmost, then leftmost
+    while start >= 0:
+        path: list[int] = []
+        at = start
+        while unused[at]:  # along the row to the right, then round
+            unused[at] = unused[at ^ 1] = 0
             path += at, at ^ 1
-            at = partner[at ^ 1]
-        path.append(first)
-        if head[first]:
+            at = vertical[at ^ 1]
+        path.append(start)
+        if on_shell[start]:
             objects.append([points[path]])
         else:
-            objects[-1].append(points[path[::-1]])  # a hole, the other way round
-        first = left.find(1, first)
+            objects[-1].append(points[path[::-1]])  # a hole is walked in the opposite direction
+        start = unused.find(1, start)
     return objects
 
 
 def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
-    """How many objects of the target were found and missed, and how many of the prediction were
-    invented. `bands` are the rows of both, top to bottom: bool (rows, width), (rows, width).
-    ValueError where their sizes differ.
+    """How many objects of the target were found and how many missed, and how many objects of the
+    prediction were invented. `bands` are rows of prediction and target, top to bottom, bool (rows,
+    width) both. ValueError if their sizes differ.
 
-    An object is found where a predicted one shares half of their union or more. This pairs them one
-    to one: predicted objects do not overlap, so no two can share more than half with the same one.
-    Two could each share exactly half only by filling it together, but then they would touch and be
-    one object."""
-    labellers, tallies, merged, shared = [], ([], []), ([], []), []
+    An object is found if its intersection over union (IoU) with a predicted object is 1/2 or more.
+    This matches objects one to one: predicted objects do not overlap, so two of them cannot both
+    share more than half with the same object. Both could share exactly half only by filling it
+    together, but then they would touch and be one object."""
+    labellers: list[Labeller] = []  # for prediction and target, like the pairs of lists below
+    tallies: tuple[list[np.ndarray], ...] = [], []  # the pixels of each id
+    merged: tuple[list[np.ndarray], ...] = [], []
+    shared: list[np.ndarray] = []  # the pixels of each key: predicted id << 32 | target's id
     for pair in bands:
         shapes = [np.shape(mask) for mask in pair]
         if shapes[0] != shapes[1]:
@@ -280,28 +296,28 @@ def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, i
         shared.append(_tally(both[0].id[i] << 32 | both[1].id[j], pixels))
     if not labellers:
         return {"found": 0, "missed": 0, "invented": 0}
-    parents, areas = [], []
+    roots, areas = [], []  # the final id of each id; the area of each final id
     for labeller, tally, pairs in zip(labellers, tallies, map(np.concatenate, merged)):
         parent = np.arange(labeller.issued)
         parent[pairs[:, 0]] = pairs[:, 1]
-        parents.append(_settle(parent))
+        roots.append(_settle(parent))
         id, area = np.concatenate(tally, 1)
-        areas.append(np.bincount(parents[-1][id], area, labeller.issued))
+        areas.append(np.bincount(roots[-1][id], area, labeller.issued))
     key, pixels = np.concatenate(shared, 1)
-    key, pixels = _tally(parents[0][key >> 32] << 32 | parents[1][key & 2**32 - 1], pixels)
+    key, pixels = _tally(roots[0][key >> 32] << 32 | roots[1][key & 2**32 - 1], pixels)
+    # shared >= (area + area - shared) / 2
     found = int(np.count_nonzero(3 * pixels >= areas[0][key >> 32] + areas[1][key & 2**32 - 1]))
     invented, missed = (int(np.count_nonzero(area)) - found for area in areas)
     return {"found": found, "missed": missed, "invented": invented}
 
 
 def _tally(key: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """The pixels of each key added up: (2, keys)."""
+    """Adds up the pixels of each key: (2, keys), the sorted keys and their sums."""
     key, index = np.unique(key, return_inverse=True)
     return np.stack([key, np.bincount(index, pixels).astype(np.int64)])
 
 
 def object_f1(counts: dict[str, int]) -> float:
-    """2 found / (2 found + missed + invented), and 1 where there is nothing to be found and nothing
-    was invented."""
+    """2 found / (2 found + missed + invented). It is 1 if there are no objects at all."""
     wrong = counts["missed"] + counts["invented"]
     return 2 * counts["found"] / (2 * counts["found"] + wrong) if counts["found"] + wrong else 1.0

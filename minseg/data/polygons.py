@@ -1,9 +1,10 @@
 """# Polygons: GeoJSON in, windows of masks, GeoJSON out
 
-What was drawn in QuPath is read as a mask, and what was found goes back there. Coordinates are
-pixels of the full image, x before y, with (0, 0) at the upper left corner of the first pixel; so
-pixel (y, x) covers [x, x + 1] x [y, y + 1]. It is inside where its centre is. A centre right on an
-edge counts to the area to the right of the edge or below, so areas side by side share no pixel.
+Outlines drawn in QuPath are read as a mask, and predicted outlines are written so that QuPath can
+open them. Coordinates are pixels of the full image, x before y, with (0, 0) at the upper left
+corner of the first pixel, so pixel (y, x) covers [x, x + 1] x [y, y + 1]. A pixel is inside a
+polygon if its centre is. A centre exactly on an edge belongs to the area to the right of the edge
+or below it, so adjacent areas share no pixel.
 
 >>> shell = np.array([[0, 0], [5, 0], [5, 4], [0, 4], [0, 0]])
 >>> hole = np.array([[1, 1], [1, 3], [4.2, 3], [2.8, 1], [1, 1]])
@@ -13,8 +14,8 @@ array([[1, 1, 1, 1, 1, 0],
        [1, 0, 0, 0, 1, 0],
        [1, 1, 1, 1, 1, 0]], dtype=uint8)
 
-What was found is written one feature a line, as QuPath takes it when the file is dropped on the
-image; `feature` makes one out of an object of `minseg.data.objects.Outlines`.
+Predicted objects are written as GeoJSON with one feature per line; to open the file in QuPath, drop
+it on the image. `feature` makes a feature of an object from `minseg.data.objects.Outlines`.
 """
 
 import json
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
@@ -36,10 +38,10 @@ COLOUR = [200, 0, 0]  # red, green, blue
 
 @dataclass(frozen=True)
 class Polygon:
-    """An area of the class `name`. `rings` are float arrays (points, 2) of x, y, closed; what lies
-    in an even number of them is a hole or outside. `number` (from 1) and `kind` say which feature
-    of its file this was, and of what type. What is no area, such as a point, has None as `rings`.
-    """
+    """An area of the class `name`. `rings` are closed float arrays (points, 2) of x, y; a point
+    that lies in an even number of them is in a hole or outside. `rings` is None for a geometry that
+    is not an area, such as a line. `number` (from 1) and `kind` are the number of its feature in
+    the file and the type of its geometry."""
 
     name: str
     rings: list[np.ndarray] | None
@@ -48,26 +50,27 @@ class Polygon:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom."""
+        """Left, top, right, bottom of an area."""
+        assert self.rings is not None
         points = np.concatenate(self.rings)
         return *points.min(0).tolist(), *points.max(0).tolist()
 
 
 def read_polygons(path: str | Path) -> list[Polygon]:
-    """The polygons of a GeoJSON file, a FeatureCollection, a list of features or one feature; each
-    member of a MultiPolygon is one. ValueError, which begins with the path, for what is no GeoJSON,
-    for map coordinates and for coordinates that are no numbers."""
+    """The polygons of a GeoJSON file: a FeatureCollection, a list of features or a single feature.
+    Each member of a MultiPolygon becomes a polygon of its own. ValueError if the file is missing,
+    is not GeoJSON, has map coordinates, or has coordinates that are not numbers."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: is no text in UTF-8: {REMEDY}")
+        raise ValueError(f"{path}: is not UTF-8 text: {REMEDY}")
     try:
         return [polygon for number, each in enumerate(_features(json.loads(text)), 1)
                 for polygon in _polygons(each, number)]
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON, or cut off, at line {error.lineno}: {REMEDY}")
+        raise ValueError(f"{path}: is not JSON, or is cut off, at line {error.lineno}: {REMEDY}")
     except RecursionError:
         raise ValueError(f"{path}: is nested too deeply for GeoJSON: {REMEDY}")
     except ValueError as error:
@@ -75,63 +78,64 @@ def read_polygons(path: str | Path) -> list[Polygon]:
 
 
 def _features(content: object) -> list:
-    kind = "other JSON"
+    kind = "some other JSON"
     if isinstance(content, dict):
         if content.get("crs"):
-            raise ValueError('has coordinates of a map ("crs"): pixels of the full image are '
-                             "needed, as QuPath exports them")
+            raise ValueError('has map coordinates ("crs"): export it with pixels of the full image '
+                             "as coordinates, as QuPath does")
         if content.get("type") == "Feature":
             return [content]
-        kind = ("JSON of labelme" if "shapes" in content else
-                "JSON of COCO" if "images" in content and "annotations" in content else kind)
+        kind = ("labelme JSON" if "shapes" in content else
+                "COCO JSON" if "images" in content and "annotations" in content else kind)
         content = content.get("features") if content.get("type") == "FeatureCollection" else None
     if not isinstance(content, list):
-        raise ValueError(f"is {kind}, no GeoJSON with features: {REMEDY}")
+        raise ValueError(f"is {kind}, not GeoJSON with features: {REMEDY}")
     return content
 
 
 def _polygons(feature: object, number: int) -> list[Polygon]:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
-        raise ValueError(f"its entry {number} is no feature of GeoJSON: {REMEDY}")
+        raise ValueError(f"its entry {number} is not a GeoJSON feature: {REMEDY}")
     geometry, name = feature.get("geometry"), _class(feature.get("properties"))
     if not isinstance(geometry, dict):
         raise ValueError(f"feature {number} ({name}) has no geometry: delete it")
-    kind, parts = geometry.get("type"), geometry.get("coordinates")
+    kind = geometry.get("type")
+    coordinates: Any = geometry.get("coordinates")
     if kind == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
         return [polygon for each in geometry["geometries"]
                 for polygon in _polygons({**feature, "geometry": each}, number)]
     if kind not in ("Polygon", "MultiPolygon"):
         return [Polygon(name, None, number, str(kind))]
     try:
-        return [Polygon(name, [_ring(ring) for ring in part], number, kind)
-                for part in ([parts] if kind == "Polygon" else parts) if part != []]
+        return [Polygon(name, [_ring(ring) for ring in rings], number, kind)
+                for rings in ([coordinates] if kind == "Polygon" else coordinates) if rings != []]
     except (TypeError, ValueError, LookupError, OverflowError):
-        raise ValueError(f"feature {number} ({name}) has coordinates that are no rings of points "
-                         f"x, y: {REMEDY}")
+        raise ValueError(f"feature {number} ({name}) has coordinates that are not rings of x, y "
+                         f"points: {REMEDY}")
 
 
 def _class(properties: object) -> str:
-    found = properties.get("classification") if isinstance(properties, dict) else None
-    if isinstance(found, dict):  # a class within another has several names
-        names = found.get("names")
-        found = ": ".join(map(str, names)) if isinstance(names, list) else found.get("name")
-    return (isinstance(found, str) and clean(found)) or "unclassified"
+    name = properties.get("classification") if isinstance(properties, dict) else None
+    if isinstance(name, dict):  # a class derived from another one has a list of names
+        names = name.get("names")
+        name = ": ".join(map(str, names)) if isinstance(names, list) else name.get("name")
+    return (isinstance(name, str) and clean(name)) or "unclassified"
 
 
 def _ring(ring: list) -> np.ndarray:
-    points = [position[:2] for position in ring]  # a third number is the height
-    if any(type(number) not in (int, float) for point in points for number in point):
-        raise TypeError  # numpy would take "1" and true for numbers too
-    points = np.array(points, np.float64)
-    if points.shape[1:] != (2,) or not (abs(points) < 1e9).all():  # NaN is not
+    positions = [position[:2] for position in ring]  # a third number is a height
+    if any(type(number) not in (int, float) for position in positions for number in position):
+        raise TypeError  # numpy would accept "1" and true as numbers
+    points = np.array(positions, np.float64)
+    if points.shape[1:] != (2,) or not (abs(points) < 1e9).all():  # false for NaN, too
         raise ValueError
     return np.concatenate([points, points[:1]]) if (points[0] != points[-1]).any() else points
 
 
 class Polygons:
-    """The mask of some polygons in an image of `height` x `width` pixels, out of which windows are
-    drawn: the pixels whose centre is inside of one or more of them. ValueError names a polygon that
-    lies outside the image."""
+    """The union of polygons as a mask of an image of `height` x `width` pixels, from which windows
+    are drawn. ValueError if a polygon lies outside the image, or if all coordinates are fractions
+    of the image's size."""
 
     def __init__(self, polygons: Sequence[Polygon], height: int, width: int):
         for each in polygons:
@@ -140,78 +144,81 @@ class Polygons:
                 raise ValueError(f"polygon {each.number} ({each.name}) lies outside the image of "
                                  f"{height} x {width} pixels: its coordinates must be pixels of "
                                  "the full image")
-        whole = all((ring == ring.round()).all() for each in polygons for ring in each.rings)
-        if not whole and max(max(each.bounds) for each in polygons) <= 1:
-            raise ValueError("all of its coordinates lie in 0 to 1: they must be pixels of the "
+        rings = [(ring, k) for k, each in enumerate(polygons) for ring in each.rings or ()]
+        all_integers = all((ring == ring.round()).all() for ring, _ in rings)
+        if not all_integers and max(max(each.bounds) for each in polygons) <= 1:
+            raise ValueError("all its coordinates lie between 0 and 1: they must be pixels of the "
                              "full image")
-        edges = [np.zeros((0, 5))] + [
-            np.column_stack([ring[:-1], ring[1:], np.full(len(ring) - 1, index)])
-            for index, each in enumerate(polygons) for ring in each.rings]
-        edges = np.concatenate(edges)  # x, y, x, y, polygon
-        # The rows whose centre lies beside an edge, its upper end included, its lower one not.
+        edges = np.concatenate([np.zeros((0, 5)), *(
+            np.column_stack([ring[:-1], ring[1:], np.full(len(ring) - 1, k)])
+            for ring, k in rings)])  # x, y, x, y, polygon
+        # The rows whose centre an edge crosses; a centre on its upper end counts, on its lower not.
         ends = np.ceil(np.sort(edges[:, 1:4:2], 1) - 0.5).astype(np.int64)
         order = np.argsort(ends[:, 0], kind="stable")
         order = order[ends[order, 0] < ends[order, 1]]
         self._edges, (self._top, self._bottom) = edges[order], ends[order].T
-        self._reach = np.maximum.accumulate(self._bottom)  # no edge up to here goes further down
+        self._lowest = np.maximum.accumulate(self._bottom)  # of each edge and all before it
 
     def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) in {0, 1}."""
         mask = np.zeros((h, w), np.uint8)
-        rows = max(1, 2**20 // max(1, w))  # at a time, to bound the memory
+        rows = max(1, 2**20 // max(1, w))  # draw so many at a time, to bound the memory
         for top in range(0, h, rows):
             self._draw(mask[top : top + rows], y + top, x)
         return mask
 
     def _draw(self, mask: np.ndarray, y: int, x: int) -> None:
         h, w = mask.shape
-        some = slice(np.searchsorted(self._reach, y, "right"), np.searchsorted(self._top, y + h))
-        top, bottom = (edge[some].clip(y, y + h) for edge in (self._top, self._bottom))
-        count = bottom - top
-        edge = np.repeat(np.arange(some.start, some.start + len(count)), count)
+        first = np.searchsorted(self._lowest, y, "right")
+        touched = slice(first, np.searchsorted(self._top, y + h))
+        top, bottom = (end[touched].clip(y, y + h) for end in (self._top, self._bottom))
+        count = bottom - top  # of crossings of each edge, one in each row
+        edge = np.repeat(np.arange(first, first + len(count)), count)
         row = np.arange(len(edge)) + np.repeat(top - count.cumsum() + count, count)
         x0, y0, x1, y1, polygon = self._edges[edge].T
         crossing = x0 + (row + 0.5 - y0) * (x1 - x0) / (y1 - y0)
         column = np.ceil(crossing - 0.5).clip(x, x + w).astype(np.int64) - x
-        # Within a row, a polygon lies between its first and second crossing, third and fourth, ...
+        # In each row a polygon lies between its first and second crossing, third and fourth, ...
         key = np.sort((polygon.astype(np.int64) * h + row - y) * (w + 1) + column)
-        used, row = np.unique(key // (w + 1) % h, return_inverse=True)
-        change = np.zeros((len(used), w + 1), np.int32)  # +1 where a span begins, -1 at its end
+        crossed, row = np.unique(key // (w + 1) % h, return_inverse=True)
+        change = np.zeros((len(crossed), w + 1), np.int32)  # +1 where a span begins, -1 at its end
         place = row * (w + 1) + key % (w + 1)
         np.add.at(change.ravel(), place[::2], 1)
         np.add.at(change.ravel(), place[1::2], -1)
-        mask[used] = np.cumsum(change, 1, out=change)[:, :-1] > 0
+        mask[crossed] = np.cumsum(change, 1, out=change)[:, :-1] > 0
 
 
-def feature(found: Object, name: str, microns: float | None = None) -> dict:
-    """An object as an annotation of QuPath, of the class `name`; `microns` is the size of a pixel,
-    where it is known."""
-    unit, pixel = ("px", 1) if microns is None else ("µm", microns**2)
+def feature(outlined: Object, name: str, microns: float | None = None) -> dict:
+    """An object as a QuPath annotation of the class `name`. `microns` is the size of a pixel if it
+    is known; the area is then in square micrometres, else in pixels."""
+    unit, pixel_area = ("px", 1) if microns is None else ("µm", microns**2)
     return {"type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring.tolist() for ring in found.rings]},
+            "geometry": {"type": "Polygon",
+                         "coordinates": [ring.tolist() for ring in outlined.rings]},
             "properties": {
                 "objectType": "annotation",
-                "classification": {"name": name, "color": COLOUR},  # QuPath insists on a colour
-                "measurements": {f"Area {unit}^2": found.area * pixel,
-                                 "Mean probability": round(found.probability, 6)}}}
+                "classification": {"name": name, "color": COLOUR},  # QuPath requires a colour
+                "measurements": {f"Area {unit}^2": outlined.area * pixel_area,
+                                 "Mean probability": round(outlined.probability, 6)}}}
 
 
 @contextmanager
 def write_features(path: str | Path, note: str) -> Iterator[Callable[[dict], None]]:
-    """`with write_features(path, note) as write: write(feature(...))` puts a FeatureCollection at
-    `path`, complete or not at all. Its first line carries the note, and each feature is a line."""
+    """`with write_features(path, note) as write: write(feature(...))` writes a FeatureCollection
+    to `path`, complete or not at all. Its first line holds the note, and each feature has a line of
+    its own."""
     with atomic(path) as temporary, open(temporary, "w", encoding="ascii") as file:
         file.write(f'{{"type":"FeatureCollection","minseg":{json.dumps(note)},"features":[')
-        between = "\n"
+        separator = "\n"
 
         def write(feature: dict) -> None:
-            nonlocal between
-            # QuPath takes UUIDs only. No two objects share a corner that is the first of both.
+            nonlocal separator
+            # QuPath accepts only UUIDs as ids. The first corner of an object is that of no other.
             corner = feature["geometry"]["coordinates"][0][0]
             id = str(uuid5(NAMESPACE_URL, f"{note} {corner}"))
-            file.write(between + json.dumps({"type": "Feature", "id": id, **feature},
-                                            separators=(",", ":")))
-            between = ",\n"
+            file.write(separator + json.dumps({"type": "Feature", "id": id, **feature},
+                                              separators=(",", ":")))
+            separator = ",\n"
 
         yield write
         file.write("\n]}\n")
@@ -221,21 +228,21 @@ def write_features(path: str | Path, note: str) -> Iterator[Callable[[dict], Non
 def write_objects(path: str | Path, height: int, width: int, *, note: str = "",
                   name: str = "object", microns: float | None = None,
                   min_area: int = 0) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:
-    """`with write_objects(path, height, width) as add: add(mask, probabilities) ...`, band by band,
-    writes the objects of a mask as `Outlines` finds them, each as soon as it is complete."""
+    """`with write_objects(path, height, width) as add: add(mask, probabilities) ...` takes a mask
+    band by band, and writes each of its objects as a feature as soon as `Outlines` completes it."""
     outlines = Outlines(height, width, min_area)
     with write_features(path, note) as write:
         def add(mask: np.ndarray, probabilities: np.ndarray) -> None:
-            for found in outlines.add(mask, probabilities):
-                write(feature(found, name, microns))
+            for outlined in outlines.add(mask, probabilities):
+                write(feature(outlined, name, microns))
 
         yield add
-        for found in outlines.finish():
-            write(feature(found, name, microns))
+        for outlined in outlines.finish():
+            write(feature(outlined, name, microns))
 
 
 def read_note(path: str | Path) -> str | None:
-    """The note in a file of `write_features`, None for anything else."""
+    """The note in a file that `write_features` wrote; None for any other file, or for none."""
     try:
         with open(path, encoding="ascii") as file:
             content = json.loads(file.readline(2**20) + "]}")

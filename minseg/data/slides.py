@@ -1,51 +1,51 @@
 """# Windows of images of any size
 
-`open_slide` reads windows of an image without loading it. A file that has one clear meaning becomes
-uint8 RGB; any other is refused, in one line that names the file and the remedy. At a coarser
-`scale` a pixel is the mean of a block of `scale` x `scale` pixels (blocks that the border cuts
-average what is left).
+`open_slide` reads windows of an image without loading the image. A file whose meaning is clear
+becomes uint8 RGB; any other is refused with a message of one line that names the file, what is
+wrong and what to do. At a coarser `scale`, each pixel is the mean of a block of `scale` x `scale`
+pixels, and blocks at the right and lower border average only the pixels that exist.
 
-**What a file means**
+**What is accepted**
 
-| in the file | what is made of it |
+| in the file | how it is read |
 |---|---|
 | several images (pages, series) | the largest is read; smaller copies of it are its pyramid |
-| two of the largest size; a stack | refused |
+| two images of the largest size; a stack | refused |
 | channels in several files; Ventana's overlapping tiles | refused |
 | one channel | grey, repeated three times |
-| three: samples, planes, or pages that an axis C or tifffile's shape counts | red, green, blue |
-| three in a file that is marked as grey | the same, with a note |
-| three that OME names after stains, such as DAPI | refused |
-| alpha (ExtraSamples 1 or 2; a PNG's own) | left out |
-| a fourth beside red, green and blue, not said to be alpha | left out, with a note |
-| other channels, also a second grey not said to be alpha | refused |
-| colours: RGB, grey where black is 0, YCbCr in JPEG | read |
-| palettes and CMYK | read in PNG and JPEG, refused in TIFF |
-| grey where white is 0; CIELab; JPEG 2000 in YCbCr (Aperio's 33003) | refused |
-| 1 to 16 bits | scaled to 0..255: SignificantBits (OME), BitsPerSample, SMaxSampleValue |
-| 16 bits, only the lowest quarter used, no white stated | not rescaled, with a note: give `white` |
-| 16-bit colour PNG: its upper 8 bits are what can be read | refused where they are below 32 |
-| 32 bits, signed numbers, floating point | refused |
-| fill order, predictor, byte order, BigTIFF | undone |
-| tiles that are left out (sparse files) | GDAL's NODATA; 255 in Philips' files; else 0 |
-| the same where NODATA is no value that a pixel can have | refused |
+| three channels, as samples, planes or pages | red, green and blue |
+| three channels in a file marked as grey | red, green and blue, with a note |
+| three channels that OME or ImageJ names after stains, such as DAPI | refused |
+| alpha (ExtraSamples 1 or 2; any PNG's alpha) | ignored |
+| a fourth channel beside red, green and blue that is not declared as alpha | ignored, with a note |
+| any other number of channels; a second grey channel that is not declared as alpha | refused |
+| RGB; grey where 0 is black; YCbCr in JPEG | converted to RGB |
+| palettes and CMYK | converted to RGB from PNG and JPEG, refused in TIFF |
+| grey where white is 0; CIELab; YCbCr in JPEG 2000 (Aperio's 33003) | refused |
+| 1 to 16 bits | scaled to 0..255 by SignificantBits (OME), BitsPerSample, SMaxSampleValue |
+| 16 bits that stay in the lowest quarter, white not stated | unscaled; a note asks for `white` |
+| colour PNGs of 16 bits, of which only the upper 8 can be read | refused where these are below 32 |
+| 32 bits, signed or floating-point numbers | refused |
+| fill order, predictor, byte order, BigTIFF | decoded |
+| missing tiles (sparse files) | GDAL's NODATA, in Philips' files 255, else 0 |
+| missing tiles with a NODATA that no pixel can have | refused |
 | orientation (EXIF, TIFF) | applied, with a note |
-| size of a pixel | OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit, resolution tags |
-| whole 72 to 600 dots per inch, which any editor writes | no size |
-| profiles, gamma, text, however long | not used |
+| pixel size | from OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit or the resolution tags |
+| a resolution of a whole 72 to 600 dots per inch, which any editor writes | not a pixel size |
+| profiles, gamma and text of any length | ignored |
 | several frames in a PNG or GIF | refused |
 
-**How a window is read**
+**How windows are read**
 
 | the file | how |
 |---|---|
-| TIFF, uncompressed, in one piece | memory-mapped for the moment of reading |
-| TIFF in tiles or strips | the few that are touched, decoded side by side, the last ones kept |
-| TIFF with compressed strips too big to hold | inflated once into a scratch file, then mapped |
-| TIFF pyramid | from the coarsest level that divides `scale`; blocks make up the rest |
-| PNG, JPEG | has no windows: decoded whole, once; a large one then goes to a scratch file |
+| TIFF, uncompressed and contiguous | memory-mapped while a window is read |
+| TIFF in tiles or strips | only those touched, decoded in parallel; the latest are kept |
+| TIFF with compressed strips too large to keep | decompressed once to a scratch file, then mapped |
+| TIFF pyramid | from the coarsest level whose factor divides `scale`; block means do the rest |
+| PNG, JPEG | decoded once as a whole; a large one is kept in a scratch file |
 
-A slide may be read from threads and from forked workers, and it can be pickled.
+Threads and forked workers may share a slide, and it can be pickled.
 """
 
 import errno
@@ -63,10 +63,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tiff
-from .tiff import TURNED, Decoded, Mapped, Source, UnsupportedImage, open_tiff
+from .tiff import TURNED, Decoded, Mapped, Source, UnsupportedImage, open_tiff, scratch_file
 
-Image.MAX_IMAGE_PIXELS = None  # slides are large, and they are the user's own
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profiles, a scanner's text
+# Pillow's limits protect against malicious files; slides are the user's own, and large.
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profiles, scanners' notes
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".bif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
@@ -78,42 +79,43 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return array
     height, width = array.shape[:2]
-    largest = scale * scale * (2 ** (8 * array.itemsize) - 1)  # a sum may be
-    wide = next(kind for kind in (np.uint16, np.uint32, np.uint64) if largest <= np.iinfo(kind).max)
-    whole = height // scale * scale
-    blocks = array[:whole].reshape(height // scale, scale, *array.shape[1:])
-    rows = np.add.reduce(blocks, 1, dtype=wide)
-    if whole < height:
-        rows = np.concatenate([rows, np.add.reduce(array[whole:], 0, dtype=wide, keepdims=True)])
-    total = np.zeros((len(rows), -(-width // scale), *array.shape[2:]), wide)
-    for j in range(min(scale, width)):  # few large additions, not many small ones
-        part = rows[:, j::scale]
-        total[:, : part.shape[1]] += part
-    whole = scale * scale
+    largest_sum = scale * scale * (2 ** (8 * array.itemsize) - 1)
+    sum_type = next(dtype for dtype in (np.uint16, np.uint32, np.uint64)
+                    if largest_sum <= np.iinfo(dtype).max)
+    bottom = height // scale * scale  # of the last whole blocks
+    blocks = array[:bottom].reshape(height // scale, scale, *array.shape[1:])
+    rows = np.add.reduce(blocks, 1, dtype=sum_type)
+    if bottom < height:
+        last = np.add.reduce(array[bottom:], 0, dtype=sum_type, keepdims=True)
+        rows = np.concatenate([rows, last])
+    total = np.zeros((len(rows), -(-width // scale), *array.shape[2:]), sum_type)
+    for j in range(min(scale, width)):  # a few large additions instead of many small ones
+        columns = rows[:, j::scale]
+        total[:, : columns.shape[1]] += columns
     if height % scale == 0 and width % scale == 0:
-        return ((total + whole // 2) // whole).astype(array.dtype)
+        pixels = scale * scale
+        return ((total + pixels // 2) // pixels).astype(array.dtype)
     count = np.outer(*(np.minimum(scale, n - np.arange(0, n, scale)) for n in (height, width)))
-    count = count.reshape(*count.shape, *[1] * (array.ndim - 2)).astype(wide)
+    count = count.reshape(*count.shape, *[1] * (array.ndim - 2)).astype(sum_type)
     return ((total + count // 2) // count).astype(array.dtype)
 
 
 def read_blocks(window: Window, height: int, width: int, scale: int,
                 y: int, x: int, h: int, w: int) -> np.ndarray:
-    """`shrink` of a window: (y, x, h, w) in scaled pixels of an image of `height` x `width` whole
-    ones, out of which `window` reads a few rows of blocks at a time. (h, w, channels)."""
+    """`shrink` of a window, (h, w, channels), whose place and size are in scaled pixels. `window`
+    reads the full image of `height` x `width` pixels, a few rows of blocks at a time."""
     left, right = x * scale, min((x + w) * scale, width)
     rows = max(1, tiff.HELD // (3 * scale * max(1, right - left)) // scale)  # of blocks
-    parts = []
-    for top in range(y, y + max(h, 1), rows):
-        bottom = min(top + rows, y + h)
-        above, below = top * scale, min(bottom * scale, height)
-        parts.append(shrink(window(above, left, below - above, right - left), scale))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    bands = []
+    for y0 in range(y, y + max(h, 1), rows):
+        top, bottom = y0 * scale, min(min(y0 + rows, y + h) * scale, height)
+        bands.append(shrink(window(top, left, bottom - top, right - left), scale))
+    return bands[0] if len(bands) == 1 else np.concatenate(bands)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever a decoder raises becomes a ValueError of one line that names the file."""
+    """Turns whatever a decoder raises into a ValueError of one line that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -122,35 +124,38 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}")
     except MemoryError:
         raise
-    except Exception as error:  # each decoder has errors of its own
-        if getattr(error, "errno", None) == errno.ENOSPC:
+    except Exception as error:  # every decoder has its own kinds of errors
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read, replace it or take it out: {reason}")
+        raise ValueError(f"{path}: cannot be read ({reason}): replace it or remove it")
 
 
 def open_source(path: str | Path, scale: int = 1) -> Source:
-    """The stored pixels of an image file and what they mean, of a pyramid those of the level that
-    `scale` needs. ValueError names a file that cannot be read."""
+    """The stored pixels of an image file, and what they mean. From a pyramid it takes the level
+    that `scale` needs. ValueError names a file that cannot be read."""
     path = Path(path)
     with naming(path):
         with open(path, "rb") as file:
-            start = file.read(4)
-        if start in TIFF_STARTS or path.suffix.lower() in TIFF_SUFFIXES:
+            first_bytes = file.read(4)
+        if first_bytes in TIFF_STARTS or path.suffix.lower() in TIFF_SUFFIXES:
             return open_tiff(path, scale)
         return open_picture(path)
 
 
 def open_picture(path: Path) -> Source:
-    """A PNG, a JPEG, or what else Pillow reads, decoded whole."""
+    """A PNG, a JPEG or any other format that Pillow reads, decoded as a whole."""
     with open(path, "rb") as file:
-        header = file.read(26)  # of a PNG: bits and colour type are the last two bytes
-    deep = header.startswith(b"\x89PNG") and header[24] == 16 and header[25] in (2, 4, 6)
-    palette, alpha = None, False
+        header = file.read(26)  # in a PNG, its last two bytes are the bits and the colour type
+    colour_of_16_bits = (header.startswith(b"\x89PNG") and header[24] == 16
+                         and header[25] in (2, 4, 6))
+    palette = None
+    image: Image.Image
     with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")  # of broken EXIF, which then says nothing
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # a camera's, with previews
-            raise UnsupportedImage("is an animation: save the picture that is meant")
+        warnings.simplefilter("ignore")  # about broken EXIF, which is then ignored
+        # MPO is a camera's JPEG whose other frames are previews.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise UnsupportedImage("is an animation: save only the frame you need")
         if image.mode == "P":
             colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
             palette = np.zeros((256, 3), np.uint8)
@@ -160,52 +165,55 @@ def open_picture(path: Path) -> Source:
         alpha, turned = image.mode in ("LA", "RGBA"), image.getexif().get(274, 1)
         array = np.asarray(ImageOps.exif_transpose(image))
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 65536:
-        array = array.astype(np.uint16)  # how Pillow gives 16-bit PNGs
-    array = array.reshape(*array.shape[:2], -1)
-    if deep and array[..., : array.shape[2] - alpha].max() < 32:  # Pillow keeps the upper 8 bits
-        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and of "
-                               "a PNG only the upper 8 bits can be read: save it as TIFF")
-    pixels = Decoded(array)
+        array = array.astype(np.uint16)  # Pillow returns grey PNGs of 16 bits as int32
+    height, width = array.shape[:2]
+    array = array.reshape(height, width, -1)
+    if colour_of_16_bits and array[..., : array.shape[2] - alpha].max() < 32:
+        raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and "
+                               "only the upper 8 bits can be read from a PNG: save it as TIFF")
+    pixels: Decoded | Mapped = Decoded(array)
     if array.nbytes > 2 * tiff.HELD:
-        scratch = tempfile.TemporaryFile(prefix="minseg-")
-        scratch.write(np.ascontiguousarray(array))
+        scratch = scratch_file()
+        scratch.write(np.ascontiguousarray(array).data)
         scratch.flush()
         pixels = Mapped(scratch, 0, array.dtype, array.shape, False)
-    wide = array.dtype == np.uint16
-    return Source(pixels, *array.shape[:2], white=65535 if wide else 255, says_white=not wide,
-                  alpha=alpha, palette=palette,
+    is_16_bit = array.dtype == np.uint16
+    return Source(pixels, height, width, white=65535 if is_16_bit else 255,
+                  says_white=not is_16_bit, alpha=alpha, palette=palette,
                   notes=[TURNED.format(turned)] if turned in range(2, 9) else [])
 
 
 class Slide:
-    """An image of which windows are read. `height` and `width` are in scaled pixels, `full_height`
-    and `full_width` in the file's own; `microns` is the size of one of those, where known. `notes`
-    are what the user should know of the file, a line each."""
+    """An image from which windows are read. `height` and `width` are in scaled pixels,
+    `full_height` and `full_width` in the file's own pixels; `microns` is the size of one of the
+    file's own pixels, or None if it is unknown. `notes` are what the user should know about the
+    file, a line each."""
 
     def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
         self.path, self.scale = Path(path), scale
         self._white_given, self._source = white, (source := open_source(path, scale))
         dtype = source.pixels.dtype
         if dtype not in (bool, np.uint8, np.uint16):
-            raise ValueError(f"{path}: holds {dtype} values: save it as 8 or 16 bits")
+            raise ValueError(f"{path}: contains {dtype} values: save it with 8 or 16 bits")
         self.full_height, self.full_width = source.height, source.width
         self.height, self.width = -(-source.height // scale), -(-source.width // scale)
         self.microns, self.notes = source.microns, list(source.notes)
         self._white = source.white if source.says_white else white or source.white
-        if dtype != bool and source.palette is None and (
+        if dtype.kind != "b" and source.palette is None and (
                 not source.says_white or self._white < np.iinfo(dtype).max):
             self._compare_with_white()
 
-    def __reduce__(self):  # a copy in another process opens the file anew
+    def __reduce__(self) -> tuple:  # a copy in another process opens the file itself
         return open_slide, (self.path, self.scale, self._white_given)
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
         if not (0 <= y <= y + h <= self.height and 0 <= x <= x + w <= self.width):
-            raise ValueError(f"window {y}, {x}, {h}, {w} leaves {self.height} x {self.width}")
+            raise ValueError(f"the window (y, x, h, w) = {y, x, h, w} leaves the slide of "
+                             f"{self.height} x {self.width} pixels")
         height, width = self._source.pixels.shape[:2]
         scale = self.scale // self._source.factor
-        # A pyramid may round sizes down: then its last pixels are repeated.
+        # A level of a pyramid may be rounded down in size: then its last pixels are repeated.
         y, x = min(y, -(-height // scale) - 1), min(x, -(-width // scale) - 1)
         rows, columns = min(h, -(-height // scale) - y), min(w, -(-width // scale) - x)
         with naming(self.path):
@@ -215,7 +223,7 @@ class Slide:
         return blocks
 
     def read_all(self) -> np.ndarray:
-        """The whole image, uint8 (height, width, 3): for coarse scales."""
+        """The whole image, uint8 (height, width, 3). Meant for coarse scales."""
         return self.read(0, 0, self.height, self.width)
 
     def _rgb(self, y: int, x: int, h: int, w: int) -> np.ndarray:
@@ -226,12 +234,12 @@ class Slide:
         if array.dtype == bool:
             array = array.astype(np.uint8) * 255
         elif self._white != 255 or array.dtype != np.uint8:
-            wide = np.minimum(array, self._white).astype(np.uint32)
-            array = ((wide * 255 + self._white // 2) // self._white).astype(np.uint8)
+            clipped = np.minimum(array, self._white).astype(np.uint32)
+            array = ((clipped * 255 + self._white // 2) // self._white).astype(np.uint8)
         return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
 
     def _compare_with_white(self) -> None:
-        """Notes where values are all far below white, or go beyond it: by 64 small windows that are
+        """Adds a note if values are all far below white, or exceed it, judged by 64 small windows
         spread over the image."""
         height, width = self._source.pixels.shape[:2]
         colours = slice(0, -1 if self._source.alpha or self._source.extra else None)
@@ -239,43 +247,48 @@ class Slide:
             highest = max(int(self._source.pixels.window(
                 y * max(0, height - 16) // 7, x * max(0, width - 16) // 7, min(16, height),
                 min(16, width))[..., colours].max()) for y in range(8) for x in range(8))
-        likely = 2 ** max(8, highest.bit_length()) - 1
+        likely_white = 2 ** max(8, highest.bit_length()) - 1
         if highest > self._white:
-            self.notes.append(f"holds values beyond {self._white}, which is taken for white: they "
-                              "are cut off" + ("" if self._source.says_white else
-                                               f" (--white {likely} would keep them)"))
+            remedy = "" if self._source.says_white else f" (--white {likely_white} would keep them)"
+            self.notes.append(f"contains values above {self._white}, which is taken as white: they "
+                              f"are clipped{remedy}")
         elif not self._source.says_white and not self._white_given and highest < 2**14:
             self.notes.append("its 16-bit values use less than a quarter of their range, so it "
-                              f"looks dark: if its white is {likely}, pass --white {likely}")
+                              f"looks dark: if {likely_white} is white in it, pass --white "
+                              f"{likely_white}")
 
     def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-        """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. As
-        `predict_bands` yields them, (y, band) from top to bottom; what comes out is what the whole
-        map enlarged at once would be. A few rows are held back for their lower neighbours."""
+        """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. Both
+        are (y, band) from top to bottom, as `predict_bands` yields them. The result equals the
+        whole map enlarged at once: each band waits until the first row of the next is known."""
         if self.scale == 1:
-            return (yield from bands)
-        few = max(1, 256 // self.scale)  # rows at a time: they are about to grow
-        pieces = ((y + i * few, piece) for y, band in bands
-                  for i, piece in enumerate(band.split(few, 1)))
-        above = held = None
-        for y, band in chain(pieces, [(self.height, None)]):
-            if held is not None:
-                top, part = held
-                below = part[:, -1:] if band is None else band[:, :1]
-                rows = min(part.shape[1] * self.scale, self.full_height - top * self.scale)
-                large = torch.cat([part[:, :1] if above is None else above, part, below], 1)
+            yield from bands
+            return
+        step = max(1, 256 // self.scale)  # rows to enlarge at a time, to bound the memory
+        pieces = ((y + i * step, piece) for y, band in bands
+                  for i, piece in enumerate(band.split(step, 1)))
+        row_above: Tensor | None = None
+        waiting: tuple[int, Tensor] | None = None
+        for y, piece in chain(pieces, [(self.height, None)]):
+            if waiting is not None:
+                top, band = waiting
+                above = band[:, :1] if row_above is None else row_above
+                below = band[:, -1:] if piece is None else piece[:, :1]
+                rows = min(band.shape[1] * self.scale, self.full_height - top * self.scale)
+                large = torch.cat([above, band, below], 1)
                 large = F.interpolate(large[None], scale_factor=self.scale, mode="bilinear")[0]
                 yield top * self.scale, large[:, self.scale :][:, :rows, : self.full_width]
-                above = part[:, -1:]
-            held = (y, band)
+                row_above = band[:, -1:]
+            if piece is not None:
+                waiting = y, piece
 
 
 def open_slide(path: str | Path, scale: int = 1, white: int | None = None) -> Slide:
-    """Opens an image file for reading windows, `scale` times smaller (a whole number from 1 up).
-    `white` is the value that is white in files of 16 bits that do not say it themselves (default
-    65535). ValueError names a file that cannot be read."""
+    """Opens an image file to read windows of it, `scale` times smaller (a whole number, at least
+    1). `white` is the value that is white in files of 16 bits that do not say so themselves
+    (default 65535). ValueError names a file that cannot be read."""
     if scale != int(scale) or scale < 1:
-        raise ValueError(f"scale is a whole number from 1 up, not {scale}")
+        raise ValueError(f"scale must be a whole number of at least 1, not {scale}")
     if white is not None and not 0 < white < 65536:
-        raise ValueError(f"white is a value of 16 bits, 1 to 65535, not {white}")
+        raise ValueError(f"white must be a 16-bit value from 1 to 65535, not {white}")
     return Slide(path, int(scale), white)

@@ -1,24 +1,25 @@
 """Synthetic kidney slides with exact masks.
 
-Real slides are huge, private, and outlined by hand. To learn and to test we want the opposite:
-drawn from a seed, the same everywhere, with masks right to the pixel.
+Real slides are huge, private, and outlined by hand. For learning and testing we want the opposite:
+slides that are drawn from a seed, are the same everywhere, and have masks exact to the pixel.
 
 **What is drawn.** A piece of kidney cortex on blank glass, in the PAS stain. Tightly packed
 *tubules* fill it: proximal ones with a thick wall and a small fuzzy lumen, distal ones with a thin
 pale wall and an open lumen. Among them lie vessels, swollen tubules, hyaline scars and patches of
-inflammation. And there are the *glomeruli* we look for: a capsule, a pale crescent (Bowman's
-space), and within it a lobulated tuft of capillary loops. The mask is all that the capsule holds.
-All take up the same two dyes in like amounts: no colour finds the glomeruli, only structure does.
+inflammation. And there are the *glomeruli* that a network should find: a capsule, a pale crescent
+(Bowman's space), and within it a lobulated tuft of capillary loops. The mask is the capsule and
+everything inside it. All structures take up the same two dyes in similar amounts, so colour cannot
+tell glomeruli from the rest; only structure can.
 
-**Where the colours come from.** We draw amounts of dye. An amount c_s of each dye s weakens the
-light of channel k as the Beer-Lambert law says:
+**Where the colours come from.** What is drawn are amounts of dye. An amount c_s of each dye s
+attenuates the light of channel k according to the Beer-Lambert law:
 
     I_k = I0_k 10^-(sum_s c_s A_sk)
 
 where A holds the absorbance of the dyes: haematoxylin (blue, in nuclei) and PAS (magenta, in
 membranes and sugars). Laboratories differ in how strongly and how purely they stain: in optical
-density, -log10 (I / I0), that is no more than a scaling of the rows of A and a small turn of them.
-Two slides of one patient share a stain, which is why data must be split by patient.
+density, -log10 (I / I0), this scales the rows of A and turns them a little. Two slides of the same
+patient share a stain, which is why data must be split by patient.
 
 >>> image, mask = synthetic_slide(seed=3, height=256, width=320)
 >>> image.shape, image.dtype.name, mask.shape, mask.dtype.name
@@ -34,7 +35,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 SMALLEST = 64  # pixels; a smaller slide has no room for glass and tissue
-AROUND = 2 * np.pi * np.arange(24) / 24  # angles at which outlines are compared
+AROUND = 2 * np.pi * np.arange(24) / 24  # angles at which outlines are sampled
 
 # Optical density per unit of dye in R, G, B: the "H PAS" vectors of Ruifrok and Johnston.
 ABSORBANCE = np.array([[0.644, 0.717, 0.267], [0.175, 0.972, 0.155]])
@@ -64,7 +65,8 @@ class Blob:
         return np.polyval(self.waves, np.exp(1j * angle)).real
 
     def points(self, rho, angle):
-        """Rows and columns, (n, 2), of points at `rho` times the distance of the outline."""
+        """Rows and columns, (n, 2), of points at `rho` times the outline's distance from the
+        centre."""
         distance = rho * self.reach(angle)
         return np.stack([self.y + distance * np.sin(angle), self.x + distance * np.cos(angle)], -1)
 
@@ -72,13 +74,13 @@ class Blob:
         return self.points(np.sqrt(rng.uniform(0, 0.95, count)), rng.uniform(0, 2 * np.pi, count))
 
     def window(self, shape):
-        """Slices around the blob in a picture of this shape."""
-        half = 1.05 * self.reach(AROUND).max() + 1
-        return tuple(slice(max(0, int(at - half)), min(size, int(at + half) + 1))
-                     for at, size in zip((self.y, self.x), shape))
+        """Slices around the blob in an image of this shape."""
+        radius = 1.05 * self.reach(AROUND).max() + 1
+        return tuple(slice(max(0, int(centre - radius)), min(size, int(centre + radius) + 1))
+                     for centre, size in zip((self.y, self.x), shape))
 
     def rho(self, window):
-        """Distance from the centre to each pixel of a window, where the outline is at 1."""
+        """Distance of each pixel of a window from the centre, relative to the outline at 1."""
         rows, cols = np.ogrid[window]
         offset = ((cols - self.x) + 1j * (rows - self.y)).astype(np.complex64)
         distance = np.maximum(np.abs(offset), 1e-3)
@@ -87,13 +89,13 @@ class Blob:
 
 
 def clouds(rng, height, width, cell):
-    """Smooth noise: random numbers of deviation 1 on a coarse grid, enlarged."""
+    """Smooth noise: random numbers of standard deviation 1 on a coarse grid, enlarged."""
     grid = rng.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
 
 class Canvas:
-    """What is drawn so far; at first, bare tissue."""
+    """What has been drawn so far. It begins as bare tissue."""
 
     def __init__(self, rng, height, width):
         y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
@@ -103,14 +105,14 @@ class Canvas:
         # A rounded square with a ragged edge; the clip keeps glass all around it.
         self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + np.clip(edge, -0.3, 0.13)
         self.grain = np.clip(clouds(rng, height, width, 3), -2, 2)  # the texture of cells
-        self.pas = np.full((height, width), 0.12, np.float32)  # amount of that dye
-        self.nuclei = []  # arrays of rows and columns
+        self.pas = np.full((height, width), 0.12, np.float32)  # amount of this dye
+        self.nuclei = []  # arrays (n, 2) of rows and columns
         self.mask = np.zeros((height, width), bool)
-        self.taken = np.zeros((height, width), bool)  # where a blob lies
+        self.taken = np.zeros((height, width), bool)  # where there is a blob already
 
 
 def room(taken, y, x, limit):
-    """How far one can go from a pixel, all around, before something taken or the limit."""
+    """How far one can go from a pixel, at the angles AROUND, before meeting a blob or the limit."""
     steps = np.arange(int(limit) + 1)[:, None]
     rows = np.clip((y + steps * np.sin(AROUND)).astype(int), 0, taken.shape[0] - 1)
     cols = np.clip((x + steps * np.cos(AROUND)).astype(int), 0, taken.shape[1] - 1)
@@ -119,8 +121,9 @@ def room(taken, y, x, limit):
 
 
 def scatter(rng, canvas, radii, tries, wanted=None):
-    """Yield blobs at free places: `wanted` whole ones, or all that `tries` find, pressed together.
-    A pressed blob gives way to its neighbours, as tubules do, so that they fill the tissue."""
+    """Yields blobs at free places: `wanted` of full size or, without `wanted`, as many as `tries`
+    attempts find room for. The latter are squeezed between their neighbours, as tubules are, so
+    that they fill the tissue."""
     free = np.flatnonzero(canvas.tissue & ~canvas.taken)
     for spot in rng.choice(free, tries) if free.size else ():
         if wanted == 0:
@@ -138,7 +141,7 @@ def scatter(rng, canvas, radii, tries, wanted=None):
             if (space < 1.1 * reach).any():
                 continue
             wanted -= 1
-        else:  # give way
+        else:  # squeeze it into the space
             reach = np.minimum(reach, space)
             if reach.mean() < 0.9 * radii[0]:
                 continue
@@ -149,7 +152,7 @@ def scatter(rng, canvas, radii, tries, wanted=None):
 
 
 def paint(canvas, window, inside, amount):
-    """Put an amount of PAS, with a grain in proportion to it, where `inside` is true."""
+    """Sets the amount of PAS where `inside` is true, with a grain in proportion to it."""
     np.copyto(canvas.pas[window], amount * (1 + 0.18 * canvas.grain[window]), "same_kind", inside)
 
 
@@ -159,7 +162,7 @@ def draw_tube(rng, canvas, blob, lumen, wall, cells, filling=0.03):
     rho = blob.rho(window)
     amount = np.where(rho + 0.07 * canvas.grain[window] < lumen, filling, wall * (1.1 - 0.2 * rho))
     amount[rho > 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85)
-    # A pressed outline is smoothed, so it may reach a little too far; the mask must stay exact.
+    # A squeezed outline is smoothed, so it may reach a little too far; the mask must stay exact.
     paint(canvas, window, (rho <= 1) & ~canvas.mask[window], amount)
     angle = 2 * np.pi * (np.arange(cells) + rng.uniform(-0.4, 0.4, cells)) / cells
     depth = np.clip(rng.normal((0.95 + lumen) / 2, 0.08, cells), lumen, 0.88)
@@ -175,7 +178,7 @@ def draw_tubule(rng, canvas, blob):
 
 
 def draw_distractor(rng, canvas, blob):
-    """Something as large as a glomerulus that is none."""
+    """Something as large as a glomerulus that is not one."""
     kind, cells = rng.integers(4), int(blob.radius)
     if kind == 0:  # a vessel
         draw_tube(rng, canvas, blob, rng.uniform(0.4, 0.65), rng.uniform(0.3, 0.45), cells)
@@ -199,7 +202,7 @@ def draw_glomerulus(rng, canvas, blob):
     tuft = Blob.random(rng, y, x, blob.radius * rng.uniform(0.74, 0.86), orders=8)
     rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95))
 
-    # Each capillary loop owns the pixels nearest to it; its wall lies where two are as near.
+    # Each capillary loop owns the pixels nearest to it; walls lie where two loops are equally near.
     pixels = np.complex64(cols + window[1].start + 1j * (rows + window[0].start))
     nearest, second = np.full((2, len(rows)), 99, np.float32)
     for y, x in tuft.points_inside(rng, int(tuft.radius**2 / 20)):
@@ -215,7 +218,7 @@ def draw_glomerulus(rng, canvas, blob):
 
 
 def draw_nuclei(rng, canvas):
-    """Amounts of haematoxylin: a few kinds of nuclei, stamped at all the places noted."""
+    """Amounts of haematoxylin: a few shapes of nuclei, stamped at all the places collected."""
     stamps = []
     for radius in rng.uniform(2.5, 4, 32):
         rho = Blob.random(rng, 5, 5, radius, 0.15, orders=3).rho(np.s_[0:11, 0:11])
@@ -223,11 +226,11 @@ def draw_nuclei(rng, canvas):
     height, width = canvas.pas.shape
     places = np.concatenate(canvas.nuclei).astype(int)
     places = places[((places >= 0) & (places < (height, width))).all(axis=1)]
-    # A margin as wide as half a stamp spares us cutting stamps at the border.
+    # With a margin as wide as half a stamp, no stamp needs to be clipped at the border.
     padded = np.zeros((height + 10, width + 10), np.float32)
     for (y, x), kind in zip(places, rng.integers(len(stamps), size=len(places))):
-        part = padded[y : y + 11, x : x + 11]
-        np.maximum(part, stamps[kind], out=part)
+        window = padded[y : y + 11, x : x + 11]
+        np.maximum(window, stamps[kind], out=window)
     return padded[5:-5, 5:-5]
 
 
@@ -248,13 +251,13 @@ def draw_tissue(rng, height, width, glomeruli):
     canvas.nuclei.append(gaps[rng.random(len(gaps)) < 1 / 180])
 
     nuclei = draw_nuclei(rng, canvas)
-    # Haematoxylin tints the rest of the cell as well, faintly; a nucleus has little sugar.
+    # Haematoxylin also tints the rest of the cell, faintly; a nucleus contains little sugar.
     dyes = np.stack([0.6 * nuclei + 0.2 * canvas.pas, canvas.pas * (1 - 0.5 * nuclei)], axis=-1)
     return dyes * canvas.tissue[..., None], canvas.mask & canvas.tissue
 
 
 def stain(patient_rng, slide_rng):
-    """Absorbance of the two dyes and colour of the lamp: the patient's, varied a little."""
+    """Absorbance of the two dyes and colour of the lamp: the patient's, varied a little by slide."""
     absorbance, lamp = ABSORBANCE, np.array([0.96, 0.955, 0.96])
     for rng, spread in ((patient_rng, 1.0), (slide_rng, 0.1)):
         strength = np.exp(spread * rng.uniform(-0.4, 0.4, (2, 1)))
@@ -268,23 +271,23 @@ def photograph(rng, dyes, absorbance, lamp):
     """What a camera sees through the dyes: Beer-Lambert, uneven light, blur, and noise."""
     height, width = dyes.shape[:2]
     light = 1 + 0.02 * clouds(rng, height, width, max(height, width) // 2)
-    seen = lamp * light[..., None] * 10 ** -(dyes @ absorbance)
-    blurred = Image.fromarray(np.uint8(255 * np.clip(seen, 0, 1)))
+    intensity = lamp * light[..., None] * 10 ** -(dyes @ absorbance)
+    blurred = Image.fromarray(np.uint8(255 * np.clip(intensity, 0, 1)))
     blurred = blurred.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 1)))
-    noise = rng.uniform(1.5, 4) * rng.standard_normal(seen.shape, dtype=np.float32)
+    noise = rng.uniform(1.5, 4) * rng.standard_normal(intensity.shape, dtype=np.float32)
     return np.uint8(np.clip(blurred + noise + 0.5, 0, 255))
 
 
 def synthetic_slide(seed: int, height: int = 1024, width: int = 1024, *,
                     patient: int | None = None, glomeruli: tuple[float, float] = (8, 16),
                     ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image, uint8 (height, width, 3), and its mask, uint8 (height, width) of 0 and 1.
-    `patient` is the seed of the stain; without it, the stain is taken from `seed`. `glomeruli` are
-    the fewest and the most in 1024 x 1024 pixels."""
+    """Draws an image, uint8 (height, width, 3), and its mask, uint8 (height, width) of 0 and 1.
+    `patient` is the seed of the stain; the default is `seed`. `glomeruli` is the range of their
+    number per 1024 x 1024 pixels. ValueError for a negative seed or fewer than 64 pixels a side."""
     patient = seed if patient is None else patient
     if min(seed, patient) < 0 or min(height, width) < SMALLEST:
         raise ValueError(f"seed {seed}, patient {patient}, {height} x {width} pixels: "
-                         f"need seeds from 0 up, and {SMALLEST} pixels or more a side")
+                         f"seeds must be at least 0, and each side at least {SMALLEST} pixels")
     # The second number keeps the two streams apart when `seed` and `patient` are the same.
     rng = np.random.default_rng([seed, 0])
     absorbance, lamp = stain(np.random.default_rng([patient, 1]), rng)
@@ -294,16 +297,17 @@ def synthetic_slide(seed: int, height: int = 1024, width: int = 1024, *,
 
 def write_slides(folder: str | Path, count: int = 10, *, seed: int = 0, height: int = 1024,
                  width: int = 1024, glomeruli: tuple[float, float] = (8, 16)) -> None:
-    """Write `images/ID.png`, `masks/ID.png` (0 or 255) and `groups.csv` (`id,group`). A group is a
-    patient, of whom there are two slides. The folder appears complete or not at all. ValueError
-    where there is one already, and for numbers out of range."""
+    """Writes `images/ID.png`, `masks/ID.png` (0 or 255) and `groups.csv` (`id,group`). Each group
+    is a patient with two slides. The folder appears complete or not at all. ValueError if it exists
+    already, and for numbers out of range."""
     folder = Path(folder)
     if os.path.lexists(folder):
-        raise ValueError(f"{folder} exists already")
+        raise ValueError(f"{folder}: exists already: choose another folder")
     if count < 1 or seed < 0:
-        raise ValueError(f"{count} slides, seed {seed}: need 1 or more, 0 or more")
+        raise ValueError(f"{count} slides, seed {seed}: there must be at least 1 slide, and the "
+                         "seed must be at least 0")
     seeds, groups = np.random.SeedSequence(seed).generate_state(count).tolist(), ["id,group"]
-    # A sibling lies on the same disk, where a rename is one step: no one sees half a data set.
+    # A temporary folder beside it is on the same disk, so that it can be renamed in one step.
     with tempfile.TemporaryDirectory(prefix=".slides-", dir=folder.parent) as temporary:
         draft = Path(temporary, "draft")
         (draft / "images").mkdir(parents=True)

@@ -1,10 +1,10 @@
-"""# TIFF: which image is meant, and windows of it
+"""# TIFF: choosing the right image, and reading windows of it
 
-A TIFF can hold many pages. This file settles which of them is the slide and what its numbers mean,
-and reads windows of it. The rules are in the table in `minseg.data.slides`.
+A TIFF can contain many pages. This file decides which of them is the slide and what its numbers
+mean, and reads windows of it. The rules are in the table in `minseg.data.slides`.
 
-No file is held open and no lock is taken, so what is opened here may be read from threads and from
-forked workers. Scratch files have no name and vanish with the process.
+No file stays open and no lock is taken, so threads and forked workers may share what is opened
+here. Scratch files have no name and vanish with the process.
 """
 
 import logging
@@ -16,26 +16,28 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
+from tifffile import COMPRESSION, PHOTOMETRIC
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of, it also raises
-HELD = 2**26  # bytes: what is decoded in one piece and kept, and what is read in one go
-ALPHA = (1, 2)  # ExtraSamples: alpha, multiplied into the colours or not; 0 says nothing
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # whatever matters is raised, too
+HELD = 2**26  # bytes to decode in one piece, to keep in a cache, and to read at a time
+ALPHA = (1, 2)  # ExtraSamples that mean alpha: premultiplied or not; 0 means "unspecified"
 MICROMETRES = {"nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
-# Channel names that mean a colour, and those that mean nothing.
+# Names of channels that mean a colour, and those that carry no meaning.
 COLOURS = (r"\b(r|red)\b", r"\b(g|green)\b", r"\b(b|blue)\b")
 NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]|c:\d/\d.*"
-TURNED = "is turned as its orientation tag, {}, says"
+TURNED = "is rotated or mirrored as its orientation tag ({}) says"
 
 
 class UnsupportedImage(ValueError):
-    """A sound file that holds something else than this project reads."""
+    """An intact file whose content is not supported. The message says what to do."""
 
 
 class Decoded:
@@ -50,28 +52,32 @@ class Decoded:
 
 
 class Mapped:
-    """Pixels as they lie in a file, from `offset` on: (H, W, C), or in planes (C, H, W)."""
+    """Uncompressed pixels in one piece of a file, from `offset` on: (H, W, C), or (C, H, W) if
+    they are stored in planes."""
 
-    def __init__(self, file, offset: int, dtype: np.dtype, shape: tuple, planes: bool):
-        self._at = dict(filename=file, dtype=dtype, mode="r", offset=offset, shape=shape)
+    def __init__(self, file: Path | IO[bytes], offset: int, dtype: np.dtype,
+                 shape: tuple[int, ...], planes: bool):
+        self._memmap = partial(np.memmap, file, dtype, "r", offset, shape)
         self.planes, self.dtype = planes, np.dtype(dtype).newbyteorder("=")
         self.shape = (*shape[1:], shape[0]) if planes else tuple(shape)
 
     def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        """(h, w, C). Mapped anew each time: pages read earlier do not stay in this process."""
-        array = np.memmap(**self._at)
+        """(h, w, C). The file is mapped anew each time, so that this process does not keep the
+        memory pages that it read before."""
+        array: np.ndarray = self._memmap()
         if self.planes:
             array = np.moveaxis(array, 0, 2)
         return np.array(array[y : y + h, x : x + w], self.dtype, order="C")
 
 
 class Turned:
-    """Pixels shown as the orientation tag says, 2 to 8: which side of what is stored is the top."""
+    """Pixels rotated or mirrored as the orientation tag, 2 to 8, says."""
 
-    def __init__(self, pixels, orientation: int):
+    def __init__(self, pixels: "Mapped | Segments", orientation: int):
         self.pixels, self.dtype = pixels, pixels.dtype
-        self.upright = orientation < 5  # else rows become columns
-        self.down, self.right = orientation in (3, 4, 6, 7), orientation in (2, 3, 7, 8)
+        self.upright = orientation < 5  # otherwise rows become columns
+        # Whether stored rows run from bottom to top, and stored columns from right to left.
+        self.flip_rows, self.flip_columns = orientation in (3, 4, 6, 7), orientation in (2, 3, 7, 8)
         height, width, channels = pixels.shape
         self.shape = (height, width, channels) if self.upright else (width, height, channels)
 
@@ -80,26 +86,31 @@ class Turned:
         if not self.upright:
             y, x, h, w = x, y, w, h
         height, width = self.pixels.shape[:2]
-        y = height - y - h if self.down else y
-        x = width - x - w if self.right else x
+        y = height - y - h if self.flip_rows else y
+        x = width - x - w if self.flip_columns else x
         array = self.pixels.window(y, x, h, w)
-        array = array[:: -1 if self.down else 1, :: -1 if self.right else 1]
+        array = array[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
         return array if self.upright else array.swapaxes(0, 1)
 
 
 class Segments:
-    """Pixels of a TIFF page, or of one page per plane, in tiles or strips: `shape` is (H, W, C).
-    `fill` is the value of those that the file leaves out."""
+    """Pixels of a TIFF page, or of one page per plane, in segments, which are tiles or strips:
+    `shape` is (H, W, C). `fill` is the value of segments that the file leaves out."""
 
-    def __init__(self, path: Path, pages: list, shape: tuple, planes: bool, fill: int):
+    def __init__(self, path: Path, pages: list, shape: tuple[int, int, int], planes: bool,
+                 fill: int):
         page = pages[0]
-        self.path, self.shape, self.planes, self.dtype = path, shape, planes, page.dtype
-        self.fill, self._whole_bytes = fill, page.bitspersample in (8, 16) and page.fillorder == 1
-        self._stored = page.dtype.newbyteorder(page.parent.byteorder)
+        self.path, self.shape, self.planes, self.fill = path, shape, planes, fill
+        self.dtype: np.dtype = page.dtype
+        self._whole_bytes = page.bitspersample in (8, 16) and page.fillorder == 1
+        self._stored_dtype = page.dtype.newbyteorder(page.parent.byteorder)
         height, width, channels = shape
-        self.high, self.wide = ((page.tilelength, page.tilewidth) if page.is_tiled
-                                else (min(page.rowsperstrip, height), width))
-        self.down, self.across = -(-height // self.high), -(-width // self.wide)
+        if page.is_tiled:
+            self.segment_height, self.segment_width = page.tilelength, page.tilewidth
+        else:
+            self.segment_height, self.segment_width = min(page.rowsperstrip, height), width
+        self.rows = -(-height // self.segment_height)  # of segments
+        self.columns = -(-width // self.segment_width)
         self.samples = 1 if planes else channels
         self.offsets = [offset for p in pages for offset in p.dataoffsets]
         self.counts = [count for p in pages for count in p.databytecounts]
@@ -107,15 +118,17 @@ class Segments:
             raise ValueError("some of its tiles or strips are missing")
         self.compression, self.predictor = page.compression, page.predictor
         self._decode = page.decode
-        self._paged = len(pages) > 1  # then segments are numbered within their page
+        self._several_pages = len(pages) > 1  # then segments are numbered within their page
         self._tables = ({"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
                         if page.compression in (6, 7, 34892, 33007) else {})
-        self.size = self.high * self.wide * self.samples * page.dtype.itemsize  # bytes of one
-        row = self.size * len(self) // self.down  # the next window may begin in the middle of it
+        values = self.segment_height * self.segment_width * self.samples
+        self.size = values * page.dtype.itemsize  # bytes of a decoded segment
+        # Keep a row of segments and a quarter: the next window may begin in the middle of the row.
+        row = self.size * len(self) // self.rows
         self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(self._segment)
 
     def __len__(self) -> int:
-        return self.down * self.across * (self.shape[2] if self.planes else 1)
+        return self.rows * self.columns * (self.shape[2] if self.planes else 1)
 
     def _segment(self, index: int) -> np.ndarray:
         """A tile or strip, decoded: (rows, columns, samples)."""
@@ -123,10 +136,10 @@ class Segments:
             file.seek(self.offsets[index])
             data = file.read(self.counts[index])
         if not data:  # sparse files leave empty tiles out
-            top = index // self.across % self.down * self.high
-            rows = min(self.high, self.shape[0] - top)
-            return np.full((rows, self.wide, self.samples), self.fill, self.dtype)
-        index = index % (self.down * self.across) if self._paged else index
+            top = index // self.columns % self.rows * self.segment_height
+            rows = min(self.segment_height, self.shape[0] - top)
+            return np.full((rows, self.segment_width, self.samples), self.fill, self.dtype)
+        index = index % (self.rows * self.columns) if self._several_pages else index
         array, _, shape = self._decode(data, index, **self._tables)
         return array[0, : shape[1], : shape[2]]
 
@@ -134,59 +147,61 @@ class Segments:
         """(h, w, C), from the segments that it touches."""
         out = np.empty((h, w, self.shape[2]), self.dtype)
 
-        def place(at: tuple[int, int, int]) -> None:
-            plane, row, column = at
-            segment = self.segment((plane * self.down + row) * self.across + column)
-            top, left = row * self.high, column * self.wide
+        def copy(position: tuple[int, int, int]) -> None:
+            plane, row, column = position
+            segment = self.segment((plane * self.rows + row) * self.columns + column)
+            top, left = row * self.segment_height, column * self.segment_width
             y0, x0 = max(y, top), max(x, left)
-            y1, x1 = min(y + h, top + self.high), min(x + w, left + self.wide)
+            y1, x1 = min(y + h, top + self.segment_height), min(x + w, left + self.segment_width)
             channels = slice(plane, plane + 1) if self.planes else slice(None)
             out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = \
                 segment[y0 - top : y1 - top, x0 - left : x1 - left]
 
         touched = list(product(range(self.shape[2] if self.planes else 1),
-                               range(y // self.high, -(-(y + h) // self.high)),
-                               range(x // self.wide, -(-(x + w) // self.wide))))
+                               range(y // self.segment_height, -(-(y + h) // self.segment_height)),
+                               range(x // self.segment_width, -(-(x + w) // self.segment_width))))
         if len(touched) <= 2:
-            for at in touched:
-                place(at)
-        else:  # side by side: decoders let other threads run
+            for position in touched:
+                copy(position)
+        else:  # in parallel, because decoders release Python's global lock
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                list(pool.map(place, touched))
+                list(pool.map(copy, touched))
         return out
 
     def unpacked(self) -> Mapped:
-        """The same pixels from a scratch file, into which all segments are decoded here and now.
-        Memory stays small for Deflate; other compressions have no decoder that streams."""
-        scratch = tempfile.TemporaryFile(prefix="minseg-")
+        """Decodes all segments into a scratch file, and maps it. Uncompressed and Deflate strips
+        pass through in small pieces; other compressions have no streaming decoder, so that a whole
+        strip of them must fit in memory."""
+        scratch = scratch_file()
         for index in range(len(self)):
             streams = (self.compression in (1, 8, 32946) and self.predictor in (1, 2)
                        and self.counts[index] and self._whole_bytes)
-            for rows in self._rows(index) if streams else [self._segment(index)]:
-                scratch.write(np.ascontiguousarray(rows, self.dtype))
+            for rows in self._stream_rows(index) if streams else [self._segment(index)]:
+                scratch.write(np.ascontiguousarray(rows, self.dtype).data)
         scratch.flush()
         shape = (self.shape[2], *self.shape[:2]) if self.planes else self.shape
         return Mapped(scratch, 0, self.dtype, shape, self.planes)
 
-    def _rows(self, index: int) -> Iterator[np.ndarray]:
-        """The rows of a strip, some at a time, (n, width, samples)."""
-        row = self.shape[1] * self.samples * self.dtype.itemsize
-        top = index % self.down * self.high
-        left, rest = row * min(self.high, self.shape[0] - top), b""  # bytes still to come
-        for data in self._inflated(index):
-            rest += data
-            whole = min(len(rest) // row * row, left)
-            rows = np.frombuffer(rest[:whole], self._stored)
+    def _stream_rows(self, index: int) -> Iterator[np.ndarray]:
+        """The rows of a strip, a few at a time: (rows, width, samples)."""
+        row_bytes = self.shape[1] * self.samples * self.dtype.itemsize
+        top = index % self.rows * self.segment_height
+        missing = row_bytes * min(self.segment_height, self.shape[0] - top)
+        buffer = b""
+        for data in self._stream_bytes(index):
+            buffer += data
+            whole_rows = min(len(buffer) // row_bytes * row_bytes, missing)
+            rows = np.frombuffer(buffer[:whole_rows], self._stored_dtype)
             rows = rows.reshape(-1, self.shape[1], self.samples)
-            if self.predictor == 2:  # each value was stored as the difference to its left one
+            if self.predictor == 2:  # each value was stored as the difference to its left neighbour
                 rows = np.cumsum(rows, 1, dtype=self.dtype)
             yield rows
-            rest, left = rest[whole:], left - whole
-        if left:
-            raise ValueError("a strip ends too early")
+            buffer, missing = buffer[whole_rows:], missing - whole_rows
+        if missing:
+            raise ValueError("a strip is cut off")
 
-    def _inflated(self, index: int) -> Iterator[bytes]:
-        """The bytes of a strip, never more than 16 MiB at a time: glass inflates a thousandfold."""
+    def _stream_bytes(self, index: int) -> Iterator[bytes]:
+        """The bytes of a strip, at most 16 MiB at a time: blank glass inflates a thousandfold."""
         inflate = zlib.decompressobj()
         with open(self.path, "rb") as file:
             file.seek(self.offsets[index])
@@ -199,29 +214,34 @@ class Segments:
         yield inflate.flush()
 
 
+def scratch_file() -> IO[bytes]:
+    """A file without a name, which vanishes once nothing uses it, or with the process."""
+    return tempfile.TemporaryFile(prefix="minseg-")
+
+
 @dataclass
 class Source:
     """An opened image file: pixels as they are stored, and what they mean. `pixels` has .shape
-    (H, W, C), .dtype and .window(y, x, h, w); its channels are one grey or three colours, then an
-    alpha channel where `alpha` is set, then one of unknown meaning where `extra` is."""
+    (H, W, C), .dtype and .window(y, x, h, w). Its channels are one grey or three colours, then an
+    alpha channel if `alpha` is set, or one of unknown meaning if `extra` is set."""
 
     pixels: Decoded | Mapped | Segments | Turned
     height: int  # of the whole image, of which `pixels` may be a smaller copy
     width: int
-    factor: int = 1  # how many times smaller
-    microns: float | None = None  # from one pixel of the whole image to the next
+    factor: int = 1  # how many times smaller `pixels` is
+    microns: float | None = None  # size of a pixel of the whole image, in micrometres
     white: int = 255  # the value that is white
-    says_white: bool = True  # by the file; else it may be less, of 16 bits
-    nodata: int | None = None  # the value that stands for nothing, by GDAL's tag
+    says_white: bool = True  # whether the file says so; if not, 16-bit values may stop far below
+    nodata: int | None = None  # the value that means "no data", from GDAL's tag
     alpha: bool = False
     extra: bool = False
-    palette: np.ndarray | None = None  # uint8 (256, 3): then `pixels` are its indices
-    notes: list[str] = field(default_factory=list)  # what the user should know
+    palette: np.ndarray | None = None  # uint8 (256, 3); `pixels` are then indices into it
+    notes: list[str] = field(default_factory=list)  # what the user should know, a line each
 
 
 def open_tiff(path: Path, scale: int) -> Source:
-    """The image in a TIFF that is meant, of a pyramid the level that `scale` needs.
-    UnsupportedImage says what is not read; decoders raise errors of their own."""
+    """Opens the largest image in a TIFF; of a pyramid, the coarsest level whose factor divides
+    `scale`. UnsupportedImage if it cannot be read; decoders raise errors of their own."""
     with tifffile.TiffFile(path) as tiff:
         series, notes = largest(tiff)
         levels = series.levels
@@ -236,12 +256,13 @@ def open_tiff(path: Path, scale: int) -> Source:
             if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
                 chosen, factor = level, times
         pixels = open_level(path, tiff, chosen, turned)
-        size = pixels.shape[:2] if factor == 1 else (height, width)
-        source = Source(pixels, *size, factor, notes=notes)
-        described = ome_pixels(tiff, height, width)
-        name_channels(source, chosen, described)
-        settle_white(source, page, described)
-        source.microns = microns(tiff, page, described)
+        ome = ome_pixels(tiff, height, width)
+        if factor == 1:  # rows may have become columns
+            height, width = pixels.shape[:2]
+        source = Source(pixels, height, width, factor, notes=notes)
+        name_channels(source, chosen, ome)
+        find_white(source, page, ome)
+        source.microns = microns(tiff, page, ome)
         source.nodata, _ = nodata(page)
         if turned:
             source.notes.append(TURNED.format(turned))
@@ -249,14 +270,14 @@ def open_tiff(path: Path, scale: int) -> Source:
 
 
 def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]]:
-    """The largest image of a file: others are labels, overviews, smaller copies, masks of alpha.
-    Also a note where another is nearly as large."""
+    """The largest image in a file: the others are labels, overviews, smaller copies or masks of
+    transparency. Also a note if another one is nearly as large."""
     if tiff.is_bif:
         raise UnsupportedImage("Ventana's tiles overlap: export it from QuPath as OME-TIFF")
     series = [each for each in tiff.series if not each.keyframe.is_mask]
     series = [each for each in series if not each.keyframe.is_reduced] or series
     if not series:
-        raise UnsupportedImage("holds no image: save it anew")
+        raise UnsupportedImage("contains no image: export it again")
 
     def size(each: tifffile.TiffPageSeries) -> tuple[int, int]:
         sizes = dict(zip(each.get_axes(squeeze=False), each.get_shape(squeeze=False)))
@@ -264,87 +285,111 @@ def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]
 
     first, *others = sorted(series, key=lambda each: -math.prod(size(each)))
     if same := [each for each in others if math.prod(size(each)) == math.prod(size(first))]:
-        raise UnsupportedImage("holds {} images of {} x {} pixels: save the one that is meant"
+        raise UnsupportedImage("contains {} images of {} x {} pixels: save only the one you need"
                                .format(1 + len(same), *size(first)))
     close = [size(each) for each in others if 2 * math.prod(size(each)) > math.prod(size(first))]
-    return first, ["also holds an image of {} x {} pixels: the larger one is read".format(*each)
+    return first, ["also contains an image of {} x {} pixels: the larger one is read".format(*each)
                    for each in close[:1]]
 
 
 def layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
-    """Its shape as (H, W, C); whether channels are stored as planes; whether a page is H x W."""
+    """The shape as (H, W, C); whether channels are stored as planes; whether a page is H x W."""
     sizes = list(zip(level.get_shape(squeeze=False), level.get_axes(squeeze=False)))
     sizes = [(n, axis) for n, axis in sizes if n > 1 or axis in "YX"]
-    shape, axes = [n for n, _ in sizes], "".join(axis for _, axis in sizes)
+    shape, axes = tuple(n for n, _ in sizes), "".join(axis for _, axis in sizes)
     if len(shape) == 2:
         return (*shape, 1), False, True
-    if len(shape) == 3 and axes.endswith("YX") and shape[0] > 1:
-        # Samples of a page; or pages, which are channels by name (C), or by an unnamed third axis.
-        if (axes[0] == "S" and shape[0] in (2, 3, 4)) or (axes[0] in "CQ" and shape[0] == 3):
-            return (*shape[1:], shape[0]), True, True
-        if not (axes[0] == "Q" and shape[2] == 3):
-            what = "channels" if axes[0] in "SC" else "images"
-            raise UnsupportedImage("holds {} {} of {} x {} pixels: save the one that is meant, or "
-                                   "red, green and blue alone".format(shape[0], what, *shape[1:]))
-    if len(shape) == 3 and (shape[2] == 3 or (axes == "YXS" and shape[2] in (2, 4))):
-        return tuple(shape), False, axes.startswith("YX")
-    raise UnsupportedImage(f"has the shape {tuple(shape)}: expected grey, RGB or RGBA")
+    if len(shape) == 3:
+        a, b, c = shape
+        if axes.endswith("YX") and a > 1:
+            # Samples of one page (S), or pages, which are channels by name (C) or unnamed (Q).
+            if (axes[0] == "S" and a in (2, 3, 4)) or (axes[0] in "CQ" and a == 3):
+                return (b, c, a), True, True
+            if not (axes[0] == "Q" and c == 3):
+                kind = "channels" if axes[0] in "SC" else "images"
+                raise UnsupportedImage(f"contains {a} {kind} of {b} x {c} pixels: save only the "
+                                       "one you need, or only red, green and blue")
+        if c == 3 or (axes == "YXS" and c in (2, 4)):
+            return (a, b, c), False, axes.startswith("YX")
+    raise UnsupportedImage(f"has the shape {shape}: save it as grey, RGB or RGBA")
 
 
 def open_level(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeries,
                turned: int) -> Mapped | Segments | Turned:
-    """The stored pixels of an image, or of one level of it, turned by its orientation tag."""
-    shape, planes, plain = layout(level)
-    page, pages = level.keyframe, list(level.pages)
-    if page.photometric.name not in ("MINISBLACK", "RGB") and not (
-            page.photometric.name == "YCBCR" and page.compression.name == "JPEG"):
-        remedy = ("grey where 0 is black" if page.photometric.name == "MINISWHITE" else "grey")
-        raise UnsupportedImage(f"its colours are {page.photometric.name}: save it as RGB or "
-                               + remedy)
-    if page.compression == 33003:
-        raise UnsupportedImage("its colours are YCbCr in JPEG 2000: save it as RGB")
-    if any(p is None or p.parent is not tiff for p in pages):
-        raise UnsupportedImage("its channels lie in several files: save it as one")
+    """The stored pixels of an image or of one level of it, rotated or mirrored as the orientation
+    tag `turned` says (0: not at all)."""
+    shape, planes, page_is_plane = layout(level)
+    page = level.keyframe
+    check_colours(page)
+    if any(each is None or each.parent is not tiff for each in level.pages):
+        raise UnsupportedImage("its channels lie in several files: save them in one file")
+    if page.dtype is None:
+        raise ValueError("its numbers have an unknown format")
+    pixels: Mapped | Segments
     if level.dataoffset is not None:
         dtype = page.dtype.newbyteorder(tiff.byteorder)
-        stored = (shape[2], *shape[:2]) if planes else shape
+        stored_shape = (shape[2], *shape[:2]) if planes else shape
         if level.dataoffset + math.prod(shape) * dtype.itemsize > path.stat().st_size:
-            raise ValueError("it ends too early")
-        pixels = Mapped(path, level.dataoffset, dtype, stored, planes)
-    elif not plain:
-        raise UnsupportedImage(f"has the axes {level.axes}: save it with the channels last")
+            raise ValueError("it is cut off")
+        pixels = Mapped(path, level.dataoffset, dtype, stored_shape, planes)
+    elif page_is_plane:
+        pixels = open_segments(path, tiff, level, turned)
     else:
-        pixels = Segments(path, pages, shape, planes, 0)
-        ends = [offset + count for offset, count in zip(pixels.offsets, pixels.counts)]
-        if max(ends) > path.stat().st_size:
-            raise ValueError("it ends too early")
-        if 0 in pixels.counts:
-            pixels.fill = 255 if tiff.is_philips else fill(page)
-        try:
-            large = pixels.size > 2 * HELD or turned > 4  # rows become columns: all strips are read
-            pixels = pixels.unpacked() if large and not page.is_tiled else pixels
-            pixels.window(0, 0, 1, 1)
-        except (ValueError, NotImplementedError, ImportError) as error:
-            if "imagecodecs" in str(error) or isinstance(error, ImportError):
-                raise UnsupportedImage(f"{page.compression.name} compression of "
-                                       f"{page.bitspersample} bits needs the codecs extra: "
-                                       "python -m pip install 'minseg[codecs]'")
-            raise
+        raise UnsupportedImage(f"has the axes {level.axes}: save it with the channels last")
     return Turned(pixels, turned) if turned else pixels
 
 
+def check_colours(page: tifffile.TiffPage) -> None:
+    """UnsupportedImage if a page has colours other than grey where 0 is black, RGB, and YCbCr in
+    JPEG."""
+    if page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB) and not (
+            page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG):
+        grey = ("grey where 0 is black" if page.photometric == PHOTOMETRIC.MINISWHITE else "grey")
+        raise UnsupportedImage(f"its colours are {PHOTOMETRIC(page.photometric).name}: save it as "
+                               f"RGB or {grey}")
+    if page.compression == 33003:
+        raise UnsupportedImage("its colours are YCbCr in JPEG 2000: save it as RGB")
+
+
+def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeries,
+                  turned: int) -> Mapped | Segments:
+    """An image in tiles or strips. Strips that are too large to keep are unpacked. ValueError if
+    the file is cut off; UnsupportedImage if a decoder is missing."""
+    page, (shape, planes, _) = level.keyframe, layout(level)
+    segments = Segments(path, list(level.pages), shape, planes, 0)
+    ends = [offset + count for offset, count in zip(segments.offsets, segments.counts)]
+    if max(ends) > path.stat().st_size:
+        raise ValueError("it is cut off")
+    if 0 in segments.counts:
+        segments.fill = 255 if tiff.is_philips else fill(page)
+    try:
+        # Where rows become columns, reading a few of them touches every strip.
+        if not page.is_tiled and (segments.size > 2 * HELD or turned > 4):
+            return segments.unpacked()
+        segments.window(0, 0, 1, 1)  # fails here, not later, if its decoder is missing
+    except (ValueError, NotImplementedError, ImportError) as error:
+        if "imagecodecs" in str(error) or isinstance(error, ImportError):
+            raise UnsupportedImage(f"{COMPRESSION(page.compression).name} compression of "
+                                   f"{page.bitspersample} bits needs the codecs extra: "
+                                   "python -m pip install 'minseg[codecs]'")
+        raise
+    return segments
+
+
 def number(value: object) -> float:
-    """A number that a tag or an attribute holds; 0 where it holds none, or several that differ."""
+    """The number in a tag or an attribute; 0 if there is none, or if there are several different
+    ones."""
     values = set(value) if isinstance(value, tuple) else {value}
     try:
-        found = float(str(values.pop())) if len(values) == 1 else 0.0
+        parsed = float(str(values.pop())) if len(values) == 1 else 0.0
     except ValueError:
         return 0.0
-    return found if math.isfinite(found) else 0.0
+    return parsed if math.isfinite(parsed) else 0.0
 
 
 def nodata(page: tifffile.TiffPage) -> tuple[int | None, str]:
-    """GDAL's NODATA, None where it is missing or no value that a pixel can have, and its text."""
+    """The value of GDAL's NODATA tag, or None if it is missing or not a value that a pixel can
+    have; and the text of the tag."""
     text = str(page.tags.valueof("GDAL_NODATA", default="")).strip("\0 ")
     whole = re.fullmatch(r"\+?(\d+)([.,]0*)?", text)
     value = int(whole[1]) if whole else 2**64
@@ -352,50 +397,50 @@ def nodata(page: tifffile.TiffPage) -> tuple[int | None, str]:
 
 
 def fill(page: tifffile.TiffPage) -> int:
-    """What a tile that is left out holds: GDAL's NODATA, else 0."""
+    """The value of tiles that the file leaves out: GDAL's NODATA, else 0."""
     value, text = nodata(page)
     if value is None and text:
         raise UnsupportedImage(f"leaves out tiles whose value should be {text}, which pixels of "
-                               f"{page.bitspersample} bits cannot hold: save it with all tiles")
+                               f"{page.bitspersample} bits cannot have: save it with all tiles")
     return value or 0
 
 
 def name_channels(source: Source, level: tifffile.TiffPageSeries,
-                  described: ElementTree.Element | None) -> None:
-    """Decides which channels are colour, which is alpha (only where the file says so) and which is
-    neither. UnsupportedImage where that leaves no grey and no red, green, blue."""
+                  ome: ElementTree.Element | None) -> None:
+    """Decides which channels are colours, which is alpha (only if the file says so) and which is
+    neither. UnsupportedImage if the colours are not one grey or red, green and blue."""
     page, channels = level.keyframe, source.pixels.shape[2]
     alphas = sum(int(kind) in ALPHA for kind in page.extrasamples) if channels > 1 else 0
     colours = channels - alphas
     source.alpha = alphas == 1
-    if page.photometric.name == "RGB" and colours == 4:
+    if page.photometric == PHOTOMETRIC.RGB and colours == 4:
         source.extra = True
-        source.notes.append("its fourth channel is left out: it is not said to be alpha")
+        source.notes.append("its fourth channel is ignored: it is not declared as alpha")
     elif alphas > 1 or colours not in (1, 3):
-        raise UnsupportedImage(f"holds {channels} channels, {alphas or 'none'} of them alpha by "
-                               "its ExtraSamples tag: save it as grey, RGB or RGBA")
-    parts = [each for each in ([] if described is None else described)
-             if each.tag.endswith("}Channel")]
-    names = [(each.get("Name") or each.get("Fluor") or "").strip() for each in parts]
+        raise UnsupportedImage(f"contains {channels} channels, of which its ExtraSamples tag "
+                               f"declares {alphas or 'none'} as alpha: save it as grey, RGB or "
+                               "RGBA")
+    names = [(each.get("Name") or each.get("Fluor") or "").strip()
+             for each in ([] if ome is None else ome) if each.tag.endswith("}Channel")]
     if page.is_imagej:
         names = (page.parent.imagej_metadata or {}).get("Labels") or []
     named = len(names) == 3 and all(names)
     if named and not all(re.fullmatch(NO_NAME, name, re.I) for name in names):
-        if not all(re.search(*pair, re.I) for pair in zip(COLOURS, names)):
-            raise UnsupportedImage(f"its channels are {', '.join(names)}: save them as red, green "
+        if not all(re.search(colour, name, re.I) for colour, name in zip(COLOURS, names)):
+            raise UnsupportedImage(f"its channels are {', '.join(names)}: save it as red, green "
                                    "and blue")
-    elif colours == 3 and page.photometric.name == "MINISBLACK":
+    elif colours == 3 and page.photometric == PHOTOMETRIC.MINISBLACK:
         source.notes.append("does not say what its three channels are: they are read as red, green "
                             "and blue")
 
 
 def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.Element | None:
-    """What OME's XML says of the image of this size; None where there is none."""
+    """The Pixels element of the image of this size in OME's XML; None if there is none."""
     if not tiff.is_ome:
         return None
     try:
-        elements = ElementTree.fromstring(tiff.ome_metadata).iter()
-    except ElementTree.ParseError:  # says nothing
+        elements = ElementTree.fromstring(tiff.ome_metadata or "").iter()
+    except ElementTree.ParseError:  # damaged XML is no reason to refuse the image
         return None
     for each in elements:
         size = each.get("SizeY"), each.get("SizeX")
@@ -404,42 +449,42 @@ def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.
     return None
 
 
-def settle_white(source: Source, page: tifffile.TiffPage,
-                 described: ElementTree.Element | None) -> None:
-    """The value that is white, and whether the file says so (OME's SignificantBits, BitsPerSample,
-    SMaxSampleValue): a plain 16-bit file does not."""
+def find_white(source: Source, page: tifffile.TiffPage, ome: ElementTree.Element | None) -> None:
+    """Sets the value that is white, and whether the file says so by OME's SignificantBits,
+    BitsPerSample or SMaxSampleValue: a plain 16-bit file does not."""
     bits = page.bitspersample
-    if described is not None and (significant := number(described.get("SignificantBits"))) > 0:
+    if ome is not None and (significant := number(ome.get("SignificantBits"))) > 0:
         bits = min(bits, int(significant))
     source.white, source.says_white = 2**bits - 1, bits != 16
     stated = int(number(page.tags.valueof("SMaxSampleValue")))
-    round_number = not stated + 1 & stated  # 1, 3, 7, 15 ...
-    # In 8-bit files another value is just that image's maximum. In 16-bit files it may be, so that
-    # a note says that it was used.
-    if 0 < stated < source.white and (round_number or bits > 8):
+    all_ones = not stated + 1 & stated  # in binary: 1, 3, 7, 15, ...
+    # Any other value is only the maximum of this image in 8-bit files. In 16-bit files it may be
+    # either, so a note says that it was used.
+    if 0 < stated < source.white and (all_ones or bits > 8):
         source.white, source.says_white = stated, True
-        if not round_number or bits <= 8:
-            source.notes.append(f"its SMaxSampleValue, {stated}, is taken for white")
+        if not all_ones or bits <= 8:
+            source.notes.append(f"its SMaxSampleValue, {stated}, is taken as white")
 
 
 def microns(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
-            described: ElementTree.Element | None) -> float | None:
-    """Micrometres from one pixel to the next: by OME, Aperio, ImageJ, else by the resolution tags.
-    Whole 72 to 600 dots an inch are what any editor writes, and say nothing."""
-    if described is not None and described.get("PhysicalSizeX"):
-        unit = (described.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ")
-        size = number(described.get("PhysicalSizeX")) * MICROMETRES.get(unit, 0)
+            ome: ElementTree.Element | None) -> float | None:
+    """The size of a pixel in micrometres, according to OME, Aperio, ImageJ or else the resolution
+    tags. A whole number of 72 to 600 dots per inch means nothing, because any editor writes one."""
+    if ome is not None and ome.get("PhysicalSizeX"):
+        unit = (ome.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ")
+        size = number(ome.get("PhysicalSizeX")) * MICROMETRES.get(unit, 0)
         return size if size > 0 else None
-    if tiff.is_svs and (found := re.search(r"\bMPP\s*=\s*([\d.]+)", tiff.pages[0].description)):
-        return number(found[1]) or None
+    text = tiff.pages.first.description if tiff.is_svs else ""
+    if match := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
+        return number(match[1]) or None
     value = page.tags.valueof("XResolution", default=0)
     dots, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
-    unit = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))
+    unit_size = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))
     if tiff.is_imagej and (tiff.imagej_metadata or {}).get("unit") in ("micron", "um", "µm"):
-        unit = 1
-    if not (unit and dots and units):
+        unit_size = 1
+    if not (unit_size and dots and units):
         return None
-    size = unit * units / dots
+    size = unit_size * units / dots
     per_inch = 25400 / size
     if 71.9 < per_inch < 600.1 and abs(per_inch - round(per_inch)) < 0.01:
         return None
