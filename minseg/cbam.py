@@ -1,22 +1,24 @@
-"""# CBAM: first which channel, then which place
+"""# CBAM: first which channels, then which pixels
 
-**Idea.** As `minseg.scse`, a map weighs itself by channel and by place; but one after the other,
-and each from the maximum as well as from the mean, for a rare strong response drowns in a mean.
+**Idea.** As in `minseg.scse`, a map computes weights for its own channels and pixels; but one after
+the other, and each from the maximum as well as from the mean, because averaging hides a rare strong
+response.
 
     MLP(v) = W2 ReLU(W1 v + b1) + b2                           two 1 x 1 convolutions
-    c      = sigmoid(MLP(max of x over places) + MLP(mean of x over places))     (N, C, 1, 1)
+    c      = sigmoid(MLP(max of x over pixels) + MLP(mean of x over pixels))     (N, C, 1, 1)
     x'     = c x
     s      = sigmoid(BN(f([max of x' over channels, mean of x' over channels]))) (N, 1, H, W)
     output = s x'
 
-f is a k x k convolution of two maps to one, without bias.
+f is a k x k convolution of two maps to one, without bias. In the code `reduce` is W1 with b1,
+`expand` is W2 with b2, `spatial` is f, and `norm` is BN.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows, k is `kernel_size`.
 
 ![A map on its way through CBAM](../docs/figures/cbam.png)
 
-*A trained block on one map of a decoder (dark: low, yellow: high). c leaves half of the 32 channels
-less than a half; s is lowest on glass. Most glomeruli come out weak, too: s need not be large on
+*A trained block on one map of a decoder (dark: low, yellow: high). c is below 0.5 for half of the 32
+channels; s is lowest on glass. Most glomeruli are weakened, too: nothing forces s to be large on
 the object.*
 
 | what | paper | authors' code | timm | HuBMAP's winner | here |
@@ -26,11 +28,15 @@ the object.*
 | norm after f | not said | BN, momentum 0.01 | BN | none | `spatial_norm` |
 | MLP's biases | left out | yes | none | none | yes |
 
-`CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's but for the biases. The winner
-puts it on the second convolution's output, before norm and ReLU, with a shortcut around it;
-`minseg.unet` after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1, or a single
-hidden channel (of 16, `reduction` leaves no more) may give 0 for every image and never learn (see
-`minseg.scse`).
+`CBAM(channels, kernel_size=3, spatial_norm=False)` is the winner's except for the biases. The
+winner applies it to the second convolution's output, before norm and ReLU, with a shortcut around
+it; `minseg.unet` applies it after the ReLU. segmentation_models.pytorch has no CBAM. b1 starts at 1
+because otherwise a single hidden channel (all that `reduction` leaves of 16) may output 0 for every
+image and never learn (see `minseg.scse`).
+
+**Measured.** Added to the baseline: Dice -0.004 [-0.017, +0.017] on nuclei, -0.108 [-0.155, -0.065]
+on synthetic slides (chance: +0.019 and +0.005; training of only about 100 and 200 steps;
+[study](../docs/study.md)).
 
 **Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv
 1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:
@@ -40,12 +46,12 @@ tikutikutiku/kaggle-hubmap, `src/models.py`.
 >>> from torch import nn
 >>> from minseg import CBAM
 >>> flat, peak = torch.ones(4, 4), torch.zeros(4, 4)
->>> peak[0, 0] = 16  # both have the mean 1
+>>> peak[0, 0] = 16  # both have mean 1
 >>> block, x = CBAM(1, spatial_norm=False), torch.stack([flat, peak])[:, None]
 >>> for layer, weight in ((block.reduce, 1), (block.expand, 1), (block.spatial, 0)):
 ...     _ = nn.init.constant_(layer.weight, weight)
 >>> _ = nn.init.constant_(block.reduce.bias, -4), nn.init.constant_(block.expand.bias, -1)
->>> block(x).mean((1, 2, 3)).detach()  # s is a half; c is sigmoid(-2), and sigmoid(12 - 2)
+>>> block(x).mean((1, 2, 3)).detach()  # s is 1/2; c is sigmoid(-2) and sigmoid(12 - 2)
 tensor([0.0596, 0.5000])
 """
 
@@ -55,8 +61,8 @@ from torch.nn import functional as F
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention module (arXiv 1807.06521, equations 1 to 3). `kernel_size` is
-    odd (ValueError else); `spatial_norm` puts a batch norm before the second sigmoid."""
+    """Convolutional block attention module (arXiv 1807.06521, equations 1 to 3). `kernel_size`
+    must be odd (else ValueError); `spatial_norm` puts a batch norm before the second sigmoid."""
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7,
                  spatial_norm: bool = True):
@@ -64,14 +70,14 @@ class CBAM(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is odd, not {kernel_size}")
         hidden = max(1, channels // reduction)
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.reduce = nn.Conv2d(channels, hidden, 1)  # W1, b1
+        self.expand = nn.Conv2d(hidden, channels, 1)  # W2, b2
         self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1) if spatial_norm else nn.Identity()
-        nn.init.ones_(self.reduce.bias)  # keeps the ReLU open, see above
+        self.reduce.bias.data.fill_(1)  # keeps the ReLU active, see above
 
     def mlp(self, v: Tensor) -> Tensor:
-        """(N, C, 1, 1) -> (N, C, 1, 1), through the few hidden channels."""
+        """(N, C, 1, 1) -> (N, C, 1, 1), through a few hidden channels."""
         return self.expand(F.relu(self.reduce(v)))
 
     def forward(self, x: Tensor) -> Tensor:

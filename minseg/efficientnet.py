@@ -87,7 +87,7 @@ def round_channels(channels: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
-class Conv(nn.Conv2d):
+class PaddedConv(nn.Conv2d):
     """A convolution without bias, padded so that its output has ceil(H / stride) rows. `same`
     chooses TensorFlow's rule: as little padding as the input's size needs, the odd pixel right and
     down. At stride 1 both rules pad kernel // 2 on every side."""
@@ -128,12 +128,12 @@ class MBConv(nn.Module):
         activation = nn.ReLU6 if lite else nn.SiLU
         layers = []
         if expansion > 1:
-            layers += [Conv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation()]
-        layers += [Conv(wide, wide, kernel, stride, groups=wide, same=same),
+            layers += [PaddedConv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation()]
+        layers += [PaddedConv(wide, wide, kernel, stride, groups=wide, same=same),
                    nn.BatchNorm2d(wide, bn_eps), activation()]
         if not lite:
             layers.append(SqueezeExcite(wide, max(1, c_in // 4)))  # a quarter of the *thin* map
-        layers += [Conv(wide, c_out, 1), nn.BatchNorm2d(c_out, bn_eps)]
+        layers += [PaddedConv(wide, c_out, 1), nn.BatchNorm2d(c_out, bn_eps)]
         self.branch = nn.Sequential(*layers)
         self.residual = stride == 1 and c_in == c_out
         self.drop = drop
@@ -161,12 +161,13 @@ class EfficientNet(nn.Module):
             raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(SCALES)}")
         if padding not in ("same", "symmetric"):
             raise ValueError(f'padding is "same" or "symmetric", not {padding!r}')
-        self.name, self.padding, self.bn_eps = name, padding, bn_eps
+        self.name, self.in_channels = name, in_channels
+        self.padding, self.bn_eps = padding, bn_eps
         width, depth, dropout, _ = SCALES[name]
         lite, same = "lite" in name, padding == "same"
         activation = nn.ReLU6 if lite else nn.SiLU
         channels = 32 if lite else round_channels(32, width)
-        self.stem = nn.Sequential(Conv(in_channels, channels, 3, 2, same=same),
+        self.stem = nn.Sequential(PaddedConv(in_channels, channels, 3, 2, same=same),
                                   nn.BatchNorm2d(channels, bn_eps), activation())
 
         ends = (0, len(STAGES) - 1)
@@ -191,7 +192,7 @@ class EfficientNet(nn.Module):
         if num_classes:
             wide = 1280 if lite else round_channels(1280, width)
             self.head = nn.Sequential(
-                Conv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation(),
+                PaddedConv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation(),
                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout),
                 nn.Linear(wide, num_classes))
 

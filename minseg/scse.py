@@ -1,22 +1,23 @@
 """# SCSE: squeeze and excite, channels and places
 
-**Idea.** Let a map weigh itself, in two ways at once. *Squeeze* it into a few numbers, and let them
-*excite* or calm it: each channel by the means of all channels (what is in this image?), and each
-place by all channels there (does it matter here?).
+**Idea.** Let a map compute its own weights, in two ways at once. *Squeeze* it into a few numbers,
+and let them *excite* or suppress it: each channel is weighted by the means of all channels (what is
+in this image?), and each pixel by all channels of that pixel (does it matter here?).
 
-    c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all places
-    s      = sigmoid(v . x + b)                          (N, 1, H, W)    v: one weight a channel
+    c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all pixels
+    s      = sigmoid(v . x + b)                          (N, 1, H, W)    one weight v per channel
     output = c x + s x          or, with merge="max",  max(c x, s x)
 
-With c = s = 1/2 the sum is x itself, and the block starts around there.
+In the code `reduce` is W1 with b1, `expand` is W2 with b2, and `spatial` is v with b. c and s start
+near 1/2, so the block starts near the identity.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
 
 ![A map, its two weights, and the sum](../docs/figures/scse.png)
 
-*A trained block on one map of a decoder. c weighs its 32 channels. s, of its places, is highest in
-most glomeruli and on glass, but 0.95 or more nearly everywhere: here it is channels that are
-chosen.*
+*A trained block on one map of a decoder. c weights its 32 channels. s weights its pixels: it is
+highest in most glomeruli and on glass, but 0.95 or more nearly everywhere. Here the channel weights
+do the selecting.*
 
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|
@@ -26,17 +27,21 @@ chosen.*
 | where C < reduction | - | - | no hidden channel: fails | one hidden channel |
 | b1 at the start | - | random, about 0 | random, about 0 | 1 |
 
-b1 starts at 1 because the hidden channels are few: of 16 channels, `reduction` leaves one. With b1
-about 0, its ReLU gives 0 for every image in about half of all runs, and then never learns.
+b1 starts at 1 because there are few hidden channels: for 16 channels, `reduction` leaves one. With
+b1 about 0, in about half of all runs its ReLU outputs 0 for every image and can then never learn.
+
+**Measured.** Added to the baseline: Dice +0.002 [-0.002, +0.006] on nuclei, +0.014 [+0.002, +0.027]
+on synthetic slides (chance: +0.019 and +0.005; training of only about 100 and 200 steps;
+[study](../docs/study.md)).
 
 **Source.** Roy, Navab and Wachinger, *Concurrent Spatial and Channel Squeeze & Excitation in Fully
 Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,
-arXiv 1808.08127. The winner of HuBMAP took `minseg.cbam` instead.
+arXiv 1808.08127. The winner of HuBMAP used `minseg.cbam` instead.
 
 >>> import torch
 >>> from torch import nn
 >>> from minseg import SCSE
->>> block, x = SCSE(2), torch.tensor([[[[1., 1.]], [[0., 1.]]]])  # two channels, two places
+>>> block, x = SCSE(2), torch.tensor([[[[1., 1.]], [[0., 1.]]]])  # two channels, two pixels
 >>> for layer in (block.expand, block.spatial):  # sigmoid(0) is a half: nothing changes
 ...     _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
 >>> torch.equal(block(x), x)
@@ -54,22 +59,23 @@ from torch.nn import functional as F
 
 class SCSE(nn.Module):
     """Concurrent spatial and channel squeeze & excitation (arXiv 1803.02579, section 2). `merge` is
-    "add" or "max". ValueError for any other."""
+    "add" or "max"; ValueError for any other."""
 
     def __init__(self, channels: int, reduction: int = 16, merge: str = "add"):
         super().__init__()
         if merge not in ("add", "max"):
             raise ValueError(f'merge is "add" or "max", not {merge!r}')
         hidden = max(1, channels // reduction)
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
-        self.spatial = nn.Conv2d(channels, 1, 1)
+        self.reduce = nn.Conv2d(channels, hidden, 1)  # W1, b1
+        self.expand = nn.Conv2d(hidden, channels, 1)  # W2, b2
+        self.spatial = nn.Conv2d(channels, 1, 1)  # v, b
         self.merge = merge
-        nn.init.ones_(self.reduce.bias)  # keeps the ReLU open, see above
+        self.reduce.bias.data.fill_(1)  # keeps the ReLU active, see above
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         c = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()  # (N, C, 1, 1)
         s = self.spatial(x).sigmoid()  # (N, 1, H, W)
-        # The sum needs less memory: its backward keeps x alone, the maximum's both gated maps, too.
+        # The sum needs less memory: its backward pass keeps only x, that of the maximum also keeps
+        # both weighted maps.
         return c * x + s * x if self.merge == "add" else torch.maximum(c * x, s * x)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from minseg import EfficientNet
-from minseg.efficientnet import SCALES, Conv, MBConv, SqueezeExcite, round_channels
+from minseg.efficientnet import SCALES, MBConv, PaddedConv, SqueezeExcite, round_channels
 
 PARAMETERS = dict(zip(SCALES, (
     5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960,
@@ -61,7 +61,7 @@ def test_lite_has_no_squeeze_no_silu_and_keeps_stem_and_head():
 @pytest.mark.parametrize("size", [7, 8, 12, 15])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_same_padding_puts_the_odd_pixel_right_and_down(size, kernel):
-    conv, x = Conv(1, 1, kernel, stride=2), torch.randn(1, 1, size, size)
+    conv, x = PaddedConv(1, 1, kernel, stride=2), torch.randn(1, 1, size, size)
     wanted = math.ceil(size / 2)  # TensorFlow: this many windows, as little padding as they need
     total = max((wanted - 1) * 2 + kernel - size, 0)
     before, after = total // 2, total - total // 2
@@ -73,7 +73,7 @@ def test_same_padding_puts_the_odd_pixel_right_and_down(size, kernel):
 
 
 def test_symmetric_padding_is_pytorchs_own():
-    conv, x = Conv(2, 3, 5, stride=2, same=False), torch.randn(1, 2, 12, 12)
+    conv, x = PaddedConv(2, 3, 5, stride=2, same=False), torch.randn(1, 2, 12, 12)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, stride=2, padding=2))
 
 

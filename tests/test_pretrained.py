@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from minseg import EfficientNet, UNet, load_weights
+from minseg.data.weights import tell_size
 from minseg.efficientnet import SCALES
-from minseg.pretrained import FAMILIES, adapt_stem, names, tell_size, without_prefixes
+from minseg.pretrained import FAMILIES, adapt_stem, names, without_prefixes
 from minseg.run.checkpoint import save_model
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,7 +20,7 @@ def random_encoder(name="efficientnet-b0", seed=0, **arguments):
     """An encoder whose every tensor is random: no two are alike."""
     torch.manual_seed(seed)
     encoder = EfficientNet(name, **arguments)
-    for key, value in encoder.state_dict().items():
+    for value in encoder.state_dict().values():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) + 0.5)
         else:
@@ -492,7 +493,7 @@ def server(tmp_path, monkeypatch):
         torch.save(state, file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         file = file.rename(file.with_name(f"efficientnet_b0_rwightman-{digest}.pth"))
-        monkeypatch.setitem(sys.modules["minseg.pretrained"].ADDRESSES, "torchvision",
+        monkeypatch.setitem(sys.modules["minseg.data.weights"].ADDRESSES, "torchvision",
                             [file.as_uri()])
         monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
         return file, tmp_path / "hub" / "checkpoints"
