@@ -1,9 +1,17 @@
 """What several test files share."""
 
+import os
+
 import pytest
+import torch
 
 from minseg import UNet
 from minseg.efficientnet import SCALES
+
+# The tensors of the tests are too small for a second thread to pay: waiting for it takes longer
+# than the work, and many times longer on a busy machine.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -14,7 +15,9 @@ PARAMETERS = dict(zip(SCALES, (
 PAPER_MULTIPLY_ADDS = dict(zip(SCALES, (0.39e9, 0.70e9, 1.0e9, 1.8e9, 4.2e9, 9.9e9, 19e9, 37e9)))
 
 
+@functools.cache
 def on_meta(name, **options):
+    """An encoder without memory for its weights; no test changes it."""
     with torch.device("meta"):
         return EfficientNet(name, **options).eval()
 
@@ -35,7 +38,7 @@ def test_multiply_adds_are_within_6_percent_of_the_papers(name):
 
 @pytest.mark.parametrize("name", SCALES)
 def test_features_have_the_channels_and_strides_they_announce(name):
-    encoder = on_meta(name, num_classes=0)
+    encoder = on_meta(name)
     maps = encoder.features(torch.zeros(2, 3, 65, 96, device="meta"))
     for k, (channels, x) in enumerate(zip(encoder.feature_channels, maps, strict=True), 1):
         assert x.shape == (2, channels, math.ceil(65 / 2**k), math.ceil(96 / 2**k))
