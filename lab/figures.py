@@ -83,7 +83,7 @@ def show_map(axes, values: Tensor, title: str, note: str = "", **options) -> Non
 
 def show_channels(axes, weights: Tensor, title: str) -> None:
     """A bar for the weight of each channel, the largest first."""
-    axes.bar(range(weights.numel()), weights.flatten().sort(descending=True).values, color=BLUE)
+    axes.bar(range(weights.numel()), sorted(weights.flatten().tolist())[::-1], color=BLUE)
     axes.set(title=title, xticks=[], ylim=(0, 1), yticks=(0, 0.5, 1), box_aspect=1)
     axes.grid(axis="y")
 
@@ -109,25 +109,27 @@ def draw_efficientnet():
         above.bar_label(bar, label_type="center", color="white" if count == thin else "black")
         if x:
             arrow(above, (x - 0.7, 0), (x - 0.3, 0))
-    above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], color=INK, linewidth=1.5)
+    above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], color=INK, linewidth=1.5,
+               marker="v", markevery=[3])
     above.set(xticks=range(6), xticklabels=stops, yticks=[], title="the shortcut: x is added again")
     with torch.device("meta"):  # shapes only, no memory
         sizes = [sum(p.numel() for p in EfficientNet(f"efficientnet-b{k}").parameters()) / 1e6
                  for k in range(8)]
     below.bar_label(below.bar([f"B{k}" for k in range(8)], sizes, color=BLUE), fmt="%.1f")
+    below.margins(y=0.15)
     below.set(title="Parameters of B0 to B7, in millions", yticks=[])
     return figure, [above]
 
 
 def draw_dice():
     """What an empty image costs, by how much is wrongly found in it, for values of smooth."""
-    sums = 10 ** torch.linspace(-3, 3, 121)
-    logits = torch.logit(sums / 64**2).view(-1, 1, 1, 1, 1).expand(-1, 1, 1, 64, 64)
+    sums = np.logspace(-3, 3, 121)
+    logits = torch.logit(torch.tensor(sums) / 64**2).view(-1, 1, 1, 1, 1).expand(-1, 1, 1, 64, 64)
     here, monai = ([dice_loss(z, torch.zeros(1, 1, 64, 64), smooth=smooth) for z in logits]
                    for smooth in (1, 1e-5))
     figure, axes = curves("What Dice makes of an image with nothing to find", {
         "smooth = 1 (here)": (sums, here), "smooth = 1e-5 (MONAI)": (sums, monai),
-        "a whole empty batch in smp": (sums, 0 * sums)},
+        "empty batch, segmentation_models.pytorch": (sums, 0 * sums)},
         "S: the probabilities of all pixels, added up", "loss")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -146,8 +148,9 @@ def draw_lovasz(steps: int = 61):
             (axes[1], 4, "Lovász hinge: convex", [lovasz_hinge(z, target) for z in points]),
             (axes[2], 1, "Dice loss: not convex",
              [dice_loss(z, target, smooth=0.0) for z in points])):
-        levels = (torch.as_tensor(losses).view(steps, steps) / highest * 12).floor() / 12 * highest
-        colours = plot.imshow(levels, origin="lower", extent=(-3, 3, -3, 3), vmax=highest)
+        levels = (np.reshape(losses, (steps, steps)) / highest * 12) // 1 / 12 * highest
+        colours = plot.imshow(levels, origin="lower", extent=(-3, 3, -3, 3), vmin=0,
+                              vmax=highest)
         plot.set(title=name, xlabel="logit, positive pixel", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
         figure.colorbar(colours, ax=plot, location="bottom", ticks=(0, highest)).outline.set_lw(0)
     axes[0].set_ylabel("logit, negative pixel")
@@ -178,18 +181,18 @@ def draw_sampling():
             (axes[2], "bins = 4 as well: large and small areas equally often", {"bins": 4})):
         totals = []
         for epoch in range(6):
-            seed = torch.Generator().manual_seed(epoch)
-            times = epoch_indices(torch.tensor(area), generator=seed, **options).bincount(
-                minlength=60).tolist()
-            bars = plot.bar(range(60), 0.84, 0.84, epoch + 0.08, color=[
+            times = epoch_indices(torch.tensor(area), **options, generator=torch.Generator()
+                                  .manual_seed(epoch)).bincount(minlength=60).tolist()
+            plot.broken_barh([(i + 0.08, 0.84) for i in range(60)], (epoch + 0.08, 0.84), color=[
                 FAINT if not n else BLUE if area[i] else ORANGE for i, n in enumerate(times)])
-            plot.bar_label(bars, [n if n > 1 else "" for n in times], label_type="center", size=8,
-                           color="white")
+            for i in (i for i, n in enumerate(times) if n > 1):
+                plot.text(i + 0.5, epoch + 0.5, times[i], color="white", size=8, ha="center",
+                          va="center_baseline")
             totals.append(sum(times))
-        plot.set(title=title, ylabel="epoch", xlim=(-0.6, 59.6), ylim=(6, 0),
-                 yticks=np.arange(6) + 0.5, yticklabels=range(1, 7), xticks=(8.5, 38.5),
-                 xticklabels=("18 tiles with an object (blue),\nlargest area first",
-                              "42 tiles without (orange)"))
+        plot.set(title=title, ylabel="epoch", xlim=(0, 60), ylim=(6, 0), xticks=(9, 39),
+                 yticks=np.arange(6) + 0.5, yticklabels=range(1, 7), xticklabels=(
+                     "18 tiles with an object (blue),\nlargest area first",
+                     "42 tiles without (orange)"))
         plot.secondary_yaxis("right").set_yticks(np.arange(6) + 0.5, totals)
     return figure, [axes[1]]
 
@@ -376,22 +379,23 @@ def draw_hypercolumn(net: nn.Module):
     channel = int(literal[0].flatten(1).std(1).argmax())
     difference = ((sum(terms) - literal).abs().max() / literal.abs().max()).item()
     figure, axes = sheet(
-        "A hypercolumn, built in two ways",
+        "The same hypercolumn, built in two ways",
         [[f"d{k}" for k in range(5)], [f"up{k}" for k in range(5)],
          ["stack", "stack", "stack", "literal", "sum"]], height=6.6,
-        note="d0 to d4: the mean of the absolute values over channels, each map in colours of its "
-        f"own range.\nThe others: channel {channel} of {literal.shape[1]}, before norm and ReLU. "
-        f"The two ways differ by {difference:.0e} of the largest value.")
+        note="Literally: enlarge the maps, stack them, multiply by W. The cheap way: multiply each "
+        "by its part of W while\nit is small, enlarge, add. They differ by "
+        f"{difference:.0e} of the largest value. d0 to d4: mean over channels of\nthe absolute "
+        f"values; the others: channel {channel} of {literal.shape[1]}, before norm and ReLU.")
     left = 0
     for k, (m, term, small) in enumerate(zip(maps, terms, projected)):
         show_map(axes[f"d{k}"], m, f"d{k}\n{size_of(m)}")
         show_map(axes[f"up{k}"], term[0, channel], f"up(W{k} d{k})" if k else "W0 d0",
                  f"from\n{size_of(small)}")
-        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=PALETTE[k % 2], edgecolor="white")
-        axes["stack"].bar_label(bar, [f"d{k}"], label_type="center")
+        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=(BLUE, RED)[k % 2], edgecolor="white")
+        axes["stack"].bar_label(bar, [k], label_type="center", color="white")
         left += m.shape[1]
-    axes["stack"].set(title="Taken literally: enlarge, stack, then\none matrix W in each pixel",
-                      xticks=[], yticks=[], ylim=(-1, 1), xlabel=f"{size_of(stack)}")
+    axes["stack"].set(title=f"d0 to d4, stacked: {size_of(stack)}", xticks=[], yticks=[],
+                      ylim=(-1, 1))
     for name, values, count in (("literal", literal, stack.numel()),
                                 ("sum", sum(terms), sum(m.numel() for m in projected))):
         show_map(axes[name], values[0, channel], {"literal": "W stack", "sum": "the sum"}[name],

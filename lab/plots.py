@@ -12,6 +12,11 @@ from pathlib import Path
 from .style import BLUE, GREY, INK, RED, curves, save, sheet
 
 KINDS = "effects", "costs", "seams"  # the charts of a study
+# Arms that take a trick away from the baseline are turned round, so that plus favours the trick.
+TAKEN_AWAY = {"random weights": "ImageNet, not random weights", "BCE": "BCE + Dice, not BCE",
+              "overlap 0.5, uniform": "linear, not uniform window",
+              **{f"overlap 0, {window}": f"overlap 0.5, not 0 ({window})"
+                 for window in ("uniform", "linear", "gaussian", "hann")}}
 
 
 def signed(value: float) -> str:
@@ -23,9 +28,18 @@ def signed(value: float) -> str:
     return f"{round(value, 3) + 0:+.3f}"
 
 
+def favouring(row: dict) -> dict:
+    """An effect with the trick minus without it, whichever of the two the arm is."""
+    if row["arm"] not in TAKEN_AWAY:
+        return row
+    turned = {**row, "arm": TAKEN_AWAY[row["arm"]], "difference": -row["difference"],
+              "low": -row["high"], "high": -row["low"]}
+    return {**turned, "cost": 1 / row["cost"]} if "cost" in row else turned
+
+
 def forest(axes, rows: Sequence[dict | str]) -> None:
     """One line per row, from the top: an effect and its interval, as a point and as numbers; a
-    string is a heading. Few are much larger than the others: they become arrows at the border."""
+    string is a heading. What lies far outside becomes an arrow at the border."""
     bounds = sorted(abs(row[side]) for row in rows if isinstance(row, dict)
                     for side in ("low", "high"))
     limit = 1.1 * bounds[min(len(bounds) - 1, int(0.85 * len(bounds)) + 1)] or 1.0
@@ -44,24 +58,27 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
                 axes.plot(x, y, marker, color=colour, markersize=7, markeredgewidth=1.8,
                           markerfacecolor=colour if counts or marker != "o" else "white")
     axes.axvline(0, color=INK, linewidth=1.5, zorder=1)
-    axes.set(xlabel="Dice, difference to the baseline", xlim=(-1.08 * limit, 1.08 * limit),
+    axes.set(xlabel="Dice with the trick minus without", xlim=(-1.15 * limit, 1.15 * limit),
              ylim=(len(rows) - 0.4, -0.6))
-    axes.set_yticks(range(len(rows)), [row if isinstance(row, str) else row["arm"] for row in rows],
-                    color=INK)
+    axes.set_yticks(range(len(rows)), [row if isinstance(row, str) else row["arm"] for row in rows])
     for row, label in zip(rows, axes.get_yticklabels()):
         label.set_weight("bold" if isinstance(row, str) else "normal")
     axes.locator_params("x", nbins=5)
     axes.xaxis.set_major_formatter("{x:+.3g}")
     axes.grid(axis="x")
-    axes.secondary_yaxis("right").set_yticks(range(len(rows)), words, color=INK)
+    axes.secondary_yaxis("right").set_yticks(range(len(rows)), words)
 
 
 def effects(families: dict[str, Sequence[dict]], title: str):
-    """The effects of an experiment, by family."""
+    """The effects of an experiment by family, chance first: a pale band down to the last family."""
     rows = [line for family, found in families.items() for line in (family, *found)]
-    figure, axes = sheet(title, height=1.3 + 0.27 * len(rows), note="filled: below 0.05 after "
-                         "Holm's correction; ring: not told apart from the baseline; line: 95 %")
+    figure, axes = sheet(title, height=1.5 + 0.27 * len(rows), note="filled: p at most 0.05 after "
+                         "Holm's correction; ring: not told apart; line: 95 % interval;\npale "
+                         "band: chance, the same interval of the baseline with another seed")
     forest(axes, rows)
+    if "chance" in families:
+        [chance], end = families["chance"], len(rows) - len(list(families.values())[-1]) - 1.6
+        axes.fill_betweenx([-0.6, end], chance["low"], chance["high"], color="#eaf2f8", zorder=0)
     return figure
 
 
@@ -75,7 +92,7 @@ def costs(rows: Sequence[dict], title: str):
     for y, row in enumerate(rows):
         left.plot([1, row["cost"]], [y, y], color=INK, marker="s", markevery=[1])
     left.axvline(1, color=INK, linewidth=1.5)
-    left.set_xlabel("time of a training step")
+    left.set_xlabel("time of a step")
     left.locator_params("x", nbins=4)
     left.xaxis.set_major_formatter("{x:.3g} ×")
     left.grid(axis="x")
@@ -85,18 +102,20 @@ def costs(rows: Sequence[dict], title: str):
 def study_chart(name: str, kind: str, found: dict):
     """One of the charts (`KINDS`) of a study, from the summary that `lab.study` writes."""
     about = f"{name}, {found['groups']} groups, {found['folds']} folds, {found['seeds']} seeds"
+    families = {name: [favouring(row) for row in rows] for name, rows in found["effects"].items()}
     if kind == "costs":
-        return costs(found["effects"]["training"], f"What it brings and what it costs: {about}")
+        return costs(families["training"], f"What each trick brings and costs: {about}")
     if kind == "seams":
         return curves(f"Wrong pixels near seams: {about}",
-                      {way: ([i + 0.5 for i in range(len(errors))], [100 * e for e in errors])
+                      {way: ([i + 0.5 for i, _ in enumerate(errors)], [100 * e for e in errors])
                        for way, errors in found["error_by_distance"].items()},
-                      "pixels to the nearest border of a tile", "% of the pixels there")[0]
+                      "pixels to the nearest border of a tile", "wrong, in % of the pixels there")[0]
     chance = found["same_again"]
-    return effects({**({"chance": [{**chance, "p_holm": chance["p"]}]} if chance else {}),
-                    **{family: sorted(rows, key=lambda row: -row["difference"])
-                       for family, rows in found["effects"].items()}},
-                   f"What each change brings: {about}")
+    for rows in families.values():
+        rows.sort(key=lambda row: -row["difference"])
+    if chance:
+        families = {"chance": [{**chance, "p_holm": chance["p"]}], **families}
+    return effects(families, f"What each trick brings: {about}")
 
 
 def draw_study(folder: Path, name: str, found: dict) -> list[Path]:

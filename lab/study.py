@@ -53,9 +53,10 @@ from minseg.run.step import Average, claimed, half, out_of_memory
 
 from .bench import RESULTS, environment, in_turn
 from .effects import dice_of_groups, effect, holm
-from .plots import curves, forest, scatter, signed
+from .plots import draw_study, signed
 from .seams import seams
 from .steps import alive_after, batch
+from .style import need_matplotlib
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
 BASELINE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet", "--loss", "bce+dice",
@@ -304,6 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
+        need_matplotlib()  # for the charts at the end
         given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:
@@ -431,19 +433,7 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
                    **found}
         temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
                              encoding="utf-8")
-    pictures = [args.figures / f"study-{args.name}-{kind}.png"
-                for kind in ("effects", "costs", "seams")]
-    chance = {"chance": [{**found["same_again"], "p_holm": found["same_again"]["p"]}]
-              } if found["same_again"] else {}
-    families = {**chance, **{name: sorted(rows, key=lambda row: -row["difference"])
-                             for name, rows in found["effects"].items()}}
-    about = f"{args.name}: {found['groups']} groups, {args.folds} folds, {args.seeds} seeds"
-    forest(pictures[0], families, f"What each change brings. {about}")
-    scatter(pictures[1], families["training"], f"What it brings and what it costs. {about}")
-    curves(pictures[2], {way: [100 * error for error in errors]
-                         for way, errors in found["error_by_distance"].items()},
-           f"Wrong pixels near seams. {about}", "pixels to the nearest border of a tile",
-           "% of the pixels at that distance that are on the wrong side of 0.5")
+    pictures = draw_study(args.figures, args.name, found)
     print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
                  for path in sorted(args.results.glob("study-*.json"))}))
     print(args.results / f"study-{args.name}.json", *pictures, sep="\n")

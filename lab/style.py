@@ -23,10 +23,10 @@ LINES = list(zip((BLUE, RED, INK, GREEN, PURPLE), ("-", "--", ":", "-", "--"), "
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib and has accents
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "figure.titlesize": 13,
-    "text.color": INK, "axes.labelcolor": GREY, "xtick.labelcolor": GREY, "ytick.labelcolor": GREY,
-    **{f"axes.spines.{side}": False for side in ("left", "top", "right", "bottom")},
-    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "grid.color": FAINT,
-    "axes.axisbelow": True, "axes.unicode_minus": False, "image.cmap": "cividis",
+    "text.color": INK, "axes.labelcolor": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.edgecolor": "none", "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0,
+    "grid.color": FAINT, "axes.axisbelow": True, "axes.unicode_minus": False,
+    "figure.facecolor": "white", "axes.facecolor": "none", "image.cmap": "cividis",
     "image.interpolation": "nearest", "lines.linewidth": 2.5, "legend.frameon": False,
     "figure.constrained_layout.h_pad": 0.08, "figure.constrained_layout.w_pad": 0.08,
 }
@@ -58,7 +58,7 @@ def sheet(title: str, rows: int | Sequence = 1, columns: int = 1, *, height: flo
 
 def show(axes, values, title: str = "", note: str = "", **options) -> None:
     """An image (H, W, 3), or numbers (H, W) as colours, with words above and below it."""
-    axes.imshow(values, **options)
+    axes.imshow(np.asarray(values), **options)
     axes.set(xticks=[], yticks=[], title=title, xlabel=note)
 
 
@@ -91,6 +91,8 @@ def draw(figure) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # so that arrows between axes know where these will lie
+    figure.set_layout_engine("none")
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
