@@ -3,9 +3,8 @@
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-For those that show a network at work, two small ones are first trained into runs/figures-*, on
-`train.py`'s synthetic slides. They have seen neither the image that they are shown nor its patient.
-Charts of what was measured are drawn from docs/results/; nothing is measured anew."""
+Some show a network at work: two small ones are trained first, into runs/figures-*. The charts of
+what was measured are drawn from docs/results/; nothing is measured anew."""
 
 import math
 import sys
@@ -17,18 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import minseg
 import train
-from minseg.crossval import group_folds
 from minseg.data.synthetic import synthetic_slide
 from minseg.deep_supervision import deep_supervision_weights
-from minseg.dice import dice_loss
-from minseg.efficientnet import EfficientNet
 from minseg.losses import first_stage
-from minseg.lovasz import lovasz_hinge
 from minseg.run.checkpoint import load_model
 from minseg.run.report import Parser
-from minseg.sampling import epoch_indices
-from minseg.tiling import blend_window, predict_image, tile_starts
 from minseg.tta import flips_and_turns
 
 from . import style
@@ -85,7 +79,6 @@ def show_channels(axes, weights: Tensor, title: str) -> None:
     """A bar for the weight of each channel, the largest first."""
     axes.bar(range(weights.numel()), sorted(weights.flatten().tolist())[::-1], color=BLUE)
     axes.set(title=title, xticks=[], ylim=(0, 1), yticks=(0, 0.5, 1), box_aspect=1)
-    axes.grid(axis="y")
 
 
 def size_of(maps: Tensor) -> str:
@@ -100,32 +93,30 @@ def draw_efficientnet():
     """One block of B0 in numbers, and what compound scaling makes of the network."""
     figure, (above, below) = sheet("One MBConv block: wide inside, thin between blocks", 2, 1,
                                    height=5.2)
-    block = EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # 24 channels, a shortcut
+    block = minseg.EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # has a shortcut
     thin, wide = block.branch[0].in_channels, block.branch[0].out_channels
-    stops = {"x": thin, "expand\n1 × 1": wide, "depthwise\n3 × 3": wide,
-             "squeeze:\nweigh channels": wide, "project\n1 × 1": thin, "+ x": thin}
-    for x, count in enumerate(stops.values()):
-        bar = above.bar(x, count, 0.56, -count / 2, color=BLUE if count == thin else ORANGE)
-        above.bar_label(bar, label_type="center", color="white" if count == thin else "black")
+    for x, (name, channels) in enumerate({
+            "x": thin, "expand\n1 × 1": wide, "depthwise\n3 × 3": wide,
+            "squeeze:\nweigh channels": wide, "project\n1 × 1": thin, "+ x": thin}.items()):
+        bar = above.bar(name, channels, 0.56, -channels / 2, color=BLUE if x in (0, 4, 5) else RED)
+        above.bar_label(bar, label_type="center", color="white")
         if x:
             arrow(above, (x - 0.7, 0), (x - 0.3, 0))
-    above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], color=INK, linewidth=1.5,
-               marker="v", markevery=[3])
-    above.set(xticks=range(6), xticklabels=stops, yticks=[], title="the shortcut: x is added again")
+    above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], "v-", color=INK, markevery=[3])
+    above.set(yticks=[], title="the shortcut: x is added again")
     with torch.device("meta"):  # shapes only, no memory
-        sizes = [sum(p.numel() for p in EfficientNet(f"efficientnet-b{k}").parameters()) / 1e6
-                 for k in range(8)]
-    below.bar_label(below.bar([f"B{k}" for k in range(8)], sizes, color=BLUE), fmt="%.1f")
-    below.margins(y=0.15)
-    below.set(title="Parameters of B0 to B7, in millions", yticks=[])
-    return figure, [above]
+        nets = {f"B{k}": minseg.EfficientNet(f"efficientnet-b{k}") for k in range(8)}
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets.values()]
+    below.bar_label(below.bar(list(nets), sizes, color=BLUE), fmt="%.1f")
+    below.set(title="Parameters of B0 to B7, in millions", yticks=[], ymargin=0.15)
+    return figure, [above, below]
 
 
 def draw_dice():
     """What an empty image costs, by how much is wrongly found in it, for values of smooth."""
     sums = np.logspace(-3, 3, 121)
     logits = torch.logit(torch.tensor(sums) / 64**2).view(-1, 1, 1, 1, 1).expand(-1, 1, 1, 64, 64)
-    here, monai = ([dice_loss(z, torch.zeros(1, 1, 64, 64), smooth=smooth) for z in logits]
+    here, monai = ([minseg.dice_loss(z, torch.zeros(1, 1, 64, 64), smooth=smooth) for z in logits]
                    for smooth in (1, 1e-5))
     figure, axes = curves("What Dice makes of an image with nothing to find", {
         "smooth = 1 (here)": (sums, here), "smooth = 1e-5 (MONAI)": (sums, monai),
@@ -145,26 +136,26 @@ def draw_lovasz(steps: int = 61):
     wrong = points.flatten(1) * torch.tensor([-1, 1]) > 0
     for plot, highest, name, losses in (
             (axes[0], 1, "1 - Jaccard: no gradient", wrong.sum(1) / (1 + wrong[:, 1].float())),
-            (axes[1], 4, "Lovász hinge: convex", [lovasz_hinge(z, target) for z in points]),
+            (axes[1], 4, "Lovász hinge: convex", [minseg.lovasz_hinge(z, target) for z in points]),
             (axes[2], 1, "Dice loss: not convex",
-             [dice_loss(z, target, smooth=0.0) for z in points])):
-        levels = (np.reshape(losses, (steps, steps)) / highest * 12) // 1 / 12 * highest
-        colours = plot.imshow(levels, origin="lower", extent=(-3, 3, -3, 3), vmin=0,
-                              vmax=highest)
+             [minseg.dice_loss(z, target, smooth=0.0) for z in points])):
+        levels = np.floor(torch.as_tensor(losses).view(steps, steps).numpy() / highest * 12)
+        colours = plot.imshow(levels * highest / 12, origin="lower", extent=(-3, 3, -3, 3),
+                              vmin=0, vmax=highest)
         plot.set(title=name, xlabel="logit, positive pixel", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
         figure.colorbar(colours, ax=plot, location="bottom", ticks=(0, highest)).outline.set_lw(0)
     axes[0].set_ylabel("logit, negative pixel")
-    return figure, [axes[1]]
+    return figure, axes[1:]
 
 
 def draw_losses():
     """The learning rate of two stages, and which loss is trained with."""
-    steps, second = 300, first_stage(300, 0.6)
-    rates = [train.learning_rate(step, steps, second) for step in range(steps)]
+    second = first_stage(300, 0.6)
+    rates = [train.learning_rate(step, 300, second) for step in range(300)]
     figure, axes = curves("--loss dice --then lovasz --switch 0.6", {
         "Dice: find the objects": (range(second), rates[:second]),
-        "Lovász: refine them": (range(second, steps), rates[second:])},
-        "step", "learning rate, share of the highest", 3.8)
+        "Lovász: refine them": (range(second, 300), rates[second:])}, "step",
+        "learning rate, share of the highest", 3.8)
     return figure, [axes]
 
 
@@ -181,7 +172,7 @@ def draw_sampling():
             (axes[2], "bins = 4 as well: large and small areas equally often", {"bins": 4})):
         totals = []
         for epoch in range(6):
-            times = epoch_indices(torch.tensor(area), **options, generator=torch.Generator()
+            times = minseg.epoch_indices(torch.tensor(area), **options, generator=torch.Generator()
                                   .manual_seed(epoch)).bincount(minlength=60).tolist()
             plot.broken_barh([(i + 0.08, 0.84) for i in range(60)], (epoch + 0.08, 0.84), color=[
                 FAINT if not n else BLUE if area[i] else ORANGE for i, n in enumerate(times)])
@@ -194,7 +185,7 @@ def draw_sampling():
                      "18 tiles with an object (blue),\nlargest area first",
                      "42 tiles without (orange)"))
         plot.secondary_yaxis("right").set_yticks(np.arange(6) + 0.5, totals)
-    return figure, [axes[1]]
+    return figure, axes
 
 
 def draw_overlap():
@@ -204,7 +195,7 @@ def draw_overlap():
         sharex=True, height_ratios=(1.3, 1), note="linear window: the distance to the nearest side")
     tile, stride, at = 256, 192, 208
     above.imshow(synthetic_slide(3, 256, 448)[0][64:192], extent=(0, 448, 128, 0))
-    weight = blend_window(tile)[tile // 2].numpy()
+    weight = minseg.blend_window(tile)[tile // 2].numpy()
     total = weight[at] + weight[at - stride]
     for left, colour, line, name in ((0, BLUE, "-", "patch 1"), (stride, RED, "--", "patch 2")):
         x0, x1, share = left + 1, left + tile - 1, weight[at - left]
@@ -229,17 +220,16 @@ def draw_windows():
                          "the Gaussian out.")
     tile = 64
     for (above, middle, below), kind in zip(axes.T, ("uniform", "linear", "hann", "gaussian")):
-        window, total = blend_window(tile, kind), torch.zeros(3 * tile)
-        for start in tile_starts(3 * tile, tile, tile // 2):
+        window, total = minseg.blend_window(tile, kind), torch.zeros(3 * tile)
+        for start in minseg.tile_starts(3 * tile, tile, tile // 2):
             total[start : start + tile] += window[tile // 2]
         show(above, window, kind, vmin=0, vmax=1)
         middle.plot(window[tile // 2], color=BLUE)
         below.plot(total[tile // 2 : -tile // 2], color=BLUE)
-        for plot, high in ((middle, 1), (below, 2)):
-            plot.set(xticks=[], yticks=(0, high / 2, high), ylim=(-0.06 * high, 1.1 * high))
+        for plot, high, name in ((middle, 1, "middle row"), (below, 2, "sum")):
+            plot.set(xticks=[], yticks=(0, high / 2, high), ylim=(-0.06 * high, 1.1 * high),
+                     ylabel=name if kind == "uniform" else "")
             plot.grid(axis="y")
-    axes[1, 0].set_ylabel("middle row")
-    axes[2, 0].set_ylabel("sum")
     return figure, []
 
 
@@ -265,7 +255,7 @@ def draw_folds():
     counts = dict(zip("ABCDEFGHI", (3, 2, 2, 4, 1, 2, 1, 3, 2)))
     groups = np.repeat(list(counts), list(counts.values()))
     positives, colours = rng.integers(20, 100, len(groups)), dict(zip(counts, PALETTE))
-    folds = np.array(group_folds(groups.tolist(), positives.tolist(), 3))
+    folds = np.array(minseg.group_folds(groups.tolist(), positives.tolist(), 3))
     rows = {"all images": folds >= 0, **{f"fold {fold}": folds == fold for fold in range(3)}}
     for y, row in enumerate(rows.values()):
         left, widths = 0.0, positives[row] / positives[row].sum()
@@ -305,7 +295,7 @@ def draw_unet(net: nn.Module):
     for k in range(5):
         axes[f"x{k}"].set_ylabel(f"stride {2**k}", rotation=0, ha="right", va="center")
     axes["x5"].set_xlabel("stride 32")
-    show(axes["probability"], probability, "probability", vmin=0, vmax=1)
+    show(axes["probability"], probability, "probability")
     show(axes["outlines"], image, "above 1/2 (orange, dashed),\nlabel (blue)")
     outline(axes["outlines"], mask, BLUE)
     outline(axes["outlines"], probability >= 0.5, ORANGE, "dashed")
@@ -323,10 +313,10 @@ def draw_gates(net: nn.Module):
                                                        watched(net, image, gates)):
         with torch.inference_mode():
             alpha = net.get_submodule(gate).attention(skip, deeper)[0, 0]  # (h, w)
-        plot.imshow(image.float().mean(2), cmap="gray", extent=(0, 1, 0, 1))
+        plot.imshow(image.float().mean(2).numpy(), cmap="gray", extent=(0, 1, 0, 1))
         show_map(plot, alpha, f"skip of stride {stride}", "{:.2f} (dark)\nto {:.2f} (yellow)",
                  alpha=0.65, interpolation="bilinear", extent=(0, 1, 0, 1))
-    return figure, axes[3:]
+    return figure, axes[2:]
 
 
 @torch.inference_mode()
@@ -391,16 +381,16 @@ def draw_hypercolumn(net: nn.Module):
         show_map(axes[f"d{k}"], m, f"d{k}\n{size_of(m)}")
         show_map(axes[f"up{k}"], term[0, channel], f"up(W{k} d{k})" if k else "W0 d0",
                  f"from\n{size_of(small)}")
-        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=(BLUE, RED)[k % 2], edgecolor="white")
+        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=RED if k % 2 else BLUE, ec="white")
         axes["stack"].bar_label(bar, [k], label_type="center", color="white")
         left += m.shape[1]
     axes["stack"].set(title=f"d0 to d4, stacked: {size_of(stack)}", xticks=[], yticks=[],
                       ylim=(-1, 1))
-    for name, values, count in (("literal", literal, stack.numel()),
-                                ("sum", sum(terms), sum(m.numel() for m in projected))):
-        show_map(axes[name], values[0, channel], {"literal": "W stack", "sum": "the sum"}[name],
-                 f"{count / 1e6:.1f} million\nnumbers")
-    return figure, [axes["stack"], axes["literal"], axes["sum"]]
+    show_map(axes["literal"], literal[0, channel], "W stack",
+             f"{stack.numel() / 1e6:.1f} million\nnumbers")
+    show_map(axes["sum"], sum(terms)[0, channel], "the sum",
+             f"{sum(m.numel() for m in projected) / 1e6:.1f} million\nnumbers")
+    return figure, [axes["d0"], axes["up2"]]
 
 
 @torch.inference_mode()
@@ -413,11 +403,11 @@ def draw_deep_supervision(net: nn.Module):
         "Five answers, and the target at the size of each", 2, 5, height=4.2,
         note="Above: the sigmoid of the logits. Below: the targets (nearest pixel).\nThe last has "
         "no weight, and so has learned nothing.")
+    limits = {"vmin": 0, "vmax": 1}
     for k, (z, weight) in enumerate(zip(logits, deep_supervision_weights(5))):
         target = F.interpolate(mask[None, None].float(), z.shape[2:], mode="nearest-exact")
-        title, weighs = f"1/{2**k}: {z.shape[2]} × {z.shape[3]}", f"weight {weight:.3f}"
-        show(axes[0, k], z[0, 0].sigmoid(), title, vmin=0, vmax=1)
-        show(axes[1, k], target[0, 0], note=weighs, vmin=0, vmax=1)
+        show(axes[0, k], z[0, 0].sigmoid(), f"1/{2**k}: {z.shape[2]} × {z.shape[3]}", **limits)
+        show(axes[1, k], target[0, 0], note=f"weight {weight:.3f}", **limits)
     return figure, axes[:, :3].flat
 
 
@@ -438,17 +428,18 @@ def draw_seam(net: nn.Module):
     def predict(tiles: Tensor) -> Tensor:
         return net(tiles / 255).sigmoid()
 
-    ways = {"no overlap": (TILE, "uniform"), "overlap 1/2, linear window": (TILE // 2, "linear")}
-    found = [predict_image(predict, image.numpy(), tile=TILE, stride=stride, window=window)[0]
-             for stride, window in ways.values()]
-    column, top, bottom = worst_seam(found[0], TILE)
+    without, overlapping = (
+        minseg.predict_image(predict, image.numpy(), tile=TILE, stride=stride, window=window)[0]
+        for stride, window in ((TILE, "uniform"), (TILE // 2, "linear")))
+    column, top, bottom = worst_seam(without, TILE)
     here = slice(top, bottom), slice(column - TILE // 2, column + TILE // 2)
     figure, axes = sheet("A seam, and what overlap makes of it", 1, 3, height=3.5)
     show(axes[0], image[here], "image and label", "dashes: where tiles meet")
     outline(axes[0], mask[here], BLUE)
-    for plot, probability, name in zip(axes[1:], found, ways):
-        wrong = ((probability[here] >= 0.5) != (mask[here] > 0)).float().mean()
-        show(plot, probability[here], name, f"wrong here: {wrong:.1%} of the pixels", vmin=0, vmax=1)
+    for plot, probability, name in ((axes[1], without[here], "no overlap"),
+                                    (axes[2], overlapping[here], "overlap 1/2, linear window")):
+        wrong = ((probability >= 0.5) != (mask[here] > 0)).float().mean()
+        show(plot, probability, name, f"wrong here: {wrong:.1%} of the pixels", vmin=0, vmax=1)
     for plot in axes[:2]:
         plot.axvline(TILE / 2 - 0.5, color=ORANGE, linestyle="--", linewidth=2)
         plot.axhline(-top % TILE - 0.5, color=ORANGE, linestyle="--", linewidth=2)
@@ -467,10 +458,10 @@ CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind 
 
 def make(name: str, runs: Path, results: Path):
     """A figure by name, and those of its axes that go into its small copy."""
-    if name in FIGURES:
-        return FIGURES[name]()
     if name in NETWORK_FIGURES:
         return NETWORK_FIGURES[name](trained("cbam" if name == "cbam" else "every-trick", runs))
+    if name in FIGURES:
+        return FIGURES[name]()
     figure = stored_chart(name, results)
     return figure, figure.axes if name.startswith("compare") else []
 

@@ -42,7 +42,8 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
     string is a heading. What lies far outside becomes an arrow at the border."""
     bounds = sorted(abs(row[side]) for row in rows if isinstance(row, dict)
                     for side in ("low", "high"))
-    limit = 1.1 * bounds[min(len(bounds) - 1, int(0.85 * len(bounds)) + 1)] or 1.0
+    typical = bounds[min(len(bounds) - 1, int(0.85 * len(bounds)) + 1)]
+    limit = 1.1 * (bounds[-1] if bounds[-1] < 4 * typical else typical) or 1.0
     words = [""] * len(rows)
     for y, row in enumerate(rows):
         if isinstance(row, str):
@@ -67,19 +68,6 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
     axes.xaxis.set_major_formatter("{x:+.3g}")
     axes.grid(axis="x")
     axes.secondary_yaxis("right").set_yticks(range(len(rows)), words)
-
-
-def effects(families: dict[str, Sequence[dict]], title: str):
-    """The effects of an experiment by family, chance first: a pale band down to the last family."""
-    rows = [line for family, found in families.items() for line in (family, *found)]
-    figure, axes = sheet(title, height=1.5 + 0.27 * len(rows), note="filled: p at most 0.05 after "
-                         "Holm's correction; ring: not told apart; line: 95 % interval;\npale "
-                         "band: chance, the same interval of the baseline with another seed")
-    forest(axes, rows)
-    if "chance" in families:
-        [chance], end = families["chance"], len(rows) - len(list(families.values())[-1]) - 1.6
-        axes.fill_betweenx([-0.6, end], chance["low"], chance["high"], color="#eaf2f8", zorder=0)
-    return figure
 
 
 def costs(rows: Sequence[dict], title: str):
@@ -109,13 +97,23 @@ def study_chart(name: str, kind: str, found: dict):
         return curves(f"Wrong pixels near seams: {about}",
                       {way: ([i + 0.5 for i, _ in enumerate(errors)], [100 * e for e in errors])
                        for way, errors in found["error_by_distance"].items()},
-                      "pixels to the nearest border of a tile", "wrong, in % of the pixels there")[0]
+                      "pixels to the nearest border of a tile", "% of the pixels there")[0]
     chance = found["same_again"]
     for rows in families.values():
         rows.sort(key=lambda row: -row["difference"])
     if chance:
         families = {"chance": [{**chance, "p_holm": chance["p"]}], **families}
-    return effects(families, f"What each trick brings: {about}")
+    lines = [line for family, rows in families.items() for line in (family, *rows)]
+    figure, axes = sheet(f"What each trick brings: {about}", height=1.5 + 0.27 * len(lines),
+                         note="filled: p at most 0.05 after Holm's correction; ring: not told "
+                         "apart; line: 95 % interval;\npale band: as far from 0 as the interval of "
+                         "chance, the baseline with another seed")
+    forest(axes, lines)
+    if chance:  # which of two seeds counts as the trick is arbitrary: to both sides
+        width = max(abs(chance["low"]), abs(chance["high"]))
+        axes.fill_betweenx([-0.6, lines.index("inference") - 0.6], -width, width, color="#eaf2f8",
+                           zorder=0)
+    return figure
 
 
 def draw_study(folder: Path, name: str, found: dict) -> list[Path]:

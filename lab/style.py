@@ -79,7 +79,7 @@ def curves(title: str, lines: dict[str, tuple[Sequence, Sequence]], across: str,
     figure, axes = sheet(title, height=height)
     for i, ((name, points), (colour, line, marker)) in enumerate(zip(lines.items(), LINES)):
         axes.plot(*points, color=colour, linestyle=line, label=name, linewidth=2, markersize=6,
-                  marker=marker, markevery=(0.02 * i, 0.1))
+                  marker=marker, markevery=(0.02 * i, 0.1) if len(points[0]) > 12 else None)
     axes.set(xlabel=across, ylabel=up)
     axes.grid()
     figure.legend(loc="outside lower left", ncols=3)
@@ -104,7 +104,7 @@ def save(figure, path: Path, small: Sequence = ()) -> None:
     with atomic(path) as temporary:
         picture.quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
     if len(small):
-        boxes = np.array([axes.get_window_extent().extents for axes in small])
+        boxes = np.array([axes.get_tightbbox().extents for axes in small])
         (left, low), (right, high) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
         crop = picture.crop((left, picture.height - high, right, picture.height - low))
         (path.parent / "small").mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.text import Text
 
 from lab import figures, style
+from minseg import EfficientNet as B0
 from minseg import UNet
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,8 @@ def make():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(figures, "unseen", lambda size=256: image)
                 patch.setattr(figures, "TILE", 64)
+                patch.setattr(figures.minseg, "EfficientNet",
+                              lambda name, **options: B0("efficientnet-b0", **options))
                 patch.setattr(figures, "trained", lambda network, runs: nets[network])
                 drawn[name] = figures.make(name, Path("runs"), ROOT / "docs/results")
         figure, small = drawn[name]
@@ -54,7 +57,8 @@ def texts_of(figure):
             and text not in hidden]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "synthetic" in name
+                                               else []) for name in NAMES])
 def test_texts_touch_nothing_and_are_large_enough(name, make):
     figure, _ = make(name)
     style.draw(figure)  # lays the texts out
@@ -67,7 +71,8 @@ def test_texts_touch_nothing_and_are_large_enough(name, make):
         assert not boxes[one].padded(-1).overlaps(boxes[other].padded(-1)), (one, other)
     for text in texts:
         text.set_alpha(0)  # what is left below a text is a plain colour: nothing strikes it through
-    page = np.asarray(style.draw(figure)).astype(int)
+    figure.canvas.draw()
+    page = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
     for text, box in boxes.items():
         text.set_alpha(1)
         x0, y0, x1, y1 = (round(value) for value in box.padded(-1, -2).extents)
