@@ -33,7 +33,7 @@ from minseg.lovasz import lovasz_hinge
 from minseg.run.checkpoint import load_model
 from minseg.run.predictor import predictor
 from minseg.run.report import Parser
-from minseg.run.step import blocks, half, recompute_activations
+from minseg.run.step import autocast_dtype, blocks, recompute_activations
 from minseg.tiling import predict_image
 from minseg.unet import UNet
 
@@ -262,7 +262,7 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False) -> Step:
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=added)
     mean, std = (torch.tensor(values, device=args.device).view(1, 3, 1, 1)
                  for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    kind, dtype = torch.device(args.device).type, half(args.device)
+    kind, dtype = torch.device(args.device).type, autocast_dtype(args.device)
     scaler = torch.amp.GradScaler(kind, enabled=args.amp and dtype == torch.float16)
 
     def step() -> Tensor:
@@ -308,7 +308,7 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
         for way, (net, _) in made.items():
             yield {"encoder": name, "tricks": tricks, "way": way, "images": args.images,
                    "size": args.size, "loss": LOSS,
-                   "amp": str(half(args.device))[6:] if args.amp else "float32",
+                   "amp": str(autocast_dtype(args.device))[6:] if args.amp else "float32",
                    "parameters": sum(p.numel() for p in net.parameters()),
                    "seconds_a_step": round(seconds[way], 4),
                    "images_a_second": round(args.images / seconds[way], 3),

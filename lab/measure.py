@@ -28,9 +28,10 @@ import train
 from minseg.data.datasets import Item
 from minseg.data.files import atomic
 from minseg.data.synthetic import synthetic_slide
+from minseg.run.checkpoint import Ensemble
 from minseg.run.options import infer_options, train_options
 from minseg.run.prepare import make_sampler, outside, prepare
-from minseg.run.step import Average, half
+from minseg.run.step import EMA, autocast_dtype
 
 RESULTS = Path("docs/results")
 
@@ -159,13 +160,13 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
                batch: tuple[Tensor, Tensor], amp: bool) -> Callable[[], Tensor]:
     """A function that takes one of train.py's own steps on `batch` and returns the loss."""
     kind = batch[0].device.type
-    dtype = half(kind) if amp else None
+    dtype = autocast_dtype(kind) if amp else None
     scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
-    average = Average(net, 0.99)
+    ema = EMA(net, 0.99)
 
     def step() -> Tensor:
         value = train.training_step(net, loss, [batch], optimizer, scaler, dtype)
-        average.update()
+        ema.update()
         return value
 
     return step
@@ -176,7 +177,8 @@ def prepare_fold(options: Iterable[object],
     """What train.py makes of its command line `options`: its arguments, the images that `fold`
     holds out, and the number of steps of an epoch."""
     args = train_options([str(option) for option in options])
-    items, folds, tiles, _ = prepare(args)
+    data = prepare(args)
+    items, folds, tiles = data.items, data.folds, data.tiles
     held_out = [item for item, other in zip(items, folds) if other == fold]
     return args, held_out, len(make_sampler(args, tiles, outside(tiles, folds, fold))(0))
 
@@ -186,9 +188,9 @@ def segment_slide(path: Path, out: Path, predict: Callable, scale: int, *options
     checkpoint would say; `options` belong to infer.py and must give tile and threshold."""
     args = infer_options([str(option) for option in (
         path, "--model", "none", "--out", out, *options)])
-    args.models, args.scale, args.microns, args.label, args.said = [], scale, None, None, set()
+    ensemble = Ensemble([], [], scale, args.tile, args.threshold, None, None, None)
     out.mkdir(parents=True, exist_ok=True)
-    infer.segment(path, predict, args)
+    infer.segment(path, predict, ensemble, args, set())
 
 
 def write_large(path: Path, height: int, width: int) -> None:

@@ -43,17 +43,20 @@ from minseg.crossval import dice_parts
 from minseg.data.datasets import Item
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import load_model
+from minseg.run.errors import out_of_memory
+from minseg.run.loop import locked
 from minseg.run.options import train_options
 from minseg.run.prepare import draw
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved, predict
-from minseg.run.step import claimed, half, out_of_memory
+from minseg.run.step import autocast_dtype
 
 from . import measure
 from .effects import dice_of_groups, effect, holm
 from .measure import in_turn
-from .plots import curves, forest, scatter, signed
+from .plots import draw_study, signed
 from .seams import seams
+from .style import need_matplotlib
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
 BASELINE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet", "--loss", "bce+dice",
@@ -160,7 +163,8 @@ def measure_costs(args: argparse.Namespace) -> dict:
         steps[arm] = measure.train_step(net, optimizer, loss, (images, masks), given.amp)
 
         def forward(net=net, given=given, loss=loss, images=images, masks=masks) -> Tensor:
-            with torch.autocast(images.device.type, half(given.device), enabled=given.amp):
+            with torch.autocast(images.device.type, autocast_dtype(given.device),
+                                enabled=given.amp):
                 logits = net(images)
             return deep_supervision_loss(loss, logits, masks)
 
@@ -281,6 +285,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
+        need_matplotlib()  # for the charts at the end
         given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:
@@ -293,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
         name, start = "{}, seed {}, fold {}".format(*job), time.monotonic()
         claim = args.out / "claims" / name
         claim.mkdir(parents=True, exist_ok=True)
-        with claimed(claim) as locked:
+        with locked(claim) as locked:
             if locked and is_left(args, job, read_lines(args.out)):
                 if run(args, job, facts):
                     bar.say(f"{name}: {duration(time.monotonic() - start)}")
@@ -400,19 +405,7 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
         json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
     measure.write_json(summary, {**facts, **found})
     args.figures.mkdir(parents=True, exist_ok=True)
-    pictures = [args.figures / f"study-{args.name}-{kind}.png"
-                for kind in ("effects", "costs", "seams")]
-    chance = {"chance": [{**found["same_again"], "p_holm": found["same_again"]["p"]}]
-              } if found["same_again"] else {}
-    families = {**chance, **{name: sorted(rows, key=lambda row: -row["difference"])
-                             for name, rows in found["effects"].items()}}
-    about = f"{args.name}: {found['groups']} groups, {args.folds} folds, {args.seeds} seeds"
-    forest(pictures[0], families, f"What each change brings. {about}")
-    scatter(pictures[1], families["training"], f"What it brings and what it costs. {about}")
-    curves(pictures[2], {way: [100 * error for error in errors]
-                         for way, errors in found["error_by_distance"].items()},
-           f"Wrong pixels near seams. {about}", "pixels to the nearest border of a tile",
-           "% of the pixels at that distance that are on the wrong side of 0.5")
+    pictures = draw_study(args.figures, args.name, found)
     print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
                  for path in sorted(args.results.glob("study-*.json"))}))
     print(summary, *pictures, sep="\n")
