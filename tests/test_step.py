@@ -13,9 +13,9 @@ from torch import nn
 
 import train
 from minseg import UNet, make_loss
-from minseg.run.options import RECIPES, train_options
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_asked
+from minseg.run.options import RECIPES, train_options
 from minseg.run.step import autocast_dtype, recompute_activations, seeded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
