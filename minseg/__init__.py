@@ -26,9 +26,9 @@ In reading order:
 Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a thin section of
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to
 find glomeruli in slides ("HuBMAP: Hacking the Kidney"). *Dice* measures the overlap of two masks,
-from 0 to 1. *nnU-Net*, *MONAI*, *timm*, *torchvision* and *segmentation_models.pytorch* are widely used
-libraries. Under **Measured**, a difference in Dice above 0 favours the trick, brackets are the 95 %
-bootstrap interval over groups, and *chance* is the same baseline trained with another seed.
+from 0 to 1. *nnU-Net*, *MONAI*, *timm*, *torchvision* and *segmentation_models.pytorch* are widely
+used libraries. Under **Measured**, a difference in Dice above 0 favours the trick, brackets are the
+95 % bootstrap interval over groups, and *chance* is the same baseline trained with another seed.
 """
 
 from .attention_gate import AttentionGate

@@ -150,9 +150,8 @@ class MBConv(nn.Module):
 
 class EfficientNet(nn.Module):
     """EfficientNet B0 to B7 and Lite0 to Lite4 (arXiv 1905.11946, section 3.3 and table 1).
-    `num_classes=0` leaves out the head convolution and the classifier, so only `features` works.
-    `padding` is "same" (TensorFlow) or "symmetric"; p of stochastic depth grows to
-    `stochastic_depth`. ValueError for an unknown name or padding."""
+    `num_classes=0` leaves out the head, so only `features` works. `padding` is "same" (TensorFlow)
+    or "symmetric"; p grows to `stochastic_depth`. ValueError for an unknown name or padding."""
 
     def __init__(self, name: str = "efficientnet-b0", in_channels: int = 3, num_classes: int = 1000,
                  *, padding: str = "same", bn_eps: float = 1e-3, stochastic_depth: float = 0.2):

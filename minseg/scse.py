@@ -42,7 +42,7 @@ arXiv 1808.08127. The winner of HuBMAP used `minseg.cbam` instead.
 >>> from torch import nn
 >>> from minseg import SCSE
 >>> block, x = SCSE(2), torch.tensor([[[[1., 1.]], [[0., 1.]]]])  # two channels, two pixels
->>> for layer in (block.expand, block.spatial):  # sigmoid(0) is a half: nothing changes
+>>> for layer in (block.expand, block.spatial):  # sigmoid(0) is 1/2: nothing changes
 ...     _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
 >>> torch.equal(block(x), x)
 True
