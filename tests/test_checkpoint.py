@@ -221,7 +221,8 @@ def test_mean_and_deviation_that_were_unets_default_are_again(path, net):
 def test_mean_and_deviation_that_are_not_those_of_pixels_in_0_1_are_refused(path, net, change):
     network = {**NETWORK, **change}
     save_model(path, network, net.state_dict(), **FACTS)
-    assert f"(ValueError: its {[*change][0]} is not one of pixels in [0, 1]: " in refused(path)
+    name = next(iter(change))
+    assert f"(ValueError: its {name} is not one of pixels in [0, 1]: " in refused(path)
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")

@@ -15,9 +15,9 @@ from minseg import EfficientNet as B0
 from minseg import UNet
 
 ROOT = Path(__file__).parent.parent
-NETWORKS = {"every-trick": dict(gates=True, attention="scse", hypercolumn=True,
-                                deep_supervision=True),
-            "cbam": dict(attention="cbam")}
+NETWORKS = {"every-trick": {"gates": True, "attention": "scse", "hypercolumn": True,
+                                "deep_supervision": True},
+            "cbam": {"attention": "cbam"}}
 NAMES = [*figures.FIGURES, *figures.NETWORK_FIGURES, *figures.CHARTS]
 
 
