@@ -15,6 +15,7 @@ program goes on with the slides that are not done.
 import sys
 
 from minseg import predict_bands
+from minseg.data.memory import trim_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
 from minseg.run.checkpoint import load_ensemble
@@ -52,6 +53,7 @@ def segment(path, predict, ensemble, args, said):
             batch=batch, device=args.device)
         for _, band in slide.enlarge(bands):  # back to the slide's own size
             outputs.write(band[0].numpy())
+            trim_memory()  # else freed memory adds up to more than a slide needs
             progress.step(band.shape[1])
     return outputs.encoder
 

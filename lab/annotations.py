@@ -37,6 +37,7 @@ from minseg.data.slides import open_slide, shrink
 from minseg.data.synthetic import write_slides
 from minseg.data.tables import read_table
 from minseg.data.tiles import cut
+from minseg.run.checkpoint import Ensemble
 from minseg.run.options import infer_options, train_options
 from minseg.run.report import Parser
 from minseg.run.scores import count_known
@@ -102,10 +103,8 @@ def segment(folder: Path, size: int) -> dict:
                              "--geojson",
                            "--device", "cpu"])
     options.out.mkdir(exist_ok=True)
-    options.models, options.scale, options.microns = [], 4, None
-    options.label, options.said = None, set()
-    options.tile, options.threshold = 256, 0.4
-    infer.segment(path, predict, options)
+    ensemble = Ensemble([], [], 4, 256, 0.4, None, None, None)
+    infer.segment(path, predict, ensemble, options, set())
     with open(folder / "out" / "slide.geojson") as file:  # a line each, and two around them
         return {"polygons_out": sum(1 for _ in file) - 2}
 
@@ -240,8 +239,8 @@ def void(args: argparse.Namespace) -> list[dict]:
                 *options, "--scale", 4, "--tile", 128, "--seed", seed, "--folds", 2, "--fold", 1)]
             # How many steps an epoch has depends on how many tiles there are: counted beforehand.
             counted = train_options([*command, "--out", str(folder / "runs" / "none")])
-            _, folds, tiles, _ = train.prepare(counted)
-            epoch = len(train.outside(tiles, folds, 1)) // counted.batch
+            data = train.prepare(counted)
+            epoch = len(train.outside(data.tiles, data.folds, 1)) // counted.batch
             train.main([*command, "--epochs", str(args.steps / epoch), "--resume",
                         "--out", str(folder / "runs" / name)])
             dice = score_labelled(folder / "runs" / name / "fold1", find_slides(right), name)

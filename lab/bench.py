@@ -39,7 +39,7 @@ from minseg.dice import dice_score
 from minseg.efficientnet import SCALES
 from minseg.hypercolumn import Hypercolumn
 from minseg.lovasz import lovasz_hinge
-from minseg.run.checkpoint import load_model
+from minseg.run.checkpoint import Ensemble, load_model
 from minseg.run.options import infer_options
 from minseg.run.predictor import predictor
 from minseg.run.report import Parser
@@ -249,12 +249,11 @@ def stream(height: int, width: int, model: Path | None, args) -> dict:
         options = infer_options([str(path), "--model", str(model), "--out", folder + "/masks",
                                "--device", args.device, *["--amp"] * args.amp])
         options.out.mkdir()
-        options.models, options.scale, options.microns = [str(model)], 1, None
-        options.label, options.said = None, set()
-        options.tile, options.overlap = args.tile, args.overlap
+        options.overlap = args.overlap
+        ensemble = Ensemble([], [str(model)], 1, args.tile, 0.5, None, None, None)
         x = torch.linspace(-1, 1, args.tile)
         disc = (1 - x.hypot(x[:, None])).clamp(min=0).expand(options.batch, 1, -1, -1)
-        options.threshold, network = 0.5, lambda tiles: disc[: len(tiles)]
+        network = lambda tiles: disc[: len(tiles)]  # noqa: E731
         if model:
             network = predictor([load_model(model)[0]], device=args.device, amp=args.amp)
             network(torch.zeros(8, 3, args.tile, args.tile, dtype=torch.uint8))
@@ -270,7 +269,7 @@ def stream(height: int, width: int, model: Path | None, args) -> dict:
 
         before = peak()
         start = time.perf_counter()
-        infer.segment(path, predict, options)
+        infer.segment(path, predict, ensemble, options, set())
         seconds = time.perf_counter() - start
         memory = peak() - before
     return {"bench": "tiling", "predictor": "network" if model else "free",

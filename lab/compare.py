@@ -1,4 +1,4 @@
-"""Two runs of train.py side by side: what they were given, where they end, who got there first.
+"""Two runs of train.py side by side: how their options differ, and which scores higher, and sooner.
 
     python train.py --data DIR --folds 3 --out runs/a
     python train.py --data DIR --folds 3 --weights imagenet --out runs/b
@@ -9,27 +9,28 @@ Prints a table, writes docs/results/compare-A-B.json and draws docs/figures/comp
 
 import csv
 import json
-import math
 import statistics
 from pathlib import Path
 
 from minseg.data.files import atomic
-from minseg.run.report import Parser, draw_curves
+from minseg.run.report import Parser
 
+from . import style
 from .bench import RESULTS, environment
+from .plots import comparison
 
 
 def load(run: Path) -> dict:
-    """A run's options, scores, and held-out Dice after each epoch: the mean over its folds.
-    ValueError where it is not complete."""
+    """A run's options, scores, and held-out Dice after each epoch (the mean over its folds).
+    ValueError where the run is not complete."""
     try:
         config = json.loads((run / "config.json").read_text())
         summary = json.loads((run / "summary.json").read_text())
         logs = [list(csv.DictReader(path.read_text().splitlines()))
                 for path in sorted(run.glob("fold*/log.csv"))]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run}: is no complete run ({error}): train all of its folds")
-    config["data"] = Path(config.get("data") or "").name  # a path says nothing elsewhere
+        raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
+    config["data"] = Path(config.get("data") or "").name  # the path means nothing on other machines
     curves = [[float(row["held_out_dice"]) for row in rows] for rows in logs]
     seconds = sum(float(row["seconds"]) for rows in logs for row in rows)
     return {"name": run.name, "config": config, "groups": summary["groups"],
@@ -48,13 +49,13 @@ def passes(curve: list[float], other: list[float]) -> int | None:
 
 
 def compare(runs: list[Path]) -> list[dict]:
-    """A row for each of two runs, with the options that are not the same. ValueError where they did
-    not score the same groups, or in as many epochs."""
+    """A row for each of two runs, with the options that differ. ValueError where they were not
+    scored on the same groups, or not trained for the same number of epochs."""
     first, second = rows = [load(run) for run in runs]
     if first["groups"].keys() != second["groups"].keys():
-        raise ValueError(f"{runs[1]}: was scored on other groups than {runs[0]}")
+        raise ValueError(f"{runs[1]}: was not scored on the same groups as {runs[0]}")
     if len(first["held_out_dice"]) != len(second["held_out_dice"]):
-        raise ValueError(f"{runs[1]}: trained another number of epochs than {runs[0]}")
+        raise ValueError(f"{runs[1]}: was not trained for as many epochs as {runs[0]}")
     for row, other in ((first, second), (second, first)):
         row["passes_the_others_end_in_epoch"] = passes(row["held_out_dice"],
                                                        other["held_out_dice"])
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="default docs/figures")
     args = parser.parse_args(argv)
     try:
+        style.need_matplotlib()
         rows = compare(args.runs)
     except ValueError as error:
         parser.error(error)
@@ -102,12 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         command = " ".join(["python -m lab.compare", *map(str, args.runs)])
         temporary.write_text(json.dumps({**environment("cpu"), "command": command, "rows": rows},
                                         indent=2) + "\n")
-    rows.sort(key=lambda row: -row["held_out_dice"][-1])  # as the curves lie
-    curves = {row["name"]: row["held_out_dice"] for row in rows}
-    tenths = [10 * dice for curve in curves.values() for dice in curve]
-    draw_curves(args.figures / f"{name}.png", curves,
-                f"held-out Dice, mean of folds, {rows[0]['alike'].get('encoder', '')}",
-                (math.floor(min(tenths)) / 10, math.floor(max(tenths) + 1) / 10))
+    style.save(comparison(rows), args.figures / f"{name}.png")
     print(args.out / f"{name}.json", args.figures / f"{name}.png", sep="\n")
 
 

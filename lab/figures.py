@@ -1,340 +1,490 @@
-"""The figures of the docstrings, drawn by the code that they explain.
+"""The pictures of the docstrings and pages, drawn by the code that they explain.
 
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-Those that show a network at work (`lab.maps`) train two small ones first, into
-runs/figures-*."""
+Some show a network at work: two small ones are trained first, into runs/figures-*. The charts of
+what was measured are drawn from docs/results/; nothing is measured anew."""
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+import minseg
 import train
-from minseg.crossval import group_folds
-from minseg.data.files import atomic
 from minseg.data.synthetic import synthetic_slide
-from minseg.dice import dice_loss
-from minseg.efficientnet import EfficientNet
+from minseg.deep_supervision import deep_supervision_weights
 from minseg.losses import first_stage
-from minseg.lovasz import lovasz_hinge
-from minseg.run.report import BLUE, FAINT, INK, ORANGE, PAPER, Parser
-from minseg.sampling import epoch_indices
-from minseg.tiling import blend_window, tile_starts
+from minseg.run.checkpoint import load_model
+from minseg.run.report import Parser
 from minseg.tta import flips_and_turns
 
-from .maps import NETWORK_FIGURES, picture, trained
-from .plots import GREEN, GREY, PURPLE, RED, Plot
-from .sheet import Sheet, heat
+from . import style
+from .plots import KINDS, stored_chart
+from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
-FOLDER = Path("docs/figures")
-
-
-def draw_overlap(path: Path) -> None:
-    """Two tiles that overlap, what each weighs, and who has the say at each place."""
-    sheet = Sheet(1010, "A pixel that two tiles predict: the one it lies deeper in counts more")
-    image, _ = synthetic_slide(3, 256, 448)
-    tile, stride, zoom, x0, y0 = 256, 192, 3, 128, 110
-    weight = blend_window(tile).numpy()
-    shown = Image.fromarray(image[64:192]).resize((448 * zoom, 128 * zoom), Image.LANCZOS)
-    sheet.image.paste(shown, (x0, y0))
-    for k, (left, colour) in enumerate(((0, BLUE), (stride, RED))):
-        box = [x0 + left * zoom, y0, x0 + (left + tile) * zoom - 1, y0 + 128 * zoom]
-        sheet.draw.rectangle(box, outline=colour, width=8)
-        x = box[0] if not k else box[2] - 170
-        sheet.draw.rectangle([x, y0, x + 170, y0 + 64], colour)
-        sheet.text(x + 85, y0 + 32, f"patch {k + 1}", PAPER, 36, "mm")
-    at = 208
-    x, y = x0 + at * zoom, y0 + 64 * zoom
-    sheet.draw.ellipse([x - 14, y - 14, x + 14, y + 14], PAPER, INK, 5)
-    top, bottom = y0 + 128 * zoom + 90, 900
-    sheet.text(30, top - 44, "weight along the middle row", GREY)
-    middle = weight[tile // 2]
-    total = np.zeros(448)
-    for left in (0, stride):
-        total[left : left + tile] += middle
-    for left, colour, name in ((0, BLUE, "patch 1"), (stride, RED, "patch 2")):
-        points = [(x0 + (left + i + 0.5) * zoom, bottom - (bottom - top) * w)
-                  for i, w in enumerate(middle)]
-        sheet.line(points, colour)
-        share = middle[at - left] / total[at]
-        level = bottom - (bottom - top) * middle[at - left]
-        sheet.draw.ellipse([x - 10, level - 10, x + 10, level + 10], colour)
-        sheet.text(x - 26, level, f"{name}: {share:.0%} of the result here", colour, anchor="rm")
-    sheet.draw.line([(x, y + 14), (x, bottom)], INK, 2)
-    sheet.draw.line([(x0, bottom), (x0 + 448 * zoom, bottom)], FAINT, 3)
-    sheet.text(x0, bottom + 40, "linear window: the distance to the nearest side", GREY)
-    sheet.save(path)
+SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
+NETWORKS = {
+    "every-trick": ("--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision"),
+    "cbam": ("--attention", "cbam"),
+}
 
 
-def draw_windows(path: Path) -> None:
-    """The four windows, and what tiles that overlap by half weigh together."""
-    sheet = Sheet(1180, "Four windows, and what tiles half a tile apart weigh together")
-    tile, width = 64, 340
-    for k, (kind, colour) in enumerate(zip(("uniform", "linear", "hann", "gaussian"),
-                                           (INK, BLUE, GREEN, RED))):
-        x, window = 60 + k * (width + 40), blend_window(tile, kind)
-        sheet.paste(heat(window), x, 140, width, kind)
-        for top, values, words in ((520, window[tile // 2], "one tile, its middle row"),
-                                   (800, None, "their sum, stride half a tile")):
-            if values is None:
-                values = torch.zeros(3 * tile)
-                for start in tile_starts(3 * tile, tile, tile // 2):
-                    values[start : start + tile] += window[tile // 2]
-                values = values[tile // 2 : -tile // 2] / 2
-            bottom = top + 200
-            sheet.text(x, top - 10, words, GREY, 24)
-            sheet.draw.line([(x, bottom), (x + width, bottom)], FAINT, 3)
-            step = width / len(values)
-            sheet.line([(x + (i + 0.5) * step, bottom - 160 * float(v))
-                        for i, v in enumerate(values)], colour)
-    sheet.text(60, 1080, "All but the Gaussian, which trusts the middle, add up to a constant;",
-               GREY)
-    sheet.text(60, 1120, "the division by the sum evens the Gaussian out.", GREY)
-    sheet.save(path)
+def trained(name: str, runs: Path) -> nn.Module:
+    """One of `NETWORKS`, from `runs`, or trained into it, which takes some minutes."""
+    model = runs / f"figures-{name}" / "fold0" / "model.pt"
+    if not model.exists():
+        torch.set_num_threads(1)  # the same network whatever the number of cores
+        train.main(["--encoder", "efficientnet-lite0", *NETWORKS[name], "--device", "cpu",
+                    "--resume", "--out", str(runs / f"figures-{name}")])
+    return load_model(model, "cpu")[0]
 
 
-def draw_lovasz(path: Path) -> None:
+def unseen(size: int = 256) -> tuple[Tensor, Tensor]:
+    """An image that no network has seen, at the training scale, uint8 (size, size, 3), and its
+    mask, (size, size) in {0, 1}."""
+    image, mask = (torch.from_numpy(array).float().reshape(size, SCALE, size, SCALE, -1)
+                   .mean((1, 3)) for array in synthetic_slide(SEED, size * SCALE, size * SCALE))
+    return image.round().byte(), (mask[..., 0] >= 0.5).byte()
+
+
+def watched(net: nn.Module, image: Tensor, names: Sequence[str]) -> list[tuple[tuple, Tensor]]:
+    """What goes into the network's modules `names` and what comes out, for an image (H, W, 3)."""
+    seen = {}
+    hooks = [net.get_submodule(name).register_forward_hook(
+        lambda _, given, result, name=name: seen.update({name: (given, result)})) for name in names]
+    with torch.inference_mode():
+        net(image.permute(2, 0, 1)[None] / 255)
+    for hook in hooks:
+        hook.remove()
+    return [seen[name] for name in names]
+
+
+def show_map(axes, values: Tensor, title: str, note: str = "", **options) -> None:
+    """A map (H, W), or how strong each place of (1, C, H, W) is: the mean over the channels of the
+    absolute values. Only the highest and the lowest 2 % of the values share a colour."""
+    values = values if values.ndim == 2 else values[0].abs().mean(0)
+    low, high = values.float().quantile(torch.tensor([0.02, 0.98])).tolist()
+    show(axes, values, title, note.format(low, high), vmin=low, vmax=max(high, low + 1e-6),
+         **options)
+
+
+def show_channels(axes, weights: Tensor, title: str) -> None:
+    """A bar for the weight of each channel, the largest first."""
+    axes.bar(range(weights.numel()), sorted(weights.flatten().tolist())[::-1], color=BLUE)
+    axes.set(title=title, xticks=[], ylim=(0, 1), yticks=(0, 0.5, 1), box_aspect=1)
+
+
+def size_of(maps: Tensor) -> str:
+    """Channels and size, as words."""
+    return "{} × {} × {}".format(*maps.shape[1:])
+
+
+# Each of these returns a figure and those of its axes that tell it from others when it is small.
+
+
+def draw_efficientnet():
+    """One block of B0 in numbers, and what compound scaling makes of the network."""
+    figure, (above, below) = sheet("One MBConv block: wide inside, thin between blocks", 2, 1,
+                                   height=5.2)
+    block = minseg.EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # has a shortcut
+    thin, wide = block.branch[0].in_channels, block.branch[0].out_channels
+    for x, (name, channels) in enumerate({
+            "x": thin, "expand\n1 × 1": wide, "depthwise\n3 × 3": wide,
+            "squeeze:\nweigh channels": wide, "project\n1 × 1": thin, "+ x": thin}.items()):
+        bar = above.bar(name, channels, 0.56, -channels / 2, color=BLUE if x in (0, 4, 5) else RED)
+        above.bar_label(bar, label_type="center", color="white")
+        if x:
+            arrow(above, (x - 0.7, 0), (x - 0.3, 0))
+    above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], "v-", color=INK, markevery=[3])
+    above.set(yticks=[], title="the shortcut: x is added again")
+    with torch.device("meta"):  # shapes only, no memory
+        nets = {f"B{k}": minseg.EfficientNet(f"efficientnet-b{k}") for k in range(8)}
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets.values()]
+    below.bar_label(below.bar(list(nets), sizes, color=BLUE), fmt="%.1f")
+    below.set(title="Parameters of B0 to B7, in millions", yticks=[], ymargin=0.15)
+    return figure, [above, below]
+
+
+def draw_dice():
+    """What an empty image costs, by how much is wrongly found in it, for values of smooth."""
+    sums = np.logspace(-3, 3, 121)
+    logits = torch.logit(torch.tensor(sums) / 64**2).view(-1, 1, 1, 1, 1).expand(-1, 1, 1, 64, 64)
+    here, monai = ([minseg.dice_loss(z, torch.zeros(1, 1, 64, 64), smooth=smooth) for z in logits]
+                   for smooth in (1, 1e-5))
+    figure, axes = curves("What Dice makes of an image with nothing to find", {
+        "smooth = 1 (here)": (sums, here), "smooth = 1e-5 (MONAI)": (sums, monai),
+        "empty batch, segmentation_models.pytorch": (sums, 0 * sums)},
+        "S: the probabilities of all pixels, added up", "loss")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    return figure, [axes]
+
+
+def draw_lovasz(steps: int = 61):
     """Three losses of two pixels, the first positive, the second not."""
-    sheet = Sheet(860, "Two pixels, one positive, one negative: the loss for all their logits")
-    steps = torch.linspace(-3, 3, 61)
-    first, second = torch.meshgrid(steps, steps.flip(0), indexing="xy")
-    logits = torch.stack([first, second], -1).view(-1, 1, 1, 2)
-    target = torch.tensor([1.0, 0.0]).expand(len(logits), 1, 1, 2)
-    wrong = torch.stack([first < 0, second > 0], -1)
-    jaccard = wrong.sum(-1) / (1 + wrong[..., 1].float())
-    each = {"1 - Jaccard: no gradient": jaccard,
-            "Lovász hinge: convex": torch.stack([
-                lovasz_hinge(z[None], t[None]) for z, t in zip(logits, target)]).view(61, 61),
-            "Dice loss: not convex": torch.stack([
-                dice_loss(z[None], t[None], smooth=0.0) for z, t in zip(logits, target)]
-            ).view(61, 61)}
-    for k, (name, values) in enumerate(each.items()):
-        x, high = 90 + k * 510, 4.0 if "Lov" in name else 1.0
-        levels = (values / high * 12).floor() / 12  # steps, so that lines of equal loss show
-        sheet.paste(heat(levels), x, 160, 440, name)
-        for value in (-2, 0, 2):
-            at = (value + 3) / 6 * 440
-            sheet.text(x + at, 624, f"{value}", GREY, 26, "mm")
-            if not k:
-                sheet.text(x - 12, 600 - at, f"{value}", GREY, 26, "rm")
-        sheet.text(x + 220, 664, "logit of the positive pixel", GREY, 26, "mm")
-        for i in range(100):
-            sheet.draw.line([(x + i * 4.4, 710), (x + i * 4.4, 734)],
-                            heat(np.full((1, 1), i / 99)).getpixel((0, 0)), 5)
-        sheet.text(x, 760, "0", GREY, 26)
-        sheet.text(x + 440, 760, f"{high:g}", GREY, 26, "rm")
-    sheet.text(90, 820, "upwards: the logit of the negative pixel", GREY, 26)
-    sheet.save(path)
+    figure, axes = sheet("Two pixels, one positive, one negative: the loss for all their logits",
+                         1, 3, height=3.9, sharey=True)
+    line, target = torch.linspace(-3, 3, steps), torch.tensor([[[[1.0, 0.0]]]])
+    points = torch.cartesian_prod(line, line).flip(1).view(-1, 1, 1, 1, 2)  # batches of two pixels
+    wrong = points.flatten(1) * torch.tensor([-1, 1]) > 0
+    for plot, highest, name, losses in (
+            (axes[0], 1, "1 - Jaccard: no gradient", wrong.sum(1) / (1 + wrong[:, 1].float())),
+            (axes[1], 4, "Lovász hinge: convex", [minseg.lovasz_hinge(z, target) for z in points]),
+            (axes[2], 1, "Dice loss: not convex",
+             [minseg.dice_loss(z, target, smooth=0.0) for z in points])):
+        levels = np.floor(torch.as_tensor(losses).view(steps, steps).numpy() / highest * 12)
+        colours = plot.imshow(levels * highest / 12, origin="lower", extent=(-3, 3, -3, 3),
+                              vmin=0, vmax=highest)
+        plot.set(title=name, xlabel="logit, positive pixel", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+        figure.colorbar(colours, ax=plot, location="bottom", ticks=(0, highest)).outline.set_lw(0)
+    axes[0].set_ylabel("logit, negative pixel")
+    return figure, axes[1:]
 
 
-def draw_sampling(path: Path) -> None:
-    """Which of 60 tiles each of six epochs sees: all, one negative a positive, balanced bins."""
-    sheet = Sheet(1010, "What an epoch sees: a column is a tile, a row an epoch")
+def draw_losses():
+    """The learning rate of two stages, and which loss is trained with."""
+    second = first_stage(300, 0.6)
+    rates = [train.learning_rate(step, 300, second) for step in range(300)]
+    figure, axes = curves("--loss dice --then lovasz --switch 0.6", {
+        "Dice: find the objects": (range(second), rates[:second]),
+        "Lovász: refine them": (range(second, 300), rates[second:])}, "step",
+        "learning rate, share of the highest", 3.8)
+    return figure, [axes]
+
+
+def draw_sampling():
+    """Which of 60 tiles each of six epochs sees: all, one negative per positive, balanced bins."""
+    figure, axes = sheet("What an epoch sees: a column is a tile, a row an epoch", 3, 1, height=6,
+                         sharex=True, note="A number: how many times the tile is drawn. At the "
+                         "right: tiles in the epoch. Pale: not drawn.")
     rng = np.random.default_rng(0)
     area = np.sort(np.concatenate([np.zeros(42), rng.beta(1, 3, 18) * 0.5]))[::-1].copy()
-    step, left = 23, 130
-    for top, words, options in ((150, "all tiles", {"negatives": math.inf}),
-                                (430, "negatives = 1: every positive, as many of the others", {}),
-                                (710, "bins = 4, too: big and small areas alike",
-                                 {"bins": 4})):
-        sheet.text(30, top - 36, words)
+    for plot, title, options in (
+            (axes[0], "all tiles", {"negatives": math.inf}),
+            (axes[1], "negatives = 1: every positive tile, and as many of the others", {}),
+            (axes[2], "bins = 4 as well: large and small areas equally often", {"bins": 4})):
+        totals = []
         for epoch in range(6):
-            drawn = epoch_indices(torch.tensor(area), **options,
-                                  generator=torch.Generator().manual_seed(epoch)).bincount(
-                                      minlength=60)
-            for i, times in enumerate(drawn.tolist()):
-                x, y = left + i * step, top + epoch * 32
-                sheet.draw.rectangle([x, y, x + step - 5, y + 26],
-                                     (BLUE if area[i] else ORANGE) if times else FAINT)
-                if times > 1:
-                    sheet.text(x + (step - 5) / 2, y + 13, str(times), PAPER, 20, "mm")
-            sheet.text(left + 60 * step + 12, top + epoch * 32 + 13, f"{int(drawn.sum())}", GREY,
-                       24)
-        sheet.text(30, top + 90, "epochs", GREY, 24)
-    sheet.text(left, 940, "blue: tiles with something, the largest area first", BLUE)
-    sheet.text(left + 700, 940, "orange: without", (150, 100, 0))
-    sheet.text(left, 980, "a number: drawn so often; at the right: tiles in the epoch", GREY)
-    sheet.save(path)
+            times = minseg.epoch_indices(torch.tensor(area), **options, generator=torch.Generator()
+                                  .manual_seed(epoch)).bincount(minlength=60).tolist()
+            plot.broken_barh([(i + 0.08, 0.84) for i in range(60)], (epoch + 0.08, 0.84), color=[
+                FAINT if not n else BLUE if area[i] else ORANGE for i, n in enumerate(times)])
+            for i in (i for i, n in enumerate(times) if n > 1):
+                plot.text(i + 0.5, epoch + 0.5, times[i], color="white", size=8, ha="center",
+                          va="center_baseline")
+            totals.append(sum(times))
+        plot.set(title=title, ylabel="epoch", xlim=(0, 60), ylim=(6, 0), xticks=(9, 39),
+                 yticks=np.arange(6) + 0.5, yticklabels=range(1, 7), xticklabels=(
+                     "18 tiles with an object (blue),\nlargest area first",
+                     "42 tiles without (orange)"))
+        plot.secondary_yaxis("right").set_yticks(np.arange(6) + 0.5, totals)
+    return figure, axes
 
 
-def draw_folds(path: Path) -> None:
-    """Images of patients, and the folds they go to."""
-    sheet = Sheet(760, "Folds of whole groups: a patient's images stay together")
-    rng = np.random.default_rng(4)
-    groups = [name for name, count in zip("ABCDEFGHI", (3, 2, 2, 4, 1, 2, 1, 3, 2))
-              for _ in range(count)]
-    positives = rng.integers(20, 100, len(groups)).tolist()
-    folds = group_folds(groups, positives, 3)
-    colours = (BLUE, ORANGE, GREEN, RED, PURPLE, (86, 180, 233), (150, 140, 20), GREY, INK)
-    scale = 1300 / sum(positives)
-    for y, order, caption in ((150, range(len(groups)), "images; width: positive pixels"),):
-        sheet.text(30, y - 34, caption, GREY)
-        x = 150.0
-        for i in order:
-            box(sheet, x, y, positives[i] * scale, colours["ABCDEFGHI".index(groups[i])], groups[i])
-            x += positives[i] * scale
-    for fold in range(3):
-        y, x = 330 + fold * 120, 150.0
-        sheet.text(30, y + 40, f"fold {fold}")
-        for i in sorted((i for i, f in enumerate(folds) if f == fold), key=lambda i: groups[i]):
-            box(sheet, x, y, 2.6 * positives[i] * scale, colours["ABCDEFGHI".index(groups[i])],
-                groups[i])
-            x += 2.6 * positives[i] * scale
-        total = sum(p for p, f in zip(positives, folds) if f == fold)
-        sheet.text(x + 20, y + 40, f"{total} positives", GREY)
-    sheet.text(30, 715, "Each fold is held out in turn; a patient's score comes from a network "
-               "that saw none of that patient's images.", GREY)
-    sheet.save(path)
+def draw_overlap():
+    """Two tiles that overlap, what each weighs, and how much each counts at one pixel."""
+    figure, (above, below) = sheet(
+        "A pixel that two tiles predict: the one it lies deeper in counts more", 2, 1, height=4.9,
+        sharex=True, height_ratios=(1.3, 1), note="linear window: the distance to the nearest side")
+    tile, stride, at = 256, 192, 208
+    above.imshow(synthetic_slide(3, 256, 448)[0][64:192], extent=(0, 448, 128, 0))
+    weight = minseg.blend_window(tile)[tile // 2].numpy()
+    total = weight[at] + weight[at - stride]
+    for left, colour, line, name in ((0, BLUE, "-", "patch 1"), (stride, RED, "--", "patch 2")):
+        x0, x1, share = left + 1, left + tile - 1, weight[at - left]
+        above.plot([x0, x1, x1, x0, x0], [1, 1, 127, 127, 1], color=colour, linestyle=line)
+        above.text(x1 - 50 if left else x0 + 6, 16, name, color="white", bbox={"color": colour})
+        below.plot(left + 0.5 + np.arange(tile), weight, color=colour, linestyle=line)
+        below.plot(at, share, "o", color=colour)
+        below.text(at - 8, share, f"{name}: {share / total:.0%} of the result", color=colour,
+                   ha="right", va="center")
+    above.plot(at, 64, "o", color="white", markersize=11, markeredgecolor=INK, markeredgewidth=2)
+    above.set_yticks([])
+    below.vlines(at, 0, weight[at], color=INK, linewidth=1)
+    below.set_ylabel("weight")
+    return figure, []
 
 
-def draw_efficientnet(path: Path) -> None:
-    """One block of B0 in numbers, and what compound scaling makes of the network."""
-    sheet = Sheet(900, "One MBConv block: wide inside, thin between blocks")
-    block = EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # 24 channels, a shortcut
-    thin, wide = block.branch[0].in_channels, block.branch[0].out_channels
-    stops = (("x", thin, BLUE), ("expand 1x1", wide, ORANGE), ("depthwise 3x3", wide, ORANGE),
-             ("squeeze: weigh channels", wide, ORANGE), ("project 1x1", thin, BLUE),
-             ("+ x", thin, BLUE))
-    for k, (name, channels, colour) in enumerate(stops):
-        x, high = 60 + k * 256, channels * 2
-        sheet.draw.rectangle([x, 300 - high // 2, x + 150, 300 + high // 2], colour)
-        sheet.text(x + 75, 300, str(channels), PAPER, 30, "mm")
-        sheet.text(x + 75, 476, name, GREY, 24, "mm")
-        if k:
-            sheet.arrow((x - 96, 300), (x - 12, 300), GREY)
-    sheet.draw.line([(135, 300 - thin - 6), (135, 118), (1415, 118)], GREY, 4)
-    sheet.arrow((1415, 116), (1415, 300 - thin - 6), GREY)
-    sheet.text(775, 94, "the shortcut: x is added again", GREY, 24, "mm")
-    sheet.text(30, 570, "Parameters of B0 to B7, in millions", size=36)
-    for k in range(8):
-        with torch.device("meta"):  # shapes only, no memory
-            count = sum(p.numel() for p in EfficientNet(f"efficientnet-b{k}").parameters()) / 1e6
-        x, high = 60 + k * 192, count * 2.6
-        sheet.draw.rectangle([x, 840 - high, x + 130, 840], BLUE)
-        sheet.text(x + 65, 820 - high, f"{count:.1f}", INK, 26, "mm")
-        sheet.text(x + 65, 866, f"B{k}", GREY, 26, "mm")
-    sheet.save(path)
+def draw_windows():
+    """The four windows, and what tiles that overlap by half weigh together."""
+    figure, axes = sheet("Four windows, and what tiles half a tile apart weigh together", 3, 4,
+                         height=5.2, height_ratios=(2, 1, 1), note="All but the Gaussian, which "
+                         "trusts the middle, add up to a constant;\nthe division by the sum evens "
+                         "the Gaussian out.")
+    tile = 64
+    for (above, middle, below), kind in zip(axes.T, ("uniform", "linear", "hann", "gaussian")):
+        window, total = minseg.blend_window(tile, kind), torch.zeros(3 * tile)
+        for start in minseg.tile_starts(3 * tile, tile, tile // 2):
+            total[start : start + tile] += window[tile // 2]
+        show(above, window, kind, vmin=0, vmax=1)
+        middle.plot(window[tile // 2], color=BLUE)
+        below.plot(total[tile // 2 : -tile // 2], color=BLUE)
+        for plot, high, name in ((middle, 1, "middle row"), (below, 2, "sum")):
+            plot.set(xticks=[], yticks=(0, high / 2, high), ylim=(-0.06 * high, 1.1 * high),
+                     ylabel=name if kind == "uniform" else "")
+            plot.grid(axis="y")
+    return figure, []
 
 
-def draw_dice(path: Path) -> None:
-    """What an empty image costs, by how much is wrongly found in it, for three values of smooth."""
-    plot = Plot(860, (140, 130, 1100, 740), (-3, 3), (0, 1.05))
-    plot.text(30, 40, "What Dice makes of an image with nothing to find", size=36)
-    plot.text(30, 92, "loss", GREY)
-    plot.axes([], [0, 0.25, 0.5, 0.75, 1])
-    for power in range(-3, 4):
-        x, _ = plot.at(power, 0)
-        plot.text(x, 770, f"{10.0**power:g}", GREY, 26, "mm")
-    plot.text(620, 820, "S: probability found in it, all pixels together", GREY, 28, "mm")
-    sums = 10 ** torch.linspace(-3, 3, 121)
-    pixels = 64 * 64
-    logits = torch.logit(sums / pixels).view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
-    for row, (smooth, colour, words) in enumerate((
-            (1.0, BLUE, "smooth 1 (here)"), (1e-5, RED, "smooth 1e-5 (MONAI)"))):
-        losses = [dice_loss(z[None], torch.zeros(1, 1, 64, 64), smooth=smooth).item()
-                  for z in logits]
-        plot.line([plot.at(math.log10(s), loss) for s, loss in zip(sums.tolist(), losses)], colour)
-        plot.text(1130, 200 + 60 * row, words, colour)
-    plot.line([plot.at(-3, 0), plot.at(3, 0)], INK)
-    plot.text(1130, 320, "an empty batch in", INK)
-    plot.text(1130, 356, "segmentation_models.pytorch", INK)
-    plot.save(path)
-
-
-def draw_losses(path: Path) -> None:
-    """The learning rate of two stages, and which loss is trained with."""
-    steps = 300
-    first = first_stage(steps, 0.6)
-    plot = Plot(640, (120, 150, 1560, 520), (0, steps), (0, 1.05))
-    plot.text(30, 40, '--loss dice --then lovasz --switch 0.6', size=36)
-    plot.text(30, 100, "learning rate, share of the highest", GREY)
-    plot.axes(range(0, steps + 1, 60), [0, 0.5, 1])
-    for begin, end, colour, words in ((0, first, BLUE, "Dice: find the objects"),
-                                      (first, steps, RED, "Lovász: refine them")):
-        rates = [train.learning_rate(step, steps, first) for step in range(begin, end)]
-        plot.line([plot.at(begin + i, rate) for i, rate in enumerate(rates)], colour, 6)
-        x, y = plot.at(begin + 0.5 * (end - begin), 0.86)
-        plot.text(x, y, words, colour, 30)
-    plot.text((plot.left + plot.right) / 2, 600, "step", GREY, 28, "mm")
-    plot.save(path)
-
-
-def draw_tta(path: Path) -> None:
+def draw_tta():
     """The eight views of a tile, as the network gets them."""
-    sheet = Sheet(780, "Eight views of one tile: four quarter turns, and each in the mirror")
-    tile = picture()[0][20:148, 60:188].permute(2, 0, 1)[None]  # (1, 3, 128, 128)
-    views: list[torch.Tensor] = []
+    figure, axes = sheet("Eight views of one tile: four quarter turns, and each in the mirror", 2,
+                         4, height=4.9)
+    tile = unseen()[0][20:148, 60:188].permute(2, 0, 1)[None]  # (1, 3, 128, 128)
+    views: list[Tensor] = []
     flips_and_turns(lambda tiles: views.append(tiles) or tiles[:, :1])(tile)
-    for k, view in enumerate(views[0]):
-        name = f"{k % 4 * 90} degrees" + ", flipped" * (k > 3)
-        sheet.paste(Image.fromarray(view.permute(1, 2, 0).numpy()), 90 + k % 4 * 384,
-                    150 + k // 4 * 330, 256, name)
-    sheet.save(path)
+    for k, (view, plot) in enumerate(zip(views[0], axes.flat)):
+        show(plot, view.permute(1, 2, 0), f"{k % 4 * 90} degrees{', flipped' if k > 3 else ''}")
+    return figure, axes[:, :3].flat
 
 
-def box(sheet: Sheet, x: float, y: float, width: float, colour, words: str) -> None:
-    """A filled rectangle, 80 high, with words in it."""
-    sheet.draw.rectangle([x, y, x + width - 4, y + 80], colour)
-    sheet.text(x + width / 2 - 2, y + 40, words, PAPER, 30, "mm")
+def draw_folds():
+    """Images of patients, and the folds they go to."""
+    figure, axes = sheet(
+        "Folds of whole groups: a patient's images stay together", height=3.6, note="A letter is a "
+        "patient; the width of an image is its share of the row's positive pixels. Each fold\nis "
+        "held out in turn: a patient's score comes from a network that saw none of these images.")
+    rng = np.random.default_rng(4)
+    counts = dict(zip("ABCDEFGHI", (3, 2, 2, 4, 1, 2, 1, 3, 2)))
+    groups = np.repeat(list(counts), list(counts.values()))
+    positives, colours = rng.integers(20, 100, len(groups)), dict(zip(counts, PALETTE))
+    folds = np.array(minseg.group_folds(groups.tolist(), positives.tolist(), 3))
+    rows = {"all images": folds >= 0, **{f"fold {fold}": folds == fold for fold in range(3)}}
+    for y, row in enumerate(rows.values()):
+        left, widths = 0.0, positives[row] / positives[row].sum()
+        for group, width in zip(groups[row], widths):
+            bar = axes.barh(y, width, 0.7, left, color=colours[group], edgecolor="white")
+            axes.bar_label(bar, [group], label_type="center",
+                           color="black" if group in "BEFG" else "white")
+            left += width
+    axes.set(xticks=[], ylim=(3.5, -0.5), xlim=(0, 1), yticks=range(4), yticklabels=[
+        f"{name}:\n{positives[row].sum()} positive" for name, row in rows.items()])
+    return figure, [axes]
 
 
-# What of each figure tells it from the others when it is small: left, top, right, bottom.
-TELLING = {
-    "unet": (160, 130, 1100, 757), "efficientnet": (40, 110, 700, 550),
-    "compare-random-imagenet": (20, 10, 605, 400), "gates": (1200, 200, 1570, 447),
-    "scse": (750, 130, 1395, 560), "cbam": (420, 640, 1160, 980),
-    "hypercolumn": (300, 470, 1530, 1290), "dice": (130, 130, 1040, 737),
-    "lovasz": (600, 160, 1040, 453), "losses": (120, 140, 700, 527),
-    "deep_supervision": (110, 150, 970, 723), "sampling": (130, 430, 790, 870),
-    "seam": (550, 150, 1030, 470), "tta": (90, 150, 730, 577), "folds": (150, 150, 1065, 760),
-}
+@torch.inference_mode()
+def draw_unet(net: nn.Module):
+    """The letter U of maps: down the encoder, across by the skips, up the decoder."""
+    image, mask = unseen()
+    x = image.permute(2, 0, 1)[None] / 255
+    probability = net(x)[0, 0].sigmoid()
+    figure, axes = sheet(
+        "A U-Net at work: how strong each map is, the mean over its channels",
+        [["x0", "x0", "d0", "d0", "probability"], ["x1", "x1", "d1", "d1", "probability"],
+         ["x2", "x2", "d2", "d2", "outlines"], ["x3", "x3", "d3", "d3", "outlines"],
+         ["x4", "x4", "d4", "d4", "."], [".", "x5", "x5", ".", "."]],
+        height=9.2, height_ratios=(2.8, 2.4, 2, 1.7, 1.4, 1.2), width_ratios=(1, 1, 1, 1, 2),
+        note="Sizes: channels × height × width. Dark: weak, yellow: strong.")
+    show(axes["x0"], image, "image")
+    for k, maps in enumerate(net.encoder.features((x - net.mean) / net.std), 1):
+        show_map(axes[f"x{k}"], maps, f"x{k}: {size_of(maps)}")
+    for k, (_, maps) in enumerate(watched(net, image, [f"block{k}" for k in range(5)])):
+        show_map(axes[f"d{k}"], maps, f"d{k}: {size_of(maps)}")
+    for tail, head, start, end in (
+            *((f"x{k}", f"d{k}", (1.05, 0.5), (-0.05, 0.5)) for k in range(1, 5)),
+            ("x4", "x5", (0.5, -0.1), (-0.1, 0.5)), ("x5", "d4", (1.1, 0.5), (0.5, -0.1)),
+            ("d0", "probability", (1.05, 0.5), (-0.05, 0.5))):
+        arrow(axes[head], start, end, axes[tail].transAxes)
+    for k in range(5):
+        axes[f"x{k}"].set_ylabel(f"stride {2**k}", rotation=0, ha="right", va="center")
+    axes["x5"].set_xlabel("stride 32")
+    show(axes["probability"], probability, "probability")
+    show(axes["outlines"], image, "above 1/2 (orange, dashed),\nlabel (blue)")
+    outline(axes["outlines"], mask, BLUE)
+    outline(axes["outlines"], probability >= 0.5, ORANGE, "dashed")
+    return figure, [axes[name] for name in ("x1", "d1", "x2", "d2")]
 
 
-def draw_small(folder: Path) -> None:
-    """Small copies, for a table, of the figures that lie in `folder`: into its folder small/."""
-    (folder / "small").mkdir(exist_ok=True)
-    for name, box in TELLING.items():
-        if (folder / f"{name}.png").exists():
-            with Image.open(folder / f"{name}.png") as whole, atomic(
-                    folder / "small" / f"{name}.png") as temporary:
-                whole.convert("RGB").resize((240, 160), Image.LANCZOS, box).save(temporary)
+def draw_gates(net: nn.Module):
+    """The map of each of three gates, over the image."""
+    image, mask = unseen()
+    figure, axes = sheet("What three gates let through: alpha, over the image", 1, 4, height=2.9)
+    show(axes[0], image, "image and label")
+    outline(axes[0], mask, BLUE)
+    gates = [f"block{k}.gate" for k in (4, 3, 2)]
+    for plot, gate, stride, ((skip, deeper), _) in zip(axes[1:], gates, (16, 8, 4),
+                                                       watched(net, image, gates)):
+        with torch.inference_mode():
+            alpha = net.get_submodule(gate).attention(skip, deeper)[0, 0]  # (h, w)
+        plot.imshow(image.float().mean(2).numpy(), cmap="gray", extent=(0, 1, 0, 1))
+        show_map(plot, alpha, f"skip of stride {stride}", "{:.2f} (dark)\nto {:.2f} (yellow)",
+                 alpha=0.65, interpolation="bilinear", extent=(0, 1, 0, 1))
+    return figure, axes[2:]
 
 
-FIGURES: dict[str, Callable[[Path], None]] = {
-    "efficientnet": draw_efficientnet, "dice": draw_dice, "lovasz": draw_lovasz,
-    "losses": draw_losses, "sampling": draw_sampling, "overlap": draw_overlap,
-    "windows": draw_windows, "tta": draw_tta, "folds": draw_folds,
-}
+@torch.inference_mode()
+def draw_scse(net: nn.Module):
+    """One feature map, its channels' weights, its places' weights, and the sum."""
+    [((x,), result)] = watched(net, unseen()[0], ["block1.attention"])
+    block = net.block1.attention
+    c = block.expand(F.relu(block.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+    s = block.spatial(x).sigmoid()
+    figure, axes = sheet(f"SCSE on the decoder's map of stride 2 ({size_of(x)})", 1, 4, height=2.8)
+    show_map(axes[0], x, "x", "mean |x| over\nchannels")
+    show_channels(axes[1], c, f"c: {c.numel()} channels, sorted")
+    show_map(axes[2], s[0, 0], "s: every place", "{:.2f} (dark)\nto {:.2f} (yellow)")
+    show_map(axes[3], result, "c x + s x", "mean |x| over\nchannels")
+    return figure, axes[1:3]
+
+
+@torch.inference_mode()
+def draw_cbam(net: nn.Module):
+    """One feature map on its way through CBAM."""
+    [((x,), result)] = watched(net, unseen()[0], ["block1.attention"])
+    block = net.block1.attention
+    c = sum(block.mlp(v) for v in (x.amax((2, 3), keepdim=True),
+                                   x.mean((2, 3), keepdim=True))).sigmoid()
+    highest, mean = (x * c).amax(1, keepdim=True), (x * c).mean(1, keepdim=True)
+    s = block.norm(block.spatial(torch.cat([highest, mean], 1))).sigmoid()
+    figure, axes = sheet(
+        f"CBAM on the decoder's map of stride 2 ({size_of(x)})", 2, 4, height=5.2, note="x, x' and "
+        "s x': mean of the absolute values over channels. Each map has colours of its own range.")
+    show_map(axes[0, 0], x, "x")
+    show_channels(axes[0, 1], c, f"first c: {c.numel()} channels,\nsorted")
+    show_map(axes[0, 2], x * c, "x' = c x")
+    axes[0, 3].set_axis_off()
+    show_map(axes[1, 0], highest[0, 0], "max of x'\nover channels")
+    show_map(axes[1, 1], mean[0, 0], "mean of x'\nover channels")
+    show_map(axes[1, 2], s[0, 0], "then s", "{:.2f} (dark)\nto {:.2f} (yellow)")
+    show_map(axes[1, 3], result, "s x'")
+    return figure, axes[1, 1:3]
+
+
+@torch.inference_mode()
+def draw_hypercolumn(net: nn.Module):
+    """The sum of five projected maps, and the projection of their stack: the same picture."""
+    [((maps,), _)] = watched(net, unseen()[0], ["hypercolumn"])
+    projections, size = net.hypercolumn.project, maps[0].shape[2:]
+    projected = [project(m) for project, m in zip(projections, maps)]  # (1, out, h, w)
+    terms = [F.interpolate(m, size, mode="bilinear") for m in projected]
+    stack = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
+    literal = F.conv2d(stack, torch.cat([project.weight for project in projections], 1))
+    channel = int(literal[0].flatten(1).std(1).argmax())
+    difference = ((sum(terms) - literal).abs().max() / literal.abs().max()).item()
+    figure, axes = sheet(
+        "The same hypercolumn, built in two ways",
+        [[f"d{k}" for k in range(5)], [f"up{k}" for k in range(5)],
+         ["stack", "stack", "stack", "literal", "sum"]], height=6.6,
+        note="Literally: enlarge the maps, stack them, multiply by W. The cheap way: multiply each "
+        "by its part of W while\nit is small, enlarge, add. They differ by "
+        f"{difference:.0e} of the largest value. d0 to d4: mean over channels of\nthe absolute "
+        f"values; the others: channel {channel} of {literal.shape[1]}, before norm and ReLU.")
+    left = 0
+    for k, (m, term, small) in enumerate(zip(maps, terms, projected)):
+        show_map(axes[f"d{k}"], m, f"d{k}\n{size_of(m)}")
+        show_map(axes[f"up{k}"], term[0, channel], f"up(W{k} d{k})" if k else "W0 d0",
+                 f"from\n{size_of(small)}")
+        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=RED if k % 2 else BLUE, ec="white")
+        axes["stack"].bar_label(bar, [k], label_type="center", color="white")
+        left += m.shape[1]
+    axes["stack"].set(title=f"d0 to d4, stacked: {size_of(stack)}", xticks=[], yticks=[],
+                      ylim=(-1, 1))
+    show_map(axes["literal"], literal[0, channel], "W stack",
+             f"{stack.numel() / 1e6:.1f} million\nnumbers")
+    show_map(axes["sum"], sum(terms)[0, channel], "the sum",
+             f"{sum(m.numel() for m in projected) / 1e6:.1f} million\nnumbers")
+    return figure, [axes["d0"], axes["up2"]]
+
+
+@torch.inference_mode()
+def draw_deep_supervision(net: nn.Module):
+    """Five answers and the five targets that they are compared with."""
+    image, mask = unseen()
+    (_, finest), *blocks = watched(net, image, ["head", *(f"block{k}" for k in (1, 2, 3, 4))])
+    logits = [finest, *(head(d) for head, (_, d) in zip(net.deep_heads, blocks))]
+    figure, axes = sheet(
+        "Five answers, and the target at the size of each", 2, 5, height=4.2,
+        note="Above: the sigmoid of the logits. Below: the targets (nearest pixel).\nThe last has "
+        "no weight, and so has learned nothing.")
+    limits = {"vmin": 0, "vmax": 1}
+    for k, (z, weight) in enumerate(zip(logits, deep_supervision_weights(5))):
+        target = F.interpolate(mask[None, None].float(), z.shape[2:], mode="nearest-exact")
+        show(axes[0, k], z[0, 0].sigmoid(), f"1/{2**k}: {z.shape[2]} × {z.shape[3]}", **limits)
+        show(axes[1, k], target[0, 0], note=f"weight {weight:.3f}", **limits)
+    return figure, axes[:, :3].flat
+
+
+def worst_seam(probability: Tensor, tile: int) -> tuple[int, int, int]:
+    """The vertical seam of `probability` (H, W) with the largest jump: its column, and the rows
+    half a tile above and below."""
+    jumps = (probability[:, tile::tile] - probability[:, tile - 1 : -1 : tile]).abs()
+    jumps = F.avg_pool1d(jumps.T, 15, 1, 7)[:, tile // 2 : len(jumps) - tile // 2]  # (seams, rows)
+    seam, row = divmod(int(jumps.argmax()), jumps.shape[1])
+    return (seam + 1) * tile, row, row + tile
+
+
+def draw_seam(net: nn.Module):
+    """The worst seam of a slide that was predicted without overlap, and the same place with it."""
+    image, mask = unseen(1024)
+
+    @torch.inference_mode()
+    def predict(tiles: Tensor) -> Tensor:
+        return net(tiles / 255).sigmoid()
+
+    without, overlapping = (
+        minseg.predict_image(predict, image.numpy(), tile=TILE, stride=stride, window=window)[0]
+        for stride, window in ((TILE, "uniform"), (TILE // 2, "linear")))
+    column, top, bottom = worst_seam(without, TILE)
+    here = slice(top, bottom), slice(column - TILE // 2, column + TILE // 2)
+    figure, axes = sheet("A seam, and what overlap makes of it", 1, 3, height=3.5)
+    show(axes[0], image[here], "image and label", "dashes: where tiles meet")
+    outline(axes[0], mask[here], BLUE)
+    for plot, probability, name in ((axes[1], without[here], "no overlap"),
+                                    (axes[2], overlapping[here], "overlap 1/2, linear window")):
+        wrong = ((probability >= 0.5) != (mask[here] > 0)).float().mean()
+        show(plot, probability, name, f"wrong here: {wrong:.1%} of the pixels", vmin=0, vmax=1)
+    for plot in axes[:2]:
+        plot.axvline(TILE / 2 - 0.5, color=ORANGE, linestyle="--", linewidth=2)
+        plot.axhline(-top % TILE - 0.5, color=ORANGE, linestyle="--", linewidth=2)
+    return figure, axes[1:]
+
+
+FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
+    draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_overlap,
+    draw_windows, draw_tta, draw_folds)}
+NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
+    draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
+    draw_seam)}
+CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind in KINDS),
+          "compare-random-imagenet"]
+
+
+def make(name: str, runs: Path, results: Path):
+    """A figure by name, and those of its axes that go into its small copy."""
+    if name in NETWORK_FIGURES:
+        return NETWORK_FIGURES[name](trained("cbam" if name == "cbam" else "every-trick", runs))
+    if name in FIGURES:
+        return FIGURES[name]()
+    figure = stored_chart(name, results)
+    return figure, figure.axes if name.startswith("compare") else []
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m lab.figures", description=__doc__.split("\n")[0])
-    names = [*FIGURES, *NETWORK_FIGURES]
+    names = [*FIGURES, *NETWORK_FIGURES, *CHARTS]
     parser.add_argument("figures", nargs="*", metavar="NAME", choices=[[], *names],
                         help="which (default all): " + ", ".join(names))
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR",
-                        help="folder of the networks that some show (default runs)")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR",
-                        help="default docs/figures")
+    for name, default, text in (("runs", "runs", "of the networks that some figures show"),
+                                ("results", "docs/results", "of the measurements in the charts"),
+                                ("out", "docs/figures", "to draw into")):
+        parser.add_argument(f"--{name}", type=Path, default=Path(default), metavar="DIR",
+                            help=f"folder {text} (default {default})")
     args = parser.parse_args(argv)
     try:
+        style.need_matplotlib()
         args.out.mkdir(parents=True, exist_ok=True)
         for name in args.figures or names:
-            path = args.out / f"{name}.png"
-            if name in FIGURES:
-                FIGURES[name](path)
-            else:
-                draw, network = NETWORK_FIGURES[name]
-                draw(path, trained(network, args.runs))
-            print(path, flush=True)
-        draw_small(args.out)
+            figure, small = make(name, args.runs, args.results)
+            style.save(figure, args.out / f"{name}.png", list(small))
+            print(args.out / f"{name}.png", flush=True)
     except (ValueError, OSError) as error:
         print(f"figures: {error}", file=sys.stderr)
         sys.exit(2)

@@ -179,7 +179,7 @@ def draw_regions(path: Path, rows: Sequence[dict]) -> None:
     regions = sorted(((score, y, x, row) for row in rows for score, y, x in row["regions"]),
                      key=lambda region: -region[0])[:SHOWN]
     pictures = []
-    for score, y, x, row in regions:
+    for _score, y, x, row in regions:
         slide, half = open_slide(row["item"].image, white=row["item"].white), row["side"]
         result, mask = open_saved(row["folder"], row["item"])
         top, left = (max(0, min(at - half, length - 2 * half))

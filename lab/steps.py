@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minseg.data.tiles import Tiles
 from minseg.losses import make_loss
-from minseg.run.step import Average, blocks, half, recompute_activations
+from minseg.run.step import EMA, autocast_dtype, blocks, recompute_activations
 from minseg.unet import UNet
 
 TRICKS = {
@@ -50,9 +50,9 @@ def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: boo
     images, masks = batch(args)
     net = UNet(name, **TRICKS[tricks]).to(args.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
-    dtype = half(args.device) if args.amp else None
+    dtype = autocast_dtype(args.device) if args.amp else None
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-    average, loss = Average(net, 0.99), make_loss(args.loss)
+    average, loss = EMA(net, 0.99), make_loss(args.loss)
     if recompute:
         recompute_activations(net)
     forward = torch.compile(net, dynamic=False) if compiled else net
@@ -83,7 +83,7 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False,
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=added)
     mean, std = (torch.tensor(values, device=args.device).view(1, 3, 1, 1)
                  for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    kind, dtype = torch.device(args.device).type, half(args.device)
+    kind, dtype = torch.device(args.device).type, autocast_dtype(args.device)
     scaler = torch.amp.GradScaler(kind, enabled=args.amp and dtype == torch.float16)
     forward = torch.compile(net, dynamic=False) if compiled else net
 
@@ -311,7 +311,7 @@ def bench_train(args: argparse.Namespace) -> list[dict]:
                 rate = args.images / seconds[way]
                 row = {"bench": "train", "encoder": name, "tricks": tricks, "way": way,
                        "images": args.images, "size": args.size, "loss": args.loss,
-                       "amp": str(half(args.device))[6:] if args.amp else "float32",
+                       "amp": str(autocast_dtype(args.device))[6:] if args.amp else "float32",
                        "multiply_adds": operations,
                        "parameters": sum(p.numel() for p in steps[way].net.parameters()),
                        "seconds_a_step": round(seconds[way], 4),

@@ -45,17 +45,20 @@ from minseg.data.datasets import Item
 from minseg.data.files import atomic
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import load_model
+from minseg.run.errors import out_of_memory
+from minseg.run.loop import locked
 from minseg.run.options import train_options
 from minseg.run.prepare import draw, make_sampler, outside, prepare
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved, predict
-from minseg.run.step import Average, claimed, half, out_of_memory
+from minseg.run.step import EMA, autocast_dtype
 
 from .bench import RESULTS, environment, in_turn
 from .effects import dice_of_groups, effect, holm
-from .plots import curves, forest, scatter, signed
+from .plots import draw_study, signed
 from .seams import seams
 from .steps import alive_after, batch
+from .style import need_matplotlib
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
 BASELINE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet", "--loss", "bce+dice",
@@ -109,7 +112,8 @@ def prepared(args: argparse.Namespace, arm: str,
     """An arm's options as `train.py` understands them, the images that the fold holds out, and how
     many steps an epoch has."""
     given = train_options([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
-    items, folds, tiles, _ = prepare(given)
+    data = prepare(given)
+    items, folds, tiles = data.items, data.folds, data.tiles
     return (given, [item for item, other in zip(items, folds) if other == fold],
             len(make_sampler(given, tiles, outside(tiles, folds, fold))(0)))
 
@@ -159,8 +163,8 @@ def measure_costs(args: argparse.Namespace) -> dict:
     for arm in args.arms:
         given = train_options(options_of(args, arm, 0, 0))
         net, _ = train.build(given, 1)
-        optimizer, average = train.make_optimizer(net.train(), given), Average(net, 0.99)
-        dtype = half(given.device) if given.amp else None
+        optimizer, average = train.make_optimizer(net.train(), given), EMA(net, 0.99)
+        dtype = autocast_dtype(given.device) if given.amp else None
         scaler = torch.amp.GradScaler(torch.device(given.device).type,
                                       enabled=dtype == torch.float16)
         images, masks = batch(argparse.Namespace(images=given.batch, size=given.tile,
@@ -304,6 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
+        need_matplotlib()  # for the charts at the end
         given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:
@@ -317,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
         name = "{}, seed {}, fold {}".format(*job)
         claim = args.out / "claims" / name
         claim.mkdir(parents=True, exist_ok=True)
-        with claimed(claim) as mine:
+        with locked(claim) as mine:
             if mine and is_left(args, job, read_lines(args.out)):
                 start = time.monotonic()
                 if run(args, job, facts):
@@ -431,19 +436,7 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
                    **found}
         temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
                              encoding="utf-8")
-    pictures = [args.figures / f"study-{args.name}-{kind}.png"
-                for kind in ("effects", "costs", "seams")]
-    chance = {"chance": [{**found["same_again"], "p_holm": found["same_again"]["p"]}]
-              } if found["same_again"] else {}
-    families = {**chance, **{name: sorted(rows, key=lambda row: -row["difference"])
-                             for name, rows in found["effects"].items()}}
-    about = f"{args.name}: {found['groups']} groups, {args.folds} folds, {args.seeds} seeds"
-    forest(pictures[0], families, f"What each change brings. {about}")
-    scatter(pictures[1], families["training"], f"What it brings and what it costs. {about}")
-    curves(pictures[2], {way: [100 * error for error in errors]
-                         for way, errors in found["error_by_distance"].items()},
-           f"Wrong pixels near seams. {about}", "pixels to the nearest border of a tile",
-           "% of the pixels at that distance that are on the wrong side of 0.5")
+    pictures = draw_study(args.figures, args.name, found)
     print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
                  for path in sorted(args.results.glob("study-*.json"))}))
     print(args.results / f"study-{args.name}.json", *pictures, sep="\n")

@@ -51,7 +51,7 @@ arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gat
 >>> for layer, weight in ((block.theta, 0), (block.phi, 1), (block.psi, 8)):
 ...     _ = nn.init.constant_(layer.weight, weight)
 >>> _ = nn.init.zeros_(block.phi.bias), nn.init.constant_(block.psi.bias, -4)
->>> skip, gate = torch.randn(1, 1, 2, 4), torch.tensor([[[[0., 1.]]]])  # "the object is on the right"
+>>> skip, gate = torch.randn(1, 1, 2, 4), torch.tensor([[[[0., 1.]]]])  # "it is on the right"
 >>> block.attention(skip, gate)[0, 0, 0].detach()  # sigmoid(-4) to sigmoid(4)
 tensor([0.0180, 0.2590, 0.7410, 0.9820])
 """

@@ -17,8 +17,8 @@ f is a k x k convolution of two maps to one, without bias. In the code `reduce` 
 
 ![A map on its way through CBAM](../docs/figures/cbam.png)
 
-*A trained block on one map of a decoder (dark: low, yellow: high). c is below 0.5 for half of the 32
-channels; s is lowest on glass. Most glomeruli are weakened, too: nothing forces s to be large on
+*A trained block on one map of a decoder (dark: low, yellow: high). c is below 0.5 for half of the
+32 channels; s is lowest on glass. Most glomeruli are weakened, too: nothing forces s to be large on
 the object.*
 
 | what | paper | authors' code | timm | HuBMAP's winner | here |
@@ -74,7 +74,7 @@ class CBAM(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)  # W2, b2
         self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1) if spatial_norm else nn.Identity()
-        self.reduce.bias.data.fill_(1)  # keeps the ReLU active, see above
+        nn.init.ones_(self.reduce.get_parameter("bias"))  # keeps the ReLU active, see above
 
     def mlp(self, v: Tensor) -> Tensor:
         """(N, C, 1, 1) -> (N, C, 1, 1), through a few hidden channels."""

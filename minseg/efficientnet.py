@@ -1,33 +1,30 @@
 """# EfficientNet, the encoder
 
 **Idea.** Find one small network that uses its multiply-adds well, then make it deeper, wider and
-its input larger *together*, by one rule. Its block, MBConv, widens a thin map, filters every
-channel on its own, weighs the channels, and narrows the map again:
+its input larger *together*, by one rule. Its block, MBConv, expands x to many channels, filters
+each channel separately, weights the channels, and projects to few channels again:
 
-    expand    x -> 1x1 convolution, t times the channels      -> norm -> SiLU   (not if t = 1)
-    depthwise      k x k, one filter a channel, stride 1 or 2 -> norm -> SiLU
+    expand    x -> 1x1 convolution, t times the channels        -> norm -> SiLU   (not if t = 1)
+    depthwise      k x k, one filter per channel, stride 1 or 2 -> norm -> SiLU
     squeeze        channel mean -> 1x1, a quarter of x's channels -> SiLU -> 1x1 -> sigmoid, times
                    the map
-    project        1x1 convolution to c channels              -> norm        (no activation)
-    add            + x, where the stride is 1 and the channels stay
+    project        1x1 convolution to c channels                -> norm        (no activation)
+    add            + x, if the stride is 1 and x has c channels
 
 ![Channels of a block, and sizes of B0 to B7](../docs/figures/efficientnet.png)
 
-*Above: the channels of one block of B0. They are many only inside it, where each is filtered on its
-own; what one block hands to the next stays thin. Below: the parameters of B0 to B7.*
+*Top: the channels of one block of B0. There are many only inside the block, where each is filtered
+separately; between blocks there are few. Bottom: the parameters of B0 to B7.*
 
 **Compound scaling.** For a coefficient phi, depth = 1.2^phi, width = 1.1^phi and resolution =
-1.15^phi, so that the multiply-adds grow like (1.2 * 1.1^2 * 1.15^2)^phi, about 2^phi. The authors
-pairs (width, depth), `SCALES` below, follow it loosely; channels are rounded to multiples of 8,
-repeats are rounded up.
+1.15^phi, so the multiply-adds grow like (1.2 * 1.1^2 * 1.15^2)^phi, about 2^phi. The authors' pairs
+(width, depth) in `SCALES` follow it loosely; channels are rounded to multiples of 8, repeats up.
 
-**Shapes.** `features` of an (N, 3, H, W) image are the five maps that a decoder wants: the stem's,
-the last ones of strides 4, 8 and 16, and the last of all. B0 gives 32, 24, 40, 112 and 320 channels
-at strides 2, 4, 8, 16 and 32.
+**Shapes.** (N, 3, H, W) -> `features`, five maps for a decoder: the stem's, the last of strides 4,
+8 and 16, and the last of all. B0: 32, 24, 40, 112 and 320 channels at strides 2, 4, 8, 16 and 32.
 
-**Stochastic depth** holds back overfitting: while training, a block that adds x drops its branch
-for some images. With probability p it passes x on, else x + branch / (1 - p). p grows linearly
-with depth.
+**Stochastic depth** reduces overfitting: in training, a block that adds x outputs only x with
+probability p, else x + branch / (1 - p), decided for each image. p grows linearly with depth.
 
 | what | paper | TensorFlow code | torchvision | timm | here |
 |---|---|---|---|---|---|
@@ -36,11 +33,14 @@ with depth.
 | batch norm's momentum | 0.99 | 0.99 | 0.1, from B5 up 0.01 | 0.1 | 0.1 |
 | p of block i of n | 0.2, linear | 0.2 i / n | 0.2 i / n | an argument | `stochastic_depth` i / n |
 
-(TensorFlow's momentum 0.99 is PyTorch's 0.01: after 100 steps the statistics it starts from would
-still weigh 37 %, with 0.1 nothing.)
+(TensorFlow's momentum 0.99 is PyTorch's 0.01: after 100 steps the initial statistics would still
+have a weight of 37 %; with 0.1 it is nearly 0.)
 
-**Lite** (TensorFlow's `efficientnet/lite`, no paper) is made for phones: no squeeze, ReLU6 for
-SiLU, stem and head keep B0's width, the first and the last stage are never repeated more.
+**Lite** (TensorFlow's `efficientnet/lite`, no paper) is meant for phones: no squeeze, ReLU6 instead
+of SiLU, stem and head of B0's width, and B0's number of repeats in the first and last stage.
+
+**Measured.** With the same weights, logits and maps equal those of torchvision (B0 to B7) and timm
+(also Lite0 to Lite4), gradients to 1e-13 ([audit](../docs/results/audit.json)).
 
 **Source.** Tan and Le, *EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks*,
 ICML 2019, arXiv 1905.11946: section 3.3 and table 1. MBConv: Sandler et al., *MobileNetV2*, arXiv
@@ -89,8 +89,8 @@ def round_channels(channels: int, width: float) -> int:
 
 class PaddedConv(nn.Conv2d):
     """A convolution without bias, padded so that its output has ceil(H / stride) rows. `same`
-    chooses TensorFlow's rule: as little padding as the input's size needs, the odd pixel right and
-    down. At stride 1 both rules pad kernel // 2 on every side."""
+    selects TensorFlow's rule: as little padding as the input needs, an odd pixel right and down;
+    else kernel // 2 on every side. At stride 1 both rules are the same."""
 
     def __init__(self, c_in, c_out, kernel, stride=1, groups=1, same=True):
         super().__init__(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -101,13 +101,13 @@ class PaddedConv(nn.Conv2d):
             return super().forward(x)
         kernel, stride = self.kernel_size[0], self.stride[0]
         rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
-                         for n in x.shape[2:])  # to add, on both sides together
+                         for n in x.shape[2:])  # padding of both sides together
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs each channel by a gate in (0, 1) computed from the means of all channels."""
+    """Multiplies each channel by a weight in (0, 1), computed from the means of all channels."""
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -120,20 +120,20 @@ class SqueezeExcite(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Expand, filter each channel, squeeze and excite, project; `drop` is stochastic depth's p."""
+    """Expand, depthwise, squeeze and excite, project, add; `drop` is stochastic depth's p."""
 
     def __init__(self, c_in, c_out, kernel, stride, expansion, *, lite, same, bn_eps, drop):
         super().__init__()
-        wide = c_in * expansion
+        hidden = c_in * expansion
         activation = nn.ReLU6 if lite else nn.SiLU
         layers = []
         if expansion > 1:
-            layers += [PaddedConv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation()]
-        layers += [PaddedConv(wide, wide, kernel, stride, groups=wide, same=same),
-                   nn.BatchNorm2d(wide, bn_eps), activation()]
+            layers += [PaddedConv(c_in, hidden, 1), nn.BatchNorm2d(hidden, bn_eps), activation()]
+        layers += [PaddedConv(hidden, hidden, kernel, stride, groups=hidden, same=same),
+                   nn.BatchNorm2d(hidden, bn_eps), activation()]
         if not lite:
-            layers.append(SqueezeExcite(wide, max(1, c_in // 4)))  # a quarter of the *thin* map
-        layers += [PaddedConv(wide, c_out, 1), nn.BatchNorm2d(c_out, bn_eps)]
+            layers.append(SqueezeExcite(hidden, max(1, c_in // 4)))  # a quarter of x's channels
+        layers += [PaddedConv(hidden, c_out, 1), nn.BatchNorm2d(c_out, bn_eps)]
         self.branch = nn.Sequential(*layers)
         self.residual = stride == 1 and c_in == c_out
         self.drop = drop
@@ -150,9 +150,8 @@ class MBConv(nn.Module):
 
 class EfficientNet(nn.Module):
     """EfficientNet B0 to B7 and Lite0 to Lite4 (arXiv 1905.11946, section 3.3 and table 1).
-    `num_classes=0` leaves out the head convolution and the classifier: only `features` is left.
-    `padding` is "same" (TensorFlow) or "symmetric"; `stochastic_depth` is what p grows to. Raises
-    ValueError for an unknown name or padding."""
+    `num_classes=0` leaves out the head, so only `features` works. `padding` is "same" (TensorFlow)
+    or "symmetric"; p grows to `stochastic_depth`. ValueError for an unknown name or padding."""
 
     def __init__(self, name: str = "efficientnet-b0", in_channels: int = 3, num_classes: int = 1000,
                  *, padding: str = "same", bn_eps: float = 1e-3, stochastic_depth: float = 0.2):
@@ -190,11 +189,11 @@ class EfficientNet(nn.Module):
         self.feature_channels = (channels, *(plan[i][3] for i in self.taps))
         self.head = None
         if num_classes:
-            wide = 1280 if lite else round_channels(1280, width)
+            hidden = 1280 if lite else round_channels(1280, width)
             self.head = nn.Sequential(
-                PaddedConv(c_in, wide, 1), nn.BatchNorm2d(wide, bn_eps), activation(),
+                PaddedConv(c_in, hidden, 1), nn.BatchNorm2d(hidden, bn_eps), activation(),
                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout),
-                nn.Linear(wide, num_classes))
+                nn.Linear(hidden, num_classes))
 
         for m in self.modules():
             if isinstance(m, nn.Conv2d):  # keeps the variance of the gradients (He et al., 2015)

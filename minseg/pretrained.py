@@ -221,9 +221,9 @@ def statistics(family: str, name: str, file: str) -> Statistics:
     the name of their `file`."""
     if family == "lite":
         return LITE
-    half = {"timm": "ra4" in file, "lukemelas": file.startswith("adv-"),
-            "timm-tf": "lite" in name or re.search(r"[._]ap(?![a-z])", file)}
-    return HALF if half.get(family) else IMAGENET
+    wants_half = {"timm": "ra4" in file, "lukemelas": file.startswith("adv-"),
+                  "timm-tf": "lite" in name or re.search(r"[._]ap(?![a-z])", file)}
+    return HALF if wants_half.get(family) else IMAGENET
 
 
 def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ arXiv 1808.08127. The winner of HuBMAP used `minseg.cbam` instead.
 >>> from torch import nn
 >>> from minseg import SCSE
 >>> block, x = SCSE(2), torch.tensor([[[[1., 1.]], [[0., 1.]]]])  # two channels, two pixels
->>> for layer in (block.expand, block.spatial):  # sigmoid(0) is a half: nothing changes
+>>> for layer in (block.expand, block.spatial):  # sigmoid(0) is 1/2: nothing changes
 ...     _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
 >>> torch.equal(block(x), x)
 True
@@ -70,7 +70,7 @@ class SCSE(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)  # W2, b2
         self.spatial = nn.Conv2d(channels, 1, 1)  # v, b
         self.merge = merge
-        self.reduce.bias.data.fill_(1)  # keeps the ReLU active, see above
+        nn.init.ones_(self.reduce.get_parameter("bias"))  # keeps the ReLU active, see above
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

@@ -1,22 +1,27 @@
 """# Test-time augmentation
 
-**Idea.** A slide has no upper side: turned or mirrored it is as good a slide, and the answer should
-turn with it. The network's does not quite. Ask it for all eight views that flips and quarter turns
-make of a tile, turn the answers back, and average: eight opinions whose errors partly cancel, for
-eight times the work.
+**Idea.** A slide has no top or bottom: rotated or mirrored it is just as valid, and the answer
+should rotate with it. The network's answer does so only approximately. Predict all eight views of a
+tile that flips and quarter turns give, transform the answers back, and average them: the errors of
+the eight predictions partly cancel, for eight times the work.
 
     p(x) = 1/8 sum_g  g^-1 f(g x)     f: the network; g: 4 quarter turns, each with and without a
-                                      flip; g^-1: its undoing
+                                      flip; g^-1: its inverse
 
 ![Eight views of a tile](../docs/figures/tta.png)
 
-*What the network is given for one tile. Its answers are turned back and averaged.*
+*The eight inputs of the network for one tile. Its answers are transformed back and averaged.*
 
-The mean turns with the tile: p(h x) = h p(x) for each of the eight, for the sum over all g h is the
-sum over all g in another order. (A threshold chosen without views may not be the best with them:
-averages lie nearer to the middle.)
+The mean rotates exactly with the tile: p(h x) = h p(x) for each of the eight transforms h, because
+the sum over all g h is the sum over all g in another order. (A threshold chosen without test-time
+augmentation may not be the best with it: averaging pulls probabilities towards 0.5.)
 
-**Shapes.** As what it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles are square.
+**Shapes.** Those of the function it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles
+are square.
+
+**Measured.** Instead of one view: Dice +0.003 [+0.000, +0.007] on nuclei, +0.044 [+0.029, +0.059]
+on synthetic slides (chance: +0.019 and +0.005; networks trained for only about 100 and 200 steps;
+[study](../docs/study.md)).
 
 | what | nnU-Net | here |
 |---|---|---|
@@ -30,8 +35,8 @@ Cohen and Welling, *Group Equivariant Convolutional Networks*, ICML 2016, arXiv 
 >>> import torch
 >>> from minseg import flips_and_turns
 >>> tile = 1 + torch.arange(4.).view(1, 1, 2, 2)
->>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # sees one corner only
->>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter of each: seen in two of eight views
+>>> upper_left = lambda tiles: tiles * torch.tensor([[1., 0.], [0., 0.]])  # only sees one corner
+>>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter: each pixel is seen in two of eight views
 tensor([[0.2500, 0.5000],
         [0.7500, 1.0000]])
 """
@@ -43,14 +48,15 @@ from torch import Tensor
 
 
 def flips_and_turns(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`predict`, averaged over the eight views of a square tile. Takes and returns what `predict`
-    does, (N, 3, T, T) -> (N, C, T, T), and calls it once, with all views: (8N, 3, T, T)."""
+    """`predict`, averaged over the eight views of square tiles: (N, 3, T, T) -> (N, C, T, T), like
+    `predict` itself, which is called once with all views, (8N, 3, T, T)."""
 
     def mean_of_views(tiles: Tensor) -> Tensor:
         turned = [tiles.rot90(turn, (2, 3)) for turn in range(4)]
         views = torch.cat([*turned, *(view.flip(3) for view in turned)])  # (8N, 3, T, T)
         answers = predict(views).chunk(8)
-        turned = [*answers[:4], *(answer.flip(3) for answer in answers[4:])]  # without the flip
-        return sum(answer.rot90(-(i % 4), (2, 3)) for i, answer in enumerate(turned)) / 8
+        turned = [*answers[:4], *(answer.flip(3) for answer in answers[4:])]  # flips undone
+        first, *others = [answer.rot90(-(i % 4), (2, 3)) for i, answer in enumerate(turned)]
+        return sum(others, start=first) / 8
 
     return mean_of_views

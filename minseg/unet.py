@@ -1,46 +1,49 @@
-"""# U-Net, with an EfficientNet for its left arm
+"""# U-Net, with an EfficientNet as its encoder
 
 **Idea.** An encoder that classifies images knows *what* is there, but its last map is 32 times
-smaller than the image. The decoder doubles that map five times, and each time sets beside it the
-encoder's map of the same size (the skip), which still knows exactly *where*.
+smaller than the image. The decoder doubles the size of that map five times. After each of the first
+four it concatenates the encoder's map of the same size (the skip), which still knows exactly
+*where*; at full size the encoder has no map, so the fifth has no skip.
 
     x5                      stride 32        the encoder's five maps are x1 ... x5
     d4 = block(x5, x4)      stride 16        block(d, x) = conv(conv([up(d), x]))
     d3 = block(d4, x3)      stride 8         up: nearest neighbour, twice as high and wide
     d2 = block(d3, x2)      stride 4         [ , ]: channels side by side
     d1 = block(d2, x1)      stride 2         conv: 3 x 3 convolution, batch norm, ReLU
-    d0 = block(d1)          stride 1         no skip: nothing was computed at full size
+    d0 = block(d1)          stride 1         no skip
     logits = 3 x 3 convolution of d0
 
 **Shapes.** (N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W), for any H and W from 1
-up: the border is repeated to the next multiple of 32 and cut off again at the end.
+up: the border pixels are repeated up to the next multiple of 32, and the logits are cropped.
 
 | what | paper | segmentation_models.pytorch | here |
 |---|---|---|---|
 | convolutions | without padding: 572 x 572 in, 388 x 388 out | padded | padded |
 | upsampling | transposed convolution | nearest | nearest |
 | encoder's head convolution | - | kept, never used: 412,160 parameters | left out |
-| other sizes than multiples of 32 | - | maps are resized to the skips | padded inside |
-| mean and standard deviation | - | the caller's affair | part of the network |
+| sizes that are no multiple of 32 | - | maps are resized to the skips | padded inside |
+| mean and standard deviation | - | left to the caller | part of the network |
 
 ![A U of maps](../docs/figures/unet.png)
 
 *A trained network on a slide that it has not seen (Lite0 with gates, SCSE, hypercolumn and deep
-supervision; only maps are drawn). Down the encoder the maps get smaller and, from x2 on, more in
-number; up the decoder the answer appears from d2 on, its outline last.*
+supervision; only the maps are drawn). Down the encoder the maps get smaller and, from x2 on, have
+more channels; up the decoder the answer appears from d2 on, its outline last.*
 
-**The tricks**, each in a file of its own, off unless switched on, go where they are marked:
+**The tricks**, each in a file of its own and off by default, go here:
 
     block(d, x) = attention(conv(conv([up(d), gate(x, d)])))         attention_gate; scse or cbam
     logits = 3 x 3 convolution of hypercolumn(d0, d1, d2, d3, d4)    hypercolumn, instead of d0
     1 x 1 convolutions of d1, d2, d3, d4: four more logits           deep_supervision, in training
 
-The finest skip, x1, is never gated, as in the paper of the gates: it knows too little yet.
+The finest skip, x1, is never gated, as in the paper on gates: its features are too low-level to
+judge relevance.
 
-B0 has one peculiarity: segmentation_models.pytorch takes its stride-16 skip after block 8 of 0 to
-15, two blocks before the last map of that size (from B1 up it takes the last). This U-Net does the
-same for B0, so that weights trained there give the same logits here. B1 to B7 agree only nearly:
-that library fixes the encoder's padding for the authors' image size, whatever the input's.
+**Measured.** The baseline of all comparisons ([study](../docs/study.md)), after training of only
+about 100 and 200 steps: Dice 0.816 on nuclei, 0.869 on synthetic slides; another seed changes these
+by +0.019 and +0.005. With the same weights, the logits on B0 equal those of
+segmentation_models.pytorch ([audit](../docs/results/audit.json)). On B1 to B7 they do only once
+that library's padding is corrected: it is fixed for the authors' image size, whatever the input's.
 
 **Source.** Ronneberger, Fischer and Brox, *U-Net*, MICCAI 2015, arXiv 1505.04597, figure 1.
 
@@ -54,7 +57,7 @@ torch.Size([2, 1, 33, 70])
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -65,26 +68,48 @@ from .attention_gate import AttentionGate
 from .cbam import CBAM
 from .efficientnet import EfficientNet
 from .hypercolumn import Hypercolumn
+from .pretrained import IMAGENET
 from .scse import SCSE
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def conv_norm_relu(c_in: int, c_out: int) -> nn.Sequential:
-    """A 3 x 3 convolution (no bias: the norm has one), batch norm and ReLU; sizes stay."""
+    """A 3 x 3 convolution (without bias: the norm has one), batch norm and ReLU; keeps the size."""
     conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
 def block_attention(name: str | None, channels: int) -> nn.Module:
-    """What follows a decoder block's convolutions: SCSE, CBAM, or nothing. ValueError for others.
-    "cbam3" is the CBAM of HuBMAP's winner: 3 x 3, without norm."""
-    kinds = {None: nn.Identity, "scse": SCSE, "cbam": CBAM,
-             "cbam3": partial(CBAM, kernel_size=3, spatial_norm=False)}
+    """The module after a decoder block's convolutions: SCSE, CBAM, or the identity. "cbam3" is the
+    CBAM of HuBMAP's winner: 3 x 3, without norm. ValueError for any other name."""
+    kinds: dict[str | None, Callable[[int], nn.Module]] = {
+        None: nn.Identity, "scse": SCSE, "cbam": CBAM,
+        "cbam3": partial(CBAM, kernel_size=3, spatial_norm=False)}
     if name not in kinds:
         raise ValueError(f'attention is None, "scse", "cbam" or "cbam3", not {name!r}')
     return kinds[name](channels)
+
+
+def per_channel(name: str, given: Sequence[float] | None, imagenet: Sequence[float],
+                channels: int) -> Tensor:
+    """`given`, or ImageNet's values for three channels, else 0.5, as float32 (1, channels, 1, 1).
+    ValueError, with the argument's `name`, if there is not one number for each channel."""
+    if given is None:
+        given = imagenet if channels == 3 else (0.5,) * channels
+    if len(given) != channels:
+        raise ValueError(f"{name} needs {channels} numbers, one for each channel, not {given}")
+    return torch.tensor(given, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def pad_to_multiple(x: Tensor, factor: int, training: bool) -> Tensor:
+    """(N, C, H, W) with its last row and column repeated until H and W are multiples of `factor`.
+    While training on one image, the result has 2 `factor` rows at least: the deepest map then has
+    more than one pixel, without which batch norm cannot be trained."""
+    height, width = x.shape[2:]
+    down, right = -height % factor, -width % factor
+    if training and len(x) == 1 and max(height, width) <= factor:
+        down += factor
+    return F.pad(x, (0, right, 0, down), mode="replicate")
 
 
 class DecoderBlock(nn.Module):
@@ -110,12 +135,15 @@ class DecoderBlock(nn.Module):
 class UNet(nn.Module):
     """A U-Net (arXiv 1505.04597) on an EfficientNet encoder.
 
-    `classes` are binary problems of their own: one logit map each. `gates`, `attention` (None,
-    "scse", "cbam", "cbam3"), `hypercolumn` and `deep_supervision` switch tricks on, in any
-    combination. `mean` and `std`, one number a channel, normalise the input; None means ImageNet's
-    for three channels, else 0.5 and 0.5. `padding`, `bn_eps` and `stochastic_depth` are the
-    encoder's. ValueError for an unknown encoder or attention, and for `mean` or `std` of another
-    length."""
+    Each of the `classes` is a binary problem of its own, with one logit map. `gates`, `attention`
+    (None, "scse", "cbam", "cbam3"), `hypercolumn` and `deep_supervision` switch tricks on, in any
+    combination. `mean` and `std`, one number for each channel, normalise the input; None means
+    ImageNet's for three channels, else 0.5 and 0.5. `padding`, `bn_eps` and `stochastic_depth` are
+    the encoder's. ValueError for an unknown encoder or attention, and for `mean` or `std` of
+    another length."""
+
+    mean: Tensor  # (1, in_channels, 1, 1)
+    std: Tensor
 
     def __init__(self, encoder: str = "efficientnet-b0", *, in_channels: int = 3, classes: int = 1,
                  decoder_channels: Sequence[int] = (256, 128, 64, 32, 16), gates: bool = False,
@@ -126,19 +154,18 @@ class UNet(nn.Module):
         super().__init__()
         if len(decoder_channels) != 5:
             raise ValueError(f"decoder_channels needs five numbers, not {decoder_channels}")
-        # Not in the state dict: they are arguments, and a checkpoint keeps those.
-        for name, given, imagenet in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
-            if given is None:
-                given = imagenet if in_channels == 3 else (0.5,) * in_channels
-            if len(given) != in_channels:
-                raise ValueError(f"{name} needs {in_channels} numbers, one a channel, not {given}")
-            values = torch.tensor(given, dtype=torch.float32).view(1, -1, 1, 1)
+        # Not part of the state dict: a checkpoint stores them with the network's other arguments.
+        for name, given, imagenet in zip(("mean", "std"), (mean, std), IMAGENET):
+            values = per_channel(name, given, imagenet, in_channels)
             self.register_buffer(name, values, persistent=False)
 
         self.encoder = EfficientNet(encoder, in_channels, num_classes=0, padding=padding,
                                     bn_eps=bn_eps, stochastic_depth=stochastic_depth)
         if encoder == "efficientnet-b0":
-            self.encoder.taps = [2, 4, 8, 15]  # B0's peculiarity, see above
+            # segmentation_models.pytorch takes B0's stride-16 skip after block 8 (of 0 to 15), two
+            # blocks before the last map of that size; from B1 up it takes the last. Doing the same,
+            # weights trained there give the same logits here.
+            self.encoder.taps = [2, 4, 8, 15]
         x1, x2, x3, x4, x5 = self.encoder.feature_channels
         d4, d3, d2, d1, d0 = decoder_channels
         self.block4 = DecoderBlock(x5, x4, d4, gates, attention)
@@ -149,19 +176,16 @@ class UNet(nn.Module):
         self.hypercolumn = Hypercolumn((d0, d1, d2, d3, d4), d0) if hypercolumn else None
         self.head = nn.Conv2d(d0, classes, 3, padding=1)
         nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.get_parameter("bias"))
         deep = (nn.Conv2d(c, classes, 1) for c in (d1, d2, d3, d4))
         self.deep_heads = nn.ModuleList(deep) if deep_supervision else None
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(N, in_channels, H, W) in [0, 1] -> logits (N, classes, H, W). With deep supervision,
-        while training: five logits, finest first, the k-th (N, classes, H/2^k, W/2^k), sizes
-        rounded up."""
+        while training: five logits, finest first, the k-th (N, classes, H/2^k, W/2^k), counted from
+        0, sizes rounded up."""
         height, width = x.shape[2:]
-        down, right = -height % 32, -width % 32
-        if self.training and len(x) == 1 and max(height, width) <= 32:
-            down += 32  # batch norm cannot train on one value a channel: give x5 two
-        x = F.pad((x - self.mean) / self.std, (0, right, 0, down), mode="replicate")
+        x = pad_to_multiple((x - self.mean) / self.std, 32, self.training)
 
         x1, x2, x3, x4, x5 = self.encoder.features(x)  # strides 2, 4, 8, 16, 32
         d4 = self.block4(x5, x4)

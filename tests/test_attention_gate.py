@@ -49,7 +49,7 @@ def bilinear(x, height, width):
 def naive(module, skip, gate):
     """alpha and the output for one image, pixel by pixel."""
     w = {k: v.double().numpy() for k, v in module.state_dict().items()}
-    channels, height, width = skip.shape
+    _channels, height, width = skip.shape
     g = np.einsum("ig,ghw->ihw", w["phi.weight"][:, :, 0, 0], gate) + w["phi.bias"][:, None, None]
     g = bilinear(g, height // 2, width // 2)
     q = np.zeros((1, height // 2, width // 2))

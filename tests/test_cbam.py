@@ -126,7 +126,7 @@ def test_without_a_norm_there_are_no_parameters_of_one():
     names = [name for name, _ in CBAM(16, spatial_norm=False).named_parameters()]
     assert names == ["reduce.weight", "reduce.bias", "expand.weight", "expand.bias",
                      "spatial.weight"]
-    assert [n for n, _ in CBAM(16).named_parameters()] == names + ["norm.weight", "norm.bias"]
+    assert [n for n, _ in CBAM(16).named_parameters()] == [*names, "norm.weight", "norm.bias"]
 
 
 @pytest.mark.parametrize("kernel_size", [2, 6])

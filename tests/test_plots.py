@@ -1,9 +1,13 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
 
-from lab.plots import curves, forest, nice, scatter, ticks
-from minseg.run.report import BLUE, PAPER
+pytest.importorskip("matplotlib")
+from lab import plots, style
+
+RESULTS = Path(__file__).parent.parent / "docs/results"
 
 
 def row(arm, difference, half=0.01, p=1.0, cost=1.0):
@@ -12,50 +16,89 @@ def row(arm, difference, half=0.01, p=1.0, cost=1.0):
 
 
 ROWS = [row("better", 0.03, p=0.01, cost=1.3), row("unclear, Lovász × 2", 0.004),
-        row("unclear too", 0.002), row("far off", -0.6, 0.2, p=0.02, cost=2.0)]
+        row("unclear, too", 0.002), row("far off", -0.6, 0.2, p=0.02, cost=2.0)]
 
 
-def drawn(path):
-    picture = np.asarray(Image.open(path))
-    assert picture.shape[1] == 1600
-    for edge in (picture[:8], picture[-8:], picture[:, :8], picture[:, -8:]):
-        assert (edge == PAPER).all()  # nothing is cut off
-    return picture
+def drawn_points(axes):
+    """The markers of a forest: (y, x, marker, whether it is filled)."""
+    return [(int(line.get_ydata()[0]), float(line.get_xdata()[0]), line.get_marker(),
+             line.get_markerfacecolor() != "white")
+            for line in axes.lines if line.get_marker() in ("o", "<", ">")]
 
 
-def test_a_forest_shows_what_survives_in_another_colour_and_filled(tmp_path):
-    forest(tmp_path / "f.png", {"training": ROWS[:2], "inference": ROWS[2:]}, "title")
-    with_blue = (drawn(tmp_path / "f.png") == BLUE).all(2).sum()
-    forest(tmp_path / "g.png", {"training": ROWS[1:2], "inference": ROWS[2:]}, "title")
-    assert with_blue > 200 > (drawn(tmp_path / "g.png") == BLUE).all(2).sum()
+def test_a_forest_shows_the_numbers_of_its_rows_and_fills_what_counts():
+    _, axes = style.sheet("", height=3)
+    plots.forest(axes, ["family", *ROWS, *ROWS[:3] * 3])
+    points = drawn_points(axes)
+    assert points[:3] == [(1, 0.03, "o", True), (2, 0.004, "o", False), (3, 0.002, "o", False)]
+    assert points[3][0] == 4 and points[3][2] == "<"  # an arrow at the border
+    low, high = axes.get_xlim()
+    assert low < points[3][1] < -0.03 and 0.04 < high < 0.2
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    numbers = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
+    assert names[:5] == ["family", *(row["arm"] for row in ROWS)]
+    assert numbers[0] == "" and numbers[1] == "+0.030  [+0.020, +0.040]"
 
 
-@pytest.mark.parametrize("count", [1, 4, 20])
-def test_a_scatter_has_room_for_all_labels(tmp_path, count):
-    scatter(tmp_path / "s.png", [{**ROWS[i % 4], "arm": f"arm {i}"} for i in range(count)], "title")
-    drawn(tmp_path / "s.png")
+def test_plus_favours_the_trick_also_where_an_arm_takes_it_away():
+    turned = plots.favouring(row("random weights", -0.7, 0.1, cost=1.25))
+    assert turned["difference"] == 0.7 and turned["low"] == pytest.approx(0.6)
+    assert turned["high"] == pytest.approx(0.8) and turned["cost"] == pytest.approx(0.8)
+    assert turned["arm"] == "ImageNet, not random weights"
+    assert plots.favouring(ROWS[0]) == ROWS[0]
+    arms = {row["arm"] for study in RESULTS.glob("study-*.json")
+            for rows in json.loads(study.read_text("utf-8"))["effects"].values() for row in rows}
+    assert plots.TAKEN_AWAY.keys() <= arms
 
 
-def test_curves_of_different_lengths_lie_on_one_plane(tmp_path):
-    curves(tmp_path / "c.png", {"long": [3.0, 2, 1, 1], "short": [1.0, 0.5]}, "title", "px", "%")
-    picture = drawn(tmp_path / "c.png")
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
+@pytest.mark.parametrize("name", ["nuclei", "synthetic"])
+def test_chance_is_the_first_row_of_a_study_and_the_others_fall(name):
+    found = json.loads((RESULTS / f"study-{name}.json").read_text("utf-8"))
+    axes = plots.study_chart(name, "effects", found).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:3] == ["chance", "baseline, another seed", "training"]
+    assert "ImageNet, not random weights" in names and "random weights" not in names
+    numbers = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
+    values = [float(text.split()[0]) for text in numbers[3 : names.index("inference")]]
+    assert values == sorted(values, reverse=True)
+    assert len(values) == len(found["effects"]["training"])
+    assert numbers[1].startswith(plots.signed(found["same_again"]["difference"]))
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (-0.083, 0.021), (0.93, 2.4), (0, 64), (3, 3.001)])
-def test_ticks_are_round_and_within(low, high):
-    found = ticks(low, high, 8)
-    assert 2 <= len(found) <= 9
-    step = nice(high - low, 7)
-    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
-    assert found[0] - low < step * (1 + 1e-9) and high - found[-1] < step * (1 + 1e-9)
-    assert all(value / step == pytest.approx(round(value / step)) for value in found)
+def test_costs_begin_with_the_cheapest():
+    left = plots.costs(ROWS, "title").axes[0]
+    assert [label.get_text() for label in left.get_yticklabels()][-2:] == ["better", "far off"]
+    costs = [line.get_xdata()[1] for line in left.lines if line.get_marker() == "s"]
+    assert costs == [1.0, 1.0, 1.3, 2.0]
 
 
-def test_where_nothing_differs_there_is_a_picture_all_the_same(tmp_path):
+def test_curves_of_different_lengths_keep_their_values():
+    figure = plots.study_chart("a", "seams", {
+        "groups": 1, "folds": 1, "seeds": 1, "same_again": None, "effects": {},
+        "error_by_distance": {"long": [0.03, 0.02, 0.01], "short": [0.01]}})
+    long, short = figure.axes[0].lines
+    assert np.allclose(long.get_xdata(), [0.5, 1.5, 2.5])
+    assert np.allclose(long.get_ydata(), [3, 2, 1])
+    assert np.allclose(short.get_ydata(), [1])
+
+
+def test_a_comparison_starts_at_a_round_number_and_names_where_runs_end():
+    figure = plots.stored_chart("compare-random-imagenet", RESULTS)
+    rows = json.loads((RESULTS / "compare-random-imagenet.json").read_text("utf-8"))["rows"]
+    axes = figure.axes[0]
+    assert axes.get_ylim()[0] == 0.6
+    assert [line.get_label() for line in axes.lines] == [
+        f"{row['name']}: {row['held_out_dice'][-1]:.3f}" for row in rows]
+    assert [list(line.get_ydata()) for line in axes.lines] == [row["held_out_dice"] for row in rows]
+
+
+def test_where_nothing_differs_there_is_a_picture_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: (figure.set_dpi(40),
+                                                             style.save(figure, path)))
     same = [row("a", 0.0, 0.0), row("b", 0.0, 0.0)]
-    forest(tmp_path / "f.png", {"training": same}, "title")
-    scatter(tmp_path / "s.png", same, "title")
-    curves(tmp_path / "c.png", {"a": [0.0, 0.0]}, "title", "px", "%")
-    for name in "fsc":
-        drawn(tmp_path / f"{name}.png")
+    found = {"groups": 1, "folds": 1, "seeds": 1, "same_again": None,
+             "effects": {"training": same, "inference": []},
+             "error_by_distance": {"a": [0.0, 0.0]}}
+    paths = plots.draw_study(tmp_path, "none", found)
+    assert [path.name for path in paths] == [f"study-none-{kind}.png" for kind in plots.KINDS]
+    assert all(path.exists() for path in paths)

@@ -432,7 +432,7 @@ def test_three_pictures_in_a_stack_are_not_three_colours(tmp_path, axes):
 @pytest.mark.parametrize("unit, resolution, microns", [
     ("CENTIMETER", 20_000, 0.5), ("INCH", 25_400, 1.0), ("NONE", 20_000, None), (None, None, None)])
 def test_the_size_of_a_pixel_comes_from_the_resolution_tags(tmp_path, unit, resolution, microns):
-    options = dict(resolution=(resolution,) * 2, resolutionunit=unit) if unit else {}
+    options = {"resolution": (resolution,) * 2, "resolutionunit": unit} if unit else {}
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", **options)
     for scale in (1, 2):  # of a whole pixel, at any scale
         assert open_slide(tmp_path / "a.tif", scale).microns == microns

@@ -13,13 +13,13 @@ from torch import nn
 
 import train
 from minseg import UNet, make_loss
-from minseg.run.options import RECIPES, train_options
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_asked
+from minseg.run.options import RECIPES, train_options
 from minseg.run.step import autocast_dtype, recompute_activations, seeded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TRICKS = [dict(gates=gates, attention=attention, hypercolumn=column, deep_supervision=deep)
+TRICKS = [{"gates": gates, "attention": attention, "hypercolumn": column, "deep_supervision": deep}
           for gates, attention, column, deep in itertools.product(
               (False, True), (None, "scse", "cbam", "cbam3"), (False, True), (False, True))]
 
@@ -96,7 +96,7 @@ def test_recomputing_changes_memory_and_nothing_else(tricks):
     nets = [UNet("efficientnet-lite0", stochastic_depth=0.5, **tricks).double().train()]
     nets.append(copy.deepcopy(nets[0]))
     recompute_activations(nets[1])
-    images, masks = batch(dtype=torch.float64, device="cpu")
+    images, _masks = batch(dtype=torch.float64, device="cpu")
     kept = []
     for net in nets:
         count = [0]

@@ -117,6 +117,6 @@ def test_the_page_of_measurements_quotes_what_the_benches_wrote():
     text = " ".join(page.split())
     assert ("Beyond the {:.0f} MiB per image that the plain B0 keeps: gates {gates:.0f}, SCSE "
             "{scse:.0f}, CBAM {cbam:.0f}, hypercolumn {hypercolumn:.0f}, deep supervision "
-            "{deep:.1f} MiB".format(kept["plain"], **{k: v for k, v in more.items()})) in text
+            "{deep:.1f} MiB".format(kept["plain"], **dict(more.items()))) in text
     two = next(row for row in read("loader") if row["workers"] == 2)
     assert f"feeds {two['images_a_second']:,.0f} images of 640 × 640" in text

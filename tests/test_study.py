@@ -72,7 +72,7 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     assert {row["arm"] for row in found["effects"]["inference"]} == set(study.INFERENCE)
     assert found["groups"] == 3 and "tmp" not in json.dumps(found) + json.dumps(raw)
     assert found["command"].startswith("python -m lab.study --data slides --folds 2")
-    assert set(found["error_by_distance"]) == {line for line in raw[-2]["ways"]}
+    assert set(found["error_by_distance"]) == set(raw[-2]["ways"])
     out = capsys.readouterr().out
     assert "| negatives 1:1 | " in out and "| tile × 2 | " in out
     for kind in ("effects", "costs", "seams"):

@@ -160,7 +160,7 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [dict(count=0), dict(seed=-1), dict(height=63)])
+@pytest.mark.parametrize("options", [{"count": 0}, {"seed": -1}, {"height": 63}])
 def test_numbers_out_of_range_are_refused_with_their_value(tmp_path, options):
     value = str(next(iter(options.values())))
     with pytest.raises(ValueError, match=value):

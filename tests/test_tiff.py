@@ -61,7 +61,7 @@ def test_the_scan_of_a_leica_file_is_read_and_not_its_macro_image(tmp_path):
            '<collection name="c" sizeX="1" sizeY="1">' + image("macro", (32, 24, 0))
            + image("scan", (64, 48, 1), (32, 24, 2)) + "</collection></scn>")
     with tifffile.TiffWriter(tmp_path / "a.scn", bigtiff=True) as file:
-        options = dict(photometric="rgb", metadata=None, tile=(16, 16))
+        options = {"photometric": "rgb", "metadata": None, "tile": (16, 16)}
         file.write(SMALL, description=xml, **options)
         file.write(RGB, **options)
         file.write(np.full((24, 32, 3), 7, np.uint8), **options)
@@ -73,7 +73,7 @@ def test_label_and_macro_image_of_an_aperio_file_are_not_the_scan(tmp_path):
     text = ("Aperio Image Library v11.2.1 \r\n64x48 [0,0 64x48] (16x16) JPEG|AppMag = 20|"
             "MPP = 0.4990")
     with tifffile.TiffWriter(tmp_path / "a.svs") as file:
-        options = dict(photometric="rgb", metadata=None)
+        options = {"photometric": "rgb", "metadata": None}
         file.write(RGB, tile=(16, 16), description=text, **options)
         file.write(SMALL, description="Aperio thumbnail", **options)
         file.write(SMALL[:9], subfiletype=1, description="Aperio\nlabel 1x1", **options)
@@ -403,9 +403,9 @@ def test_a_nodata_value_that_no_pixel_can_have_is_refused_if_tiles_are_missing(t
     (4, lambda a: a[::-1]), (5, lambda a: a.swapaxes(0, 1)), (6, lambda a: np.rot90(a, -1)),
     (7, lambda a: a[::-1, ::-1].swapaxes(0, 1)), (8, np.rot90), (9, lambda a: a)])
 def test_orientation_is_applied(tmp_path, layout, orientation, turn):
-    options = {"mapped": {}, "strips": dict(rowsperstrip=5, compression="zlib"),
-               "tiles": dict(tile=(16, 32), compression="zlib"),
-               "planes": dict(planarconfig="separate")}[layout]
+    options = {"mapped": {}, "strips": {"rowsperstrip": 5, "compression": "zlib"},
+               "tiles": {"tile": (16, 32), "compression": "zlib"},
+               "planes": {"planarconfig": "separate"}}[layout]
     image = np.moveaxis(RGB, 2, 0) if layout == "planes" else RGB
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", metadata=None, **options,
                      extratags=[(274, 3, 1, orientation, True)])

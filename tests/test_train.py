@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import os
 import shlex
@@ -130,7 +131,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_nothing():
     rates = [train.learning_rate(step, 100, 100) for step in range(100)]
     assert rates[:10] == [(k + 1) / 10 for k in range(10)]
     assert max(rates) == rates[10] == 1 and rates[-1] < 1e-3
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 def test_every_bad_input_is_one_line_that_names_it(data, tmp_path, capsys):
@@ -392,10 +393,10 @@ def test_negatives_are_drawn_anew_each_epoch_as_many_as_asked(data, tmp_path, mo
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "2",
                 "--tile", "32", "--batch", "64", "--negatives", "0.5"])
     *_, first, second = drawn  # before them, draws to count
-    for area, _, options in (first, second):
+    for area, _, given in (first, second):
         positives = int((area > 0).sum())
         assert int((area == 0).sum()) == round(0.5 * positives) and positives > 10
-        assert options["negatives"] == 0.5 and options["bins"] is None
+        assert given["negatives"] == 0.5 and given["bins"] is None
     assert set(first[1]) != set(second[1])
 
 
@@ -414,7 +415,7 @@ def test_a_recipe_sets_other_options_prints_them_and_yields_to_the_user(capsys):
     assert args.attention == "cbam3" and args.deep_supervision and not args.hypercolumn
     assert args.negatives == "balanced" and args.loss == "bce+lovasz"
     assert "hypercolumn" not in capsys.readouterr().out
-    for name, recipe in RECIPES.items():  # what it prints is what it does
+    for name in RECIPES:  # what it prints is what it does
         args = train_options(["--recipe", name])
         typed = train_options(capsys.readouterr().out.split(": ")[1].split())
         args.recipe = None
@@ -537,7 +538,7 @@ def write_hubmap(folder, microns=(0.5, 0.5, 0.65, 0.65)):
     lines, patients = ["id,encoding"], ["image_file,width_pixels,patient_number"]
     for i, size in enumerate(microns):
         image, mask = synthetic_slide(POSITIVE[i], 200, 180)
-        tags = {} if size is None else dict(resolution=(10000 / size,) * 2, resolutionunit=3)
+        tags = {} if size is None else {"resolution": (10000 / size,) * 2, "resolutionunit": 3}
         tifffile.imwrite(folder / "train" / f"slide{i}.tiff", image, **tags)
         lines.append(f"slide{i},{rle_encode(mask)}")
         patients.append(f"slide{i}.tiff,180,{'6713' if i < 2 else '5436'}")
@@ -817,15 +818,15 @@ def test_full_memory_is_one_line_that_says_what_to_lower(data, tmp_path, monkeyp
 def test_every_way_to_be_fast_and_small_trains_together(data, tmp_path):
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--scale", "4", "--amp",
                 "on", "--accumulate", "3", "--checkpoint-activations", "--workers", "1"])
-    net, _ = load_model(tmp_path / "o" / "fold0" / "model.pt")
+    _net, _ = load_model(tmp_path / "o" / "fold0" / "model.pt")
     rows = list(csv.DictReader(open(tmp_path / "o" / "fold0" / "log.csv")))
     assert float(rows[0]["loss"]) > 0 and int(rows[0]["steps"]) >= 1
 
 
 def test_recomputed_activations_give_the_same_run(data, tmp_path):
     states = []
-    for name, options in (("a", []), ("b", ["--checkpoint-activations", "--workers", "3"])):
-        train.main(["--data", str(data), "--out", str(tmp_path / name), *QUICK, *options])
+    for name, more in (("a", []), ("b", ["--checkpoint-activations", "--workers", "3"])):
+        train.main(["--data", str(data), "--out", str(tmp_path / name), *QUICK, *more])
         states.append(final(tmp_path / name))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 

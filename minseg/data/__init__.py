@@ -13,5 +13,7 @@
 | `minseg.data.tiles` | cuts each slide once into training tiles on disk |
 | `minseg.data.augment` | rotates, flips, stretches and re-stains tiles |
 | `minseg.data.synthetic` | draws slides from a seed |
+| `minseg.data.weights` | opens published weights: downloads, packages, files |
+| `minseg.data.memory` | gives freed memory back to the system |
 | `minseg.data.files` | writes files that are either complete or absent |
 """

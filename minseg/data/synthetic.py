@@ -202,7 +202,7 @@ def draw_glomerulus(rng, canvas, blob):
     tuft = Blob.random(rng, y, x, blob.radius * rng.uniform(0.74, 0.86), orders=8)
     rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95))
 
-    # Each capillary loop owns the pixels nearest to it; walls lie where two loops are equally near.
+    # Each capillary loop owns the pixels nearest to it; walls lie where two are equally near.
     pixels = np.complex64(cols + window[1].start + 1j * (rows + window[0].start))
     nearest, second = np.full((2, len(rows)), 99, np.float32)
     for y, x in tuft.points_inside(rng, int(tuft.radius**2 / 20)):
@@ -257,7 +257,7 @@ def draw_tissue(rng, height, width, glomeruli):
 
 
 def stain(patient_rng, slide_rng):
-    """Absorbance of the two dyes and colour of the lamp: the patient's, varied a little by slide."""
+    """Absorbance of the two dyes and colour of the lamp: the patient's, varied slightly."""
     absorbance, lamp = ABSORBANCE, np.array([0.96, 0.955, 0.96])
     for rng, spread in ((patient_rng, 1.0), (slide_rng, 0.1)):
         strength = np.exp(spread * rng.uniform(-0.4, 0.4, (2, 1)))

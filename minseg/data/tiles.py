@@ -41,6 +41,7 @@ from ..tiling import read_strips, tile_starts
 from .datasets import Item
 from .files import atomic, identity
 from .masks import VOID, Mask, drawn_instead
+from .memory import trim_memory
 from .slides import Slide, Window, open_slide, read_blocks
 
 BLANK_CONTRAST = 5.0  # below this standard deviation of the brightness (0 to 255), it is glass
@@ -76,6 +77,7 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     rows_done = 0
     with closing(strips), atomic(path) as temporary, open(temporary, "wb") as file:
         for y, (top, bottom), strip in zip(tops, spans, strips):
+            trim_memory()
             above, below = margin - (y - top), y + tile + margin - bottom
             right = margin + max(0, tile - slide.width)
             strip = np.pad(strip, [(above, below), (margin, right), (0, 0)], mode="symmetric")

@@ -22,6 +22,7 @@ from ..crossval import count_levels, cross_validate, threshold_of
 from ..data.datasets import Item
 from ..data.files import atomic
 from ..data.masks import VOID, Mask
+from ..data.memory import trim_memory
 from ..data.objects import count_objects, object_f1
 from ..data.slides import Slide, open_slide
 from ..tiling import predict_bands
@@ -82,6 +83,7 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
                 levels = (band[0] * 255).round().byte().numpy()  # (rows, width)
                 total += count_known(levels, mask.read(y, 0, *levels.shape))
                 write(levels)
+                trim_memory()
         counts.append(total)
     return counts
 
