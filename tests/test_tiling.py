@@ -31,7 +31,7 @@ def test_tiles_cover_every_pixel_and_none_leaves_the_axis(tile, stride):
             assert starts == [0]
         else:
             assert starts[-1] == length - tile
-            assert all(b - a == stride for a, b in itertools.pairwise(starts))
+            assert all(b - a == stride for a, b in itertools.pairwise(starts[:-1]))
 
 
 @pytest.mark.parametrize("arguments", [(10, 4, 5), (10, 4, 0), (0, 4, 2), (10, 0, 0)])
