@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import functools
+import gc
 import os
 
 import pytest
@@ -14,6 +15,12 @@ from minseg.efficientnet import SCALES
 # than the work, and many times longer on a busy machine.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
+
+
+def pytest_collection_finish():
+    """Modules and tests stay until the end: the garbage collector need not look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

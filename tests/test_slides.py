@@ -485,14 +485,13 @@ class Windows(torch.utils.data.Dataset):
         return self.slide.read(i, 2 * i, 30, 40)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_worker_processes_may_read_a_slide(tiled, method):
     path, image = tiled
     if method not in torch.multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this system")
-    workers = 2 if method == "fork" else 1  # one that is spawned imports everything anew
     loader = torch.utils.data.DataLoader(Windows(open_slide(path)), batch_size=None,
-                                         num_workers=workers, multiprocessing_context=method)
+                                         num_workers=2, multiprocessing_context=method)
     for i, window in enumerate(loader):
         assert np.array_equal(window, image[i : i + 30, 2 * i : 2 * i + 40])
 
