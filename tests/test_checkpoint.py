@@ -1,5 +1,8 @@
 """A checkpoint gives back the network and what it was trained for, and runs no code."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nan as NAN
@@ -13,9 +16,11 @@ FACTS = {"scale": 2, "tile": 96, "threshold": 0.45, "microns": 0.65, "white": 40
          "label": "glomerulus"}
 UNKNOWN = {"microns": None, "white": None, "label": None}
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
-def net():
+def net(small_networks):
     torch.manual_seed(0)
     net = UNet(**NETWORK)
     for norm in net.modules():
@@ -25,10 +30,23 @@ def net():
     return net.eval()
 
 
+@pytest.fixture(scope="module")
+def saved(net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.pt"
+    save_model(path, NETWORK, net.state_dict(), **FACTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(saved):
+    """What the file holds: tests change copies of it."""
+    return torch.load(saved, weights_only=True)
+
+
 @pytest.fixture
-def path(tmp_path, net):
-    save_model(tmp_path / "model.pt", NETWORK, net.state_dict(), **FACTS)
-    return tmp_path / "model.pt"
+def path(saved, tmp_path):
+    """A copy of the file, for one test."""
+    return Path(shutil.copy(saved, tmp_path))
 
 
 def refused(path):
@@ -61,10 +79,10 @@ def test_what_it_was_trained_for_comes_back(path):
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_old_checkpoint_that_does_not_know_pixels_white_or_label_says_none(path, name):
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint[name]  # as checkpoints were before
-    torch.save(checkpoint, path)
+def test_an_old_checkpoint_that_does_not_know_pixels_white_or_label_says_none(
+        path, checkpoint, name):
+    old = {key: value for key, value in checkpoint.items() if key != name}  # as they were before
+    torch.save(old, path)
     assert load_model(path)[1] == {**FACTS, name: None}
 
 
@@ -128,9 +146,9 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_a_checkpoint_with_code_in_it_is_refused_and_does_not_run_it(tmp_path, path):
+def test_a_checkpoint_with_code_in_it_is_refused_and_does_not_run_it(
+        tmp_path, path, checkpoint):
     sprung = tmp_path / "sprung"
-    checkpoint = torch.load(path, weights_only=True)
     torch.save({**checkpoint, "more": Trap(sprung)}, path)
     refused(path)
     assert not sprung.exists()
@@ -171,16 +189,14 @@ def test_a_bare_state_dict_or_tensor_or_list_is_refused(tmp_path, net):
     ({"state": {}}, "RuntimeError"),
 ], ids=["unknown encoder", "unknown argument", "another encoder's weights", "one channel",
         "two classes", "no weights"])
-def test_a_network_that_does_not_fit_is_refused(path, change, word):
-    torch.save({**torch.load(path, weights_only=True), **change}, path)
+def test_a_network_that_does_not_fit_is_refused(path, checkpoint, change, word):
+    torch.save({**checkpoint, **change}, path)
     assert word in refused(path)
 
 
 @pytest.mark.parametrize("name", ["network", "state", "scale", "tile", "threshold"])
-def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, name):
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint[name]
-    torch.save(checkpoint, path)
+def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, checkpoint, name):
+    torch.save({key: value for key, value in checkpoint.items() if key != name}, path)
     assert f"KeyError: '{name}'" in refused(path)
 
 
@@ -193,16 +209,17 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, name):
     ("microns", "0.5"), ("microns", True),
     ("white", 0), ("white", 4095.0), ("white", True), ("white", "4095"), ("white", NAN),
     ("label", 3), ("label", ["nuclei"]), ("label", False)])
-def test_a_fact_of_another_type_or_out_of_range_is_refused_with_its_value(path, name, value):
-    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+def test_a_fact_of_another_type_or_out_of_range_is_refused_with_its_value(
+        path, checkpoint, name, value):
+    torch.save({**checkpoint, name: value}, path)
     assert refused(path).endswith(f"(ValueError: it holds {{'{name}': {value!r}}})")
 
 
 @pytest.mark.parametrize("name, value", [
     ("scale", 1), ("tile", 1), ("threshold", 0), ("threshold", 1), ("threshold", 1.0),
     ("microns", 1), ("microns", 0.25), ("white", 1), ("white", 65535), ("label", "")])
-def test_facts_at_the_edge_are_read(path, name, value):
-    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+def test_facts_at_the_edge_are_read(path, checkpoint, name, value):
+    torch.save({**checkpoint, name: value}, path)
     assert load_model(path)[1] == {**FACTS, name: value}
 
 
@@ -221,7 +238,7 @@ def test_mean_and_deviation_that_were_unets_default_are_again(path, net):
 def test_mean_and_deviation_that_are_not_those_of_pixels_in_0_1_are_refused(path, net, change):
     network = {**NETWORK, **change}
     save_model(path, network, net.state_dict(), **FACTS)
-    name = next(iter(change))
+    name, = change
     assert f"(ValueError: its {name} is not one of pixels in [0, 1]: " in refused(path)
 
 

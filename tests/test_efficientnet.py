@@ -14,18 +14,15 @@ PARAMETERS = dict(zip(SCALES, (
 PAPER_MULTIPLY_ADDS = dict(zip(SCALES, (0.39e9, 0.70e9, 1.0e9, 1.8e9, 4.2e9, 9.9e9, 19e9, 37e9)))
 
 
-def on_meta(name, **options):
-    with torch.device("meta"):
-        return EfficientNet(name, **options).eval()
-
-
 @pytest.mark.parametrize("name", SCALES)
-def test_it_has_the_published_number_of_parameters(name):
+def test_it_has_the_published_number_of_parameters(on_meta, name):
     assert sum(p.numel() for p in on_meta(name).parameters()) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PAPER_MULTIPLY_ADDS)
-def test_multiply_adds_are_within_6_percent_of_the_papers(name):
+def test_multiply_adds_are_within_6_percent_of_the_papers(on_meta, monkeypatch, name):
+    # Norms have no multiply-adds that count, and take long without memory.
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: x)
     size = SCALES[name][3]
     with FlopCounterMode(display=False) as counter:
         on_meta(name)(torch.zeros(1, 3, size, size, device="meta"))
@@ -34,14 +31,14 @@ def test_multiply_adds_are_within_6_percent_of_the_papers(name):
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_features_have_the_channels_and_strides_they_announce(name):
-    encoder = on_meta(name, num_classes=0)
+def test_features_have_the_channels_and_strides_they_announce(on_meta, name):
+    encoder = on_meta(name)
     maps = encoder.features(torch.zeros(2, 3, 65, 96, device="meta"))
     for k, (channels, x) in enumerate(zip(encoder.feature_channels, maps, strict=True), 1):
         assert x.shape == (2, channels, math.ceil(65 / 2**k), math.ceil(96 / 2**k))
 
 
-def test_without_classes_there_are_no_head_weights_and_no_forward():
+def test_without_classes_there_are_no_head_weights_and_no_forward(on_meta):
     encoder = on_meta("efficientnet-b0", num_classes=0)
     head = (320 + 2) * 1280 + 1281 * 1000
     assert sum(p.numel() for p in encoder.parameters()) == 5_288_548 - head
@@ -49,7 +46,7 @@ def test_without_classes_there_are_no_head_weights_and_no_forward():
         encoder(torch.zeros(1, 3, 32, 32, device="meta"))
 
 
-def test_lite_has_no_squeeze_no_silu_and_keeps_stem_and_head():
+def test_lite_has_no_squeeze_no_silu_and_keeps_stem_and_head(on_meta):
     lite = on_meta("efficientnet-lite4")
     kinds = {type(m) for m in lite.modules()}
     assert not kinds & {SqueezeExcite, torch.nn.SiLU} and torch.nn.ReLU6 in kinds

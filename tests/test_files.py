@@ -1,11 +1,11 @@
 """Files appear whole or not at all, and leftovers of dead processes are deleted."""
 
 import errno
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -131,17 +131,16 @@ def test_leftovers_of_a_dead_process_are_deleted_before_the_file_is_written(tmp_
 def test_a_killed_program_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    program = """
-import os, sys
-from minseg.data.files import atomic
 
-with atomic(sys.argv[1]) as temporary:
-    temporary.write_text("half")
-    os.kill(os.getpid(), 9)
-"""
-    process = subprocess.Popen([sys.executable, "-c", program, path],
-                               cwd=Path(__file__).resolve().parent.parent)
-    assert process.wait(60) == -9
+    def killed_while_writing():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), 9)
+
+    process = multiprocessing.get_context("fork").Process(target=killed_while_writing)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
     assert path.read_text() == "old"
     assert listed(tmp_path) == sorted(["a.txt", left_by(path, process.pid).name])
     with atomic(path) as temporary:

@@ -1,8 +1,7 @@
 import csv
 import json
+import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,12 @@ from minseg.data.synthetic import synthetic_slide
 from minseg.run import outputs
 from minseg.run.checkpoint import load_model, save_model
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 16, 8, 8, 8]}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(small_networks, tmp_path_factory):
     """A network that finds what is dark, in smooth patches: any would do."""
     torch.manual_seed(0)
     net = UNet(**NETWORK)
@@ -37,17 +37,29 @@ def model(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def slides(tmp_path):
+@pytest.fixture(scope="module")
+def drawn_slides(tmp_path_factory):
+    """Two slides that every test copies: files that other tests do not touch."""
+    folder = tmp_path_factory.mktemp("slides")
     for i, size in enumerate([(301, 255), (128, 190)]):
-        Image.fromarray(synthetic_slide(i, *size)[0]).save(tmp_path / f"kidney{i}.png")
-    return [str(tmp_path / f"kidney{i}.png") for i in range(2)]
+        Image.fromarray(synthetic_slide(i, *size)[0]).save(folder / f"kidney{i}.png")
+    return folder
+
+
+@pytest.fixture
+def slides(drawn_slides, tmp_path):
+    return [shutil.copy(path, tmp_path) for path in map(str, sorted(drawn_slides.iterdir()))]
+
+
+def rows_of(table):
+    with open(table, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_mask_preview_and_csv_agree(model, slides, tmp_path):
     out, table = tmp_path / "out", tmp_path / "tables" / "submission.csv"
     infer.main([*slides, "--model", str(model), "--out", str(out), "--rle", str(table)])
-    rows = list(csv.DictReader(open(table)))
+    rows = rows_of(table)
     assert [row["id"] for row in rows] == ["kidney0", "kidney1"]
     for row, slide in zip(rows, slides):
         image = np.asarray(Image.open(slide))
@@ -79,7 +91,7 @@ def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(model, 
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(small_networks, tmp_path_factory):
     """Three networks of different weights: two of one scale and tile, one of others."""
     folder, paths = tmp_path_factory.mktemp("models"), []
     for i, (scale, tile, threshold) in enumerate([(2, 64, 0.4), (2, 64, 0.7), (1, 32, 0.5)]):
@@ -157,7 +169,7 @@ def test_checkpoints_of_different_scale_or_tile_are_not_mixed_up(models, slides,
 
 
 def test_no_slide_takes_the_name_of_anothers_probabilities(model, slides, tmp_path, capsys):
-    (tmp_path / "kidney0.probabilities.png").write_bytes(open(slides[0], "rb").read())
+    shutil.copy(slides[0], tmp_path / "kidney0.probabilities.png")
     line = fails(capsys, 2, slides[0], tmp_path / "kidney0.probabilities.png", "--model", model,
                  "--out", tmp_path / "o", "--probabilities")
     assert "kidney0.probabilities.tiff" in line and not (tmp_path / "o").exists()
@@ -203,7 +215,7 @@ def test_each_bad_slide_is_one_line_and_the_others_finish(model, slides, tmp_pat
     strips.write_bytes(strips.read_bytes()[:60_000])
     (tmp_path / "empty.tiff").write_bytes(b"")
     (tmp_path / "text.tiff").write_text("not a slide")
-    (tmp_path / "half.png").write_bytes(open(slides[0], "rb").read()[:10_000])
+    (tmp_path / "half.png").write_bytes(Path(slides[0]).read_bytes()[:10_000])
     tifffile.imwrite(tmp_path / "five.tiff", np.zeros((90, 80, 5), np.uint8))
     names = ["truncated.tiff", "empty.tiff", "text.tiff", "half.png", "five.tiff", "gone.tiff"]
     bad = [tmp_path / name for name in names]
@@ -216,7 +228,7 @@ def test_each_bad_slide_is_one_line_and_the_others_finish(model, slides, tmp_pat
     assert all(f"{path}: " in line for path, line in zip(bad, lines)), lines
     assert {p.name for p in out.iterdir()} == {
         f"kidney{i}{end}" for i in range(2) for end in (".tiff", ".preview.png")}
-    assert [row["id"] for row in csv.DictReader(open(table))] == ["kidney0", "kidney1"]
+    assert [row["id"] for row in rows_of(table)] == ["kidney0", "kidney1"]
 
 
 def test_a_slide_that_needs_too_much_memory_is_one_line_and_the_others_finish(
@@ -235,18 +247,22 @@ def test_a_slide_that_needs_too_much_memory_is_one_line_and_the_others_finish(
     assert (tmp_path / "out" / "kidney1.tiff").exists()
 
 
-def test_libraries_add_no_lines_of_their_own_to_that_of_a_bad_slide(model, slides, tmp_path):
+def test_libraries_add_no_lines_of_their_own_to_that_of_a_bad_slide(
+        model, tmp_path, capfd, monkeypatch, recwarn):
     tifffile.imwrite(tmp_path / "whole.tiff", np.zeros((300, 255, 3), np.uint8), compression="zlib",
                      rowsperstrip=20)
     (tmp_path / "tags.tiff").write_bytes((tmp_path / "whole.tiff").read_bytes()[:200])
     (tmp_path / "header.tiff").write_bytes(b"II*\0\x08\0\0\0")
     bad = [tmp_path / "tags.tiff", tmp_path / "header.tiff"]
-    program = Path(infer.__file__).resolve()  # a process of its own: pytest takes logs for itself
-    done = subprocess.run([sys.executable, program, *bad, "--model", model, "--out",
-                           tmp_path / "o"], capture_output=True, text=True, cwd=program.parent)
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1 and len(lines) == 2, lines
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's: without them logs go to stderr
+    logging.getLogger("any").warning("a library's line")
+    assert capfd.readouterr().err == "a library's line\n"  # so such lines would be seen
+    with pytest.raises(SystemExit) as error:
+        start(bad, model, tmp_path / "o")
+    lines = capfd.readouterr().err.splitlines()
+    assert error.value.code == 1 and len(lines) == 2, lines
     assert all(str(path) in line for path, line in zip(bad, lines))
+    assert not [w for w in recwarn if issubclass(w.category, (UserWarning, RuntimeWarning))]
 
 
 def test_a_slide_that_breaks_off_in_its_middle_leaves_nothing(model, slides, tmp_path, capsys):
@@ -383,7 +399,7 @@ def test_results_of_another_network_or_slide_are_refused_and_stay(model, again, 
 
 
 def test_what_does_not_change_the_result_may_change_between_starts(model, again, segmented):
-    slides, out, _table = again
+    slides, out, _ = again
     moved = out.parent / "moved.pt"
     shutil.copy(model, moved)
     start(slides[::-1], moved, out, "--batch", "3")
@@ -432,7 +448,7 @@ def test_a_table_is_refused_while_slides_wait_and_must_be_equal_after(
 
 def test_probabilities_asked_for_later_are_made_by_going_through_the_slide_again(
         model, again, segmented):
-    slides, out, _table = again
+    slides, out, _ = again
     start(slides[:1], model, out, "--probabilities")
     assert segmented == ["kidney0.png"] and (out / "kidney0.probabilities.tiff").exists()
     start(slides[:1], model, out, "--probabilities")
@@ -440,7 +456,7 @@ def test_probabilities_asked_for_later_are_made_by_going_through_the_slide_again
 
 
 def test_files_carry_the_settings_that_made_them(model, again):
-    slides, out, _table = again
+    slides, out, _ = again
     with tifffile.TiffFile(out / "kidney0.tiff") as tiff:
         note = json.loads(tiff.pages[0].description)
     with Image.open(out / "kidney0.preview.png") as preview:
@@ -466,7 +482,7 @@ def test_a_slide_of_another_resolution_than_the_models_is_said_in_one_line(
     net, facts = load_model(model)
     save_model(tmp_path / "model.pt", NETWORK, net.state_dict(),
                **{**facts, "microns": 0.5})
-    tags = {} if microns is None else {"resolution": (25400 / microns,) * 2, "resolutionunit": 2}
+    tags = {} if microns is None else dict(resolution=(25400 / microns,) * 2, resolutionunit=2)
     tifffile.imwrite(tmp_path / "a.tiff", synthetic_slide(0, 100, 90)[0], **tags)
     start([tmp_path / "a.tiff"], tmp_path / "model.pt", tmp_path / "known")
     lines = capsys.readouterr().err.splitlines()

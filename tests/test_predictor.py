@@ -7,6 +7,7 @@ from torch import nn
 from minseg import UNet
 from minseg.run.predictor import fold_batch_norm, predictor, skip_flat
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 SMALL = {"encoder": "efficientnet-lite0", "decoder_channels": (16, 16, 8, 8, 8)}
 NETWORKS = {
     "plain": {},
@@ -38,7 +39,7 @@ def build(seed=0, **options):
 
 
 @pytest.fixture(scope="module")
-def net():
+def net(small_networks):
     return build()
 
 

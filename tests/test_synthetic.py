@@ -49,7 +49,7 @@ def test_the_best_threshold_does_find_objects_of_a_different_colour():
     assert best_dice(255 - image[..., 0].ravel(), mask) == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_glass_surrounds_the_tissue_and_colour_alone_does_not_find_the_glomeruli(seed):
     image, mask = synthetic_slide(seed)
     assert image.shape == (1024, 1024, 3) and mask.shape == (1024, 1024)

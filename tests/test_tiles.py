@@ -1,9 +1,8 @@
 """Training tiles: nothing of a slide is left out, and image and mask stay together."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,7 @@ from minseg.data.rle import rle_encode
 from minseg.data.tiles import BLANK_CONTRAST, Tiles, cut
 from minseg.tiling import tile_starts
 
-ROOT = Path(__file__).resolve().parent.parent
-ONE = {"scale": 1, "tile": 16, "stride": 12, "margin": 4}
+ONE = dict(scale=1, tile=16, stride=12, margin=4)
 
 
 def noise(height, width, seed=0):
@@ -104,12 +102,14 @@ def stacked(tiles):
 # What a tile holds
 
 
-@pytest.mark.parametrize("scale", [1, 2, 3])
-@pytest.mark.parametrize("size", [(64, 96), (61, 93), (100, 34), (20, 17), (10, 75), (1, 1)])
-@pytest.mark.parametrize("tile, stride, margin", [
-    (16, 16, 0), (16, 16, 5), (16, 11, 5), (17, 5, 3), (24, 16, 24), (8, 8, 30)])
-def test_tiles_are_windows_of_the_scaled_slide_mirrored_at_its_ends(
-        tmp_path, size, scale, tile, stride, margin):
+SIZES = [(64, 96), (61, 93), (100, 34), (20, 17), (10, 75), (1, 1)]
+GRIDS = [(16, 16, 0), (16, 16, 5), (16, 11, 5), (17, 5, 3), (24, 16, 24), (8, 8, 30)]
+
+
+@pytest.mark.parametrize("size, grid, scale", [  # every grid on every size, each twice per scale
+    (size, grid, (i + j) % 3 + 1) for i, size in enumerate(SIZES) for j, grid in enumerate(GRIDS)])
+def test_tiles_are_windows_of_the_scaled_slide_mirrored_at_its_ends(tmp_path, size, grid, scale):
+    tile, stride, margin = grid
     image, mask = noise(*size), blobs(*size)
     facts, tiles = cut_tiles(tmp_path, image, mask, scale=scale, tile=tile, stride=stride,
                              margin=margin)
@@ -580,30 +580,26 @@ def test_a_stride_longer_than_the_tile_is_refused(tmp_path):
     assert contents(tmp_path) == {}
 
 
-PROGRAM = """
-import os, sys
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from test_tiles import ONE, Item, cut
-
-folder = Path(sys.argv[1])
-item = Item("a", folder / "images" / "a.png", folder / "masks" / "a.png", "a")
-progress = (lambda share: os._exit(9)) if sys.argv[3:] else (lambda share: None)
-cut(item, folder / "cache", **ONE, progress=progress)
-"""
+def cut_alone(item, folder, die):
+    torch.set_num_threads(1)  # a forked process has none of the parent's other threads
+    cut(item, folder, **ONE, progress=(lambda share: os._exit(9)) if die else (lambda share: None))
 
 
-def begin(folder, *more):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, folder, ROOT / "tests", *more], cwd=ROOT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+def begin(item, folder, *, die=False):
+    """Another process that cuts the slide; a fork where there is one, as it imports nothing."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else None)
+    process = context.Process(target=cut_alone, args=(item, folder, die))
+    process.start()
+    return process
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can tell who is alive")
 def test_leftovers_of_a_dead_process_are_deleted_by_the_next_cut(tmp_path):
     item = slide(tmp_path, noise(80, 40), blobs(80, 40))
-    process = begin(tmp_path, "die")
-    assert process.communicate(timeout=60) == (None, "") and process.returncode == 9
+    process = begin(item, tmp_path / "cache", die=True)
+    process.join(60)
+    assert process.exitcode == 9
     left, = contents(tmp_path)
     assert left.startswith(".a-") and str(process.pid) in left and left.endswith(".tiles")
     facts = cut(item, tmp_path / "cache", **ONE)
@@ -612,9 +608,10 @@ def test_leftovers_of_a_dead_process_are_deleted_by_the_next_cut(tmp_path):
 
 def test_two_processes_may_cut_one_slide_at_once(tmp_path):
     item = slide(tmp_path, noise(900, 300), blobs(900, 300))
-    processes = [begin(tmp_path) for _ in range(2)]
+    processes = [begin(item, tmp_path / "cache") for _ in range(2)]
     for process in processes:
-        assert process.communicate(timeout=60) == (None, "") and process.returncode == 0
+        process.join(60)
+        assert process.exitcode == 0
     found = contents(tmp_path)
     assert len(found) == 2
     for path in (tmp_path / "cache").iterdir():

@@ -31,7 +31,7 @@ def test_tiles_cover_every_pixel_and_none_leaves_the_axis(tile, stride):
             assert starts == [0]
         else:
             assert starts[-1] == length - tile
-            assert all(b - a == stride for a, b in itertools.pairwise(starts))
+            assert all(b - a == stride for a, b in itertools.pairwise(starts[:-1]))
 
 
 @pytest.mark.parametrize("arguments", [(10, 4, 5), (10, 4, 0), (0, 4, 2), (10, 0, 0)])
@@ -161,9 +161,11 @@ def test_memory_does_not_grow_with_the_height_nor_keep_graphs():
 
     scale = torch.ones(1, requires_grad=True)
     sizes = []
+    gc.freeze()  # so that what other tests left is not searched for tensors
     for _, band in predict_bands(lambda t: t[:, :1] * scale, read, 2000, 300, tile=64, stride=32):
         assert not band.requires_grad
         sizes.append(held())
+    gc.unfreeze()
     assert len(sizes) > 50 and sizes[-2] <= 1.01 * sizes[2]
 
 
