@@ -12,8 +12,7 @@ docs/results/ and docs/figures/.
 | `lab.annotations` | polygons of large slides, and regions that nobody labelled |
 | `lab.compare` | two runs side by side |
 | `lab.figures` | the figures of the docstrings |
-| `lab.maps` | those of them that show a network at work |
 | `lab.plots` | charts of results |
-| `lab.sheet` | the style of all figures |
+| `lab.style` | the style of all figures |
 | `lab.measure` | what these programs share |
 """
