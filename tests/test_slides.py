@@ -370,7 +370,7 @@ def test_a_tiff_is_known_by_its_first_bytes_whatever_its_name(tmp_path, name, bi
     image = noise(90, 70, 3, dtype=np.uint16)
     tifffile.imwrite(tmp_path / name, image, photometric="rgb", bigtiff=bigtiff, tile=(32, 32),
                      byteorder=byteorder, resolution=(20_000,) * 2, resolutionunit="CENTIMETER")
-    check_windows(tmp_path / name, whole(tmp_path / name))
+    check_windows(tmp_path / name, whole(tmp_path / name), scales=(1, 2))
     assert isinstance(open_slide(tmp_path / name)._source.pixels, Segments)
     assert open_slide(tmp_path / name).microns == 0.5
 
