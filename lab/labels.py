@@ -257,7 +257,8 @@ def plant(folder: Path, seed: int) -> dict[str, dict]:
 def check(args: argparse.Namespace, options: Sequence[str]) -> None:
     """For each seed: plants faults in slides, trains with `options`, ranks, and looks how many of
     the faults are in the first tenth."""
-    rows = []
+    rows, figure = [], args.docs / "figures" / "labels.jpg"
+    figure.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         folder, run = args.out / f"slides{seed}", args.out / f"run{seed}"
         if not folder.exists():
@@ -272,7 +273,7 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                     "--seed", str(seed), "--out", str(run), "--resume", *options])
         ranked = report(run)
         if not seed:
-            draw_regions(args.docs / "figures" / "labels.jpg", ranked)
+            draw_regions(figure, ranked)
         for place, row in enumerate(ranked, 1):
             if row["id"] in planted:
                 rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
@@ -280,7 +281,7 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                              **{name: row[name] for name in ("score", "dice", "shifted_dice")},
                              "best_shift": row["shift"], "named": row["shifted"]})
                 print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
-    found = statistics.mean(row["found"] for row in rows)
+    found = sum(row["found"] for row in rows) / len(rows)
     error = max(abs(planted - best) for row in rows if row["shift"]
                 for planted, best in zip(row["shift"], row["best_shift"]))
     command = shlex.join(["python", "-m", "lab.labels", "--check", "--slides", str(args.slides),
