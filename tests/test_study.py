@@ -111,6 +111,7 @@ def test_lines_of_several_machines_come_together(tmp_path):
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
     def fails(args, *rest):
         raise FloatingPointError("step 3: the loss is nan")
 
@@ -125,6 +126,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, ca
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     def refused(*argv):
         with pytest.raises(SystemExit) as error:
             main([*argv, "--out", str(tmp_path / "o")])
