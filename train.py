@@ -39,9 +39,11 @@ class Plan:
         self.steps_per_epoch = steps_per_epoch
         self.steps = max(1, round(args.epochs * steps_per_epoch))
         self.epochs = math.ceil(self.steps / steps_per_epoch)  # the last one may be cut short
-        # With --then there are two stages: the first loss for this many steps, then the second.
+        # With --then there are two stages: this many steps (the share --switch) with the first
+        # loss, then the second loss. The optimiser and the EMA go on from one to the other.
         self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
-        # The exponential moving average (EMA) of the weights spans about a twentieth of the run.
+        # The exponential moving average (EMA) of weights and batch norm statistics reaches back
+        # over about the last twentieth of the run. It is what is scored and saved.
         self.ema_decay = 1 - 1 / max(10, self.steps / 20)
 
 
@@ -65,7 +67,7 @@ def build(args, steps):
 
 
 def make_optimizer(net, args):
-    """AdamW. Published weights learn more slowly; norms and biases have no weight decay."""
+    """AdamW. A pretrained encoder gets a lower rate; norms and biases (1-D) no weight decay."""
     def params(encoder, decayed):
         return [p for name, p in net.named_parameters()
                 if name.startswith("encoder.") == encoder and (p.ndim > 1) == decayed]
@@ -100,7 +102,7 @@ def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accum
             logits = net(images)
         # Without deep supervision there is one map of logits, and this is the loss itself.
         value = deep_supervision_loss(loss, logits, targets) / accumulate
-        scaler.scale(value).backward()  # float16 needs the scaler, otherwise it does nothing
+        scaler.scale(value).backward()  # for float16; otherwise the scaler does nothing
         total = total + value.detach()
     scaler.step(optimizer)
     scaler.update()
@@ -125,7 +127,8 @@ def train(args, tiles, train_on, held_out, folder):
         forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
 
     states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
-    with Run(args, plan, tiles, folder, states) as run:  # with --resume, where it was interrupted
+    # With --resume, Run puts the saved states back and begins after the last saved step.
+    with Run(args, plan, tiles, folder, states) as run:
         for epoch in range(run.epoch, plan.epochs):
             steps = run.remaining(steps_of(epoch))
             batches = tiles.batches([batch for step in steps for batch in step],
@@ -136,7 +139,7 @@ def train(args, tiles, train_on, held_out, folder):
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * rate
                 loss = losses[0] if run.step < plan.first_stage_steps else losses[1]
-                # Random numbers depend on the step alone, so a resumed run draws the same ones.
+                # Random numbers depend on the seed and the step, so a resumed run draws the same.
                 generator = seeded(args.seed, "step", run.step)
                 torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
                 micro_batches = (augment(*next(batches), args.tile, generator) for _ in step)

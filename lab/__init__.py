@@ -1,18 +1,18 @@
-"""Programs that measure, and draw. They write into docs/results/ and docs/figures/.
+"""Programs that measure and draw. They run from a clone, as `python -m lab.study`, and write into
+docs/results/ and docs/figures/.
 
 | file | |
 |---|---|
 | `lab.study` | which trick helps |
 | `lab.effects` | and how sure that is |
-| `lab.seams` | where in a tile the errors lie |
+| `lab.seams` | where in a tile the errors are |
 | `lab.bench` | how fast and how large things are |
-| `lab.steps` | the same, of training steps |
-| `lab.audit` | whether all computes what other libraries do |
+| `lab.audit` | whether everything computes what other libraries compute |
 | `lab.labels` | which labels are wrong |
-| `lab.annotations` | polygons of large slides, regions that nobody labelled |
+| `lab.annotations` | polygons of large slides, and regions that nobody labelled |
 | `lab.compare` | two runs side by side |
-| `lab.figures` | the pictures of the docstrings |
-| `lab.maps` | those of them that show a network at work |
-| `lab.plots` | plots of results |
-| `lab.sheet` | the paper and the colours of all |
+| `lab.figures` | the figures of the docstrings |
+| `lab.plots` | charts of results |
+| `lab.style` | the style of all figures |
+| `lab.measure` | what these programs share |
 """

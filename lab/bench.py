@@ -1,4 +1,4 @@
-"""Benchmarks, as programs: they print a table and write it to docs/results/ as JSON.
+"""How fast and how large things are. Prints each row and writes docs/results/bench-WHAT.json.
 
     python -m lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
     python -m lab.bench hypercolumn
@@ -7,98 +7,59 @@
     python -m lab.bench train --against smp
     python -m lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
     python -m lab.bench loader
-    python -m lab.bench spread
-
-Machines are noisy and change their speed within a minute, so two things are compared in turn, round
-by round, and what counts is the ratio of their medians.
 """
 
-import json
-import multiprocessing
-import platform
-import statistics
-import subprocess
+import argparse
 import tempfile
 import time
-import zlib
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minseg.data.files import atomic
 from minseg.data.rle import Encoder, rle_encode
 from minseg.data.slides import shrink
 from minseg.data.synthetic import synthetic_slide
+from minseg.data.tiles import Tiles
 from minseg.dice import dice_score
 from minseg.efficientnet import SCALES
 from minseg.hypercolumn import Hypercolumn
+from minseg.losses import make_loss
 from minseg.lovasz import lovasz_hinge
-from minseg.run.checkpoint import Ensemble, load_model
-from minseg.run.options import infer_options
+from minseg.run.checkpoint import load_model
 from minseg.run.predictor import predictor
 from minseg.run.report import Parser
+from minseg.run.step import autocast_dtype, blocks, recompute_activations
 from minseg.tiling import predict_image
+from minseg.unet import UNet
 
-from .steps import TRICKS, bench_loader, bench_memory, bench_spread, bench_train
+from . import measure
+from .measure import RESULTS, alive_after, in_turn, measured, peak
 
-RESULTS = Path("docs/results")
-
-
-def environment(device: str) -> dict:
-    """What a figure depends on: the device's name, the threads, versions and the commit."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    if device == "cpu" and Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else name
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:  # no git here
-        commit = ""
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": platform.python_version(), "commit": commit, "date": str(date.today())}
+TILE, OVERLAP = 512, 0.25  # of the tiling bench
+LOSS = "dice+lovasz"  # of the training steps
+TRICKS = {
+    "plain": {}, "gates": {"gates": True}, "scse": {"attention": "scse"},
+    "cbam": {"attention": "cbam"}, "hypercolumn": {"hypercolumn": True},
+    "deep": {"deep_supervision": True},
+    "all": {"gates": True, "attention": "scse", "hypercolumn": True, "deep_supervision": True},
+}
+UNUSED = "encoder._conv_head", "encoder._bn1"  # parts that smp's U-Net has but never computes
+Step = tuple[nn.Module, Callable[[], Tensor]]  # a network, and a function that takes one step
 
 
-def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function, timed A B C A B C ... after a round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(rounds + 1):
-        for name, function in functions.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def peak() -> float:
-    """GiB that this process has held at most (Linux)."""
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's, too
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-
-
-def save(name: str, device: str, rows: list[dict], out: Path) -> None:
-    """Writes the rows with their environment to `out`/bench-`name`.json."""
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic(out / f"bench-{name}.json") as temporary:
-        temporary.write_text(json.dumps({**environment(device), "rows": rows}, indent=2) + "\n")
-    print(out / f"bench-{name}.json")
+def rounded(values: dict[str, float], digits: int) -> dict[str, float]:
+    """The same dictionary with rounded values."""
+    return {name: round(value, digits) for name, value in values.items()}
 
 
 @torch.no_grad()
 def trained_logits(model: Path, images: int, size: int) -> tuple[Tensor, Tensor]:
-    """Logits (images, 1, size, size) of a trained network on new synthetic slides, and truth."""
+    """A trained network's logits (images, 1, size, size) on new synthetic slides, and the truth."""
     net, facts = load_model(model)
     scale = facts["scale"]
     logits, targets = [], []
@@ -110,8 +71,8 @@ def trained_logits(model: Path, images: int, size: int) -> tuple[Tensor, Tensor]
     return torch.cat(logits), torch.cat(targets)
 
 
-def bench_lovasz(args) -> list[dict]:
-    """Forward and backward of the Lovász hinge on random and on a trained network's logits."""
+def bench_lovasz(args: argparse.Namespace) -> Iterator[dict]:
+    """Forward and backward pass of the Lovász hinge on random and on a trained network's logits."""
     shape = (args.images, 1, args.size, args.size)
     torch.manual_seed(0)
     batches = {"random": (torch.randn(shape), (torch.rand(shape) < 0.1).float())}
@@ -122,35 +83,28 @@ def bench_lovasz(args) -> list[dict]:
         from segmentation_models_pytorch.losses import LovaszLoss
 
         losses["smp"] = LovaszLoss("binary", per_image=True)
-    rows = []
-    for name, (logits, target) in batches.items():
-        logits, target = logits.to(args.device).requires_grad_(), target.to(args.device)
+    for source, batch in batches.items():
+        logits, target = (tensor.to(args.device) for tensor in batch)
+        logits.requires_grad_()
 
-        def step(loss):
+        def step(loss, logits=logits, target=target) -> float:
             logits.grad = None
             value = loss(logits, target)
             value.backward()
             return value.item()
 
-        values = {name: step(loss) for name, loss in losses.items()}
-        steps = {n: lambda loss=loss: step(loss) for n, loss in losses.items()}
+        steps = {name: partial(step, loss) for name, loss in losses.items()}
         seconds = in_turn(steps, args.rounds)
-        hinges = (1 - logits.detach() * (2 * target - 1)).clamp(min=0)
-        row = {"bench": "lovasz", "logits": name, "shape": list(shape),
-               "positive_hinges": round(hinges.count_nonzero().item() / hinges.numel(), 4),
-               "seconds": {n: round(s, 4) for n, s in seconds.items()}, "values": values}
-        line = f"lovasz, {name} logits ({row['positive_hinges']:.1%} with a hinge): "
-        line += ", ".join(f"{n} {s:.3f} s" for n, s in seconds.items())
-        if len(seconds) > 1:
-            row["ratio"] = round(seconds["minseg"] / seconds[args.against], 3)
-            line += f", ratio {row['ratio']}"
-        print(line, flush=True)
-        rows.append(row)
-    return rows
+        positive = (logits * (2 * target - 1) < 1).float().mean().item()
+        row = {"logits": source, "shape": list(shape), "positive_hinges": round(positive, 4),
+               "seconds": rounded(seconds, 4), "values": {name: steps[name]() for name in steps}}
+        if "smp" in seconds:
+            row["ratio"] = round(seconds["minseg"] / seconds["smp"], 3)
+        yield row
 
 
 class Concatenation(nn.Module):
-    """The hypercolumn taken literally: enlarge, stack, convolve."""
+    """The hypercolumn taken literally: upsample, concatenate, convolve."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -158,147 +112,92 @@ class Concatenation(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, maps):
-        size = maps[0].shape[2:]
-        large = [F.interpolate(x, size, mode="bilinear") for x in maps[1:]]
+        large = [F.interpolate(x, maps[0].shape[2:], mode="bilinear") for x in maps[1:]]
         return F.relu(self.norm(self.project(torch.cat([maps[0], *large], 1))))
 
 
-def hypercolumn_step(kind: type[nn.Module], args) -> Callable[[], None]:
+def hypercolumn_step(kind: type[nn.Module], images: int, size: int,
+                     device: str) -> Callable[[], None]:
     """A forward and backward pass of `kind` on the five decoder maps of the plain U-Net."""
     channels = (16, 32, 64, 128, 256)
     torch.manual_seed(0)
-    module = kind(channels, 16).to(args.device)
-    maps = [torch.rand(args.images, c, args.size >> k, args.size >> k, device=args.device)
-            .requires_grad_() for k, c in enumerate(channels)]
+    module = kind(channels, 16).to(device)
+    maps = [torch.rand(images, c, size >> k, size >> k, device=device).requires_grad_()
+            for k, c in enumerate(channels)]
     return lambda: module(maps).sum().backward()
 
 
-def peak_memory(kind: type[nn.Module], args) -> float:
-    """GiB that one step of `kind` needs beyond its maps and weights, in a process of its own."""
-    torch.set_num_threads(1)  # no scratch space for each thread
-    step = hypercolumn_step(kind, args)
-    if args.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    before = peak()
-    step()
-    return peak() - before
+def bench_hypercolumn(args: argparse.Namespace) -> Iterator[dict]:
+    """Time, and memory beyond maps and weights, of the hypercolumn and of the concatenation."""
+    makers = {name: partial(hypercolumn_step, kind, args.images, args.size, args.device)
+              for name, kind in (("minseg", Hypercolumn), ("concatenation", Concatenation))}
+    memory = {name: measured(make, threads=1, device=args.device)[2]
+              for name, make in makers.items()}
+    seconds = in_turn({name: make() for name, make in makers.items()}, args.rounds)
+    yield {"shape": [args.images, 496, args.size, args.size], "peak_gib": rounded(memory, 3),
+           "seconds": rounded(seconds, 4)}
 
 
-def bench_hypercolumn(args) -> list[dict]:
-    """Memory and time of the hypercolumn and of the concatenation that it replaces."""
-    kinds = {"minseg": Hypercolumn, "concatenation": Concatenation}
-    memory = {}
-    for name, kind in kinds.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            memory[name] = pool.apply(peak_memory, (kind, args))
-    steps = {name: hypercolumn_step(kind, args) for name, kind in kinds.items()}
-    seconds = in_turn(steps, args.rounds)
-    row = {"bench": "hypercolumn", "shape": [args.images, 496, args.size, args.size],
-           "peak_gib": {n: round(v, 3) for n, v in memory.items()},
-           "seconds": {n: round(v, 4) for n, v in seconds.items()}}
-    for name in kinds:
-        print(f"{name}: {memory[name]:.2f} GiB beyond its maps, {seconds[name]:.3f} s")
-    return [row]
-
-
-def bench_rle(args) -> list[dict]:
-    """Run-length coding of a mask with 600 blobs: in bands of 256 rows, and as a whole."""
+def bench_rle(args: argparse.Namespace) -> Iterator[dict]:
+    """Run-length coding of a mask with 600 discs: in bands of 256 rows, and as a whole."""
     rng, size = np.random.default_rng(0), args.size
     mask = np.zeros((size, size), bool)
-    side = size // 150
-    y, x = np.ogrid[-1:1 : 2j * side, -1:1 : 2j * side]
-    for top, left in rng.integers(0, size - 2 * side, (600, 2)):
-        mask[top : top + 2 * side, left : left + 2 * side] |= y**2 + x**2 < 1
+    radius = size // 150
+    y, x = np.ogrid[-1:1 : 2j * radius, -1:1 : 2j * radius]
+    for top, left in rng.integers(0, size - 2 * radius, (600, 2)):
+        mask[top : top + 2 * radius, left : left + 2 * radius] |= y**2 + x**2 < 1
     before, start = peak(), time.perf_counter()
     coder = Encoder(size, size)
     for top in range(0, size, 256):
         coder.add(mask[top : top + 256])
     code = coder.encode()
-    seconds = time.perf_counter() - start
-    memory = (peak() - before) * 2**10
-    row = {"bench": "rle", "size": [size, size], "blobs": 600, "runs": len(code.split()) // 2,
-           "seconds": round(seconds, 2), "peak_mib_beyond_the_mask": round(memory, 1),
+    seconds, memory = time.perf_counter() - start, peak() - before
+    yield {"size": [size, size], "blobs": 600, "runs": len(code.split()) // 2,
+           "seconds": round(seconds, 2), "peak_mib_beyond_the_mask": round(memory * 2**10, 1),
            "equals_the_whole_mask_s": code == rle_encode(mask)}
-    print(row)
-    return [row]
 
 
-def write_large(path: Path, height: int, width: int) -> None:
-    """A Deflate TIFF in tiles of 256 pixels: one synthetic slide, again and again."""
-    image, _ = synthetic_slide(0, 1024, 1024)
-    parts = [zlib.compress(image[y : y + 256, x : x + 256].tobytes())
-             for y in range(0, 1024, 256) for x in range(0, 1024, 256)]
-    tiles = (parts[y % 4 * 4 + x % 4] for y in range(-(-height // 256))
-             for x in range(-(-width // 256)))
-    tifffile.imwrite(path, tiles, shape=(height, width, 3), dtype=np.uint8, tile=(256, 256),
-                     compression="zlib", photometric="rgb", metadata=None, bigtiff=True)
+def prepare_slide(folder: str, height: int, width: int, model: Path | None, device: str,
+                  amp: bool) -> Callable[[], None]:
+    """Writes a slide and returns a function that segments it, with the network of `model` or, where
+    that is None, with one that costs nothing: it finds a disc in each tile."""
+    path = Path(folder, "slide.tiff")
+    measure.write_large(path, height, width)
+    x = torch.linspace(-1, 1, TILE)
+    disc = (1 - x.hypot(x[:, None])).clamp(min=0).expand(8, 1, -1, -1)
+
+    def predict(tiles: Tensor) -> Tensor:
+        return disc[: len(tiles)]
+
+    if model:
+        predict = predictor([load_model(model)[0]], device=device, amp=amp)
+        predict(torch.zeros(8, 3, TILE, TILE, dtype=torch.uint8))
+    return partial(measure.segment_slide, path, Path(folder, "masks"), predict, 1, TILE, 0.5,
+                   "--overlap", str(OVERLAP), "--device", device)
 
 
-def stream(height: int, width: int, model: Path | None, args) -> dict:
-    """Runs infer.py's own loop over one large slide, in a process of its own: seconds, megapixels
-    a second, the network's share, and peak memory above that of the idle process. Without a model
-    the predictor is free: it finds a disc in each tile."""
-    import infer  # the program that is measured; it lies beside docs/
-
-    inside = 0.0
-    with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
-        path = Path(folder, "slide.tiff")
-        write_large(path, height, width)
-        options = infer_options([str(path), "--model", str(model), "--out", folder + "/masks",
-                               "--device", args.device, *["--amp"] * args.amp])
-        options.out.mkdir()
-        options.overlap = args.overlap
-        ensemble = Ensemble([], [str(model)], 1, args.tile, 0.5, None, None, None)
-        x = torch.linspace(-1, 1, args.tile)
-        disc = (1 - x.hypot(x[:, None])).clamp(min=0).expand(options.batch, 1, -1, -1)
-        network = lambda tiles: disc[: len(tiles)]  # noqa: E731
-        if model:
-            network = predictor([load_model(model)[0]], device=args.device, amp=args.amp)
-            network(torch.zeros(8, 3, args.tile, args.tile, dtype=torch.uint8))
-
-        def predict(tiles):
-            nonlocal inside
-            start = time.perf_counter()
-            result = network(tiles)
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            inside += time.perf_counter() - start
-            return result
-
-        before = peak()
-        start = time.perf_counter()
-        infer.segment(path, predict, ensemble, options, set())
-        seconds = time.perf_counter() - start
-        memory = peak() - before
-    return {"bench": "tiling", "predictor": "network" if model else "free",
-            "size": [height, width], "tile": args.tile, "overlap": args.overlap,
-            "seconds": round(seconds, 1), "megapixels_a_second": round(
-                height * width / 1e6 / seconds, 2), "network_share": round(inside / seconds, 3),
-            "peak_gib_above_idle": round(memory, 3)}
-
-
-def bench_tiling(args) -> list[dict]:
-    """Slides that stream: with a free predictor, with a network, against another library."""
-    rows, size = [], args.size
-    jobs = [(size, size, None), (2 * size, size, None)]
-    if args.model:  # on a CPU a network needs long: a smaller slide tells as much
-        part = size if args.device == "cuda" else min(size, 4096)
-        jobs.append((part, part, args.model))
-    for job in jobs:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(stream, (*job, args)))
-        print("{predictor} predictor, {size[0]} x {size[1]}: {seconds} s, {megapixels_a_second} "
-              "megapixels a second, the predictor's share {network_share:.0%}, peak memory "
-              "{peak_gib_above_idle} GiB above idle".format(**rows[-1]), flush=True)
-    return rows + against_monai(args) if args.against == "monai" else rows
+def bench_tiling(args: argparse.Namespace) -> Iterator[dict]:
+    """infer.py's loop over large slides without a network and with one; then against MONAI."""
+    jobs = [(args.size, args.size, None), (2 * args.size, args.size, None)]
+    if args.model:  # on a CPU a network takes long, and a smaller slide tells as much
+        side = args.size if args.device == "cuda" else min(args.size, 4096)
+        jobs.append((side, side, args.model))
+    for height, width, model in jobs:
+        with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
+            _, seconds, memory = measured(prepare_slide, folder, height, width, model, args.device,
+                                          args.amp)
+        yield {"predictor": "network" if model else "free", "size": [height, width],
+               "tile": TILE, "overlap": OVERLAP, "seconds": round(seconds, 1),
+               "megapixels_a_second": round(height * width / 1e6 / seconds, 2),
+               "peak_gib_above_idle": round(memory, 3)}
+    if args.against == "monai":
+        yield from against_monai(args)
 
 
 @torch.inference_mode()
-def against_monai(args) -> list[dict]:
-    """The same weights, pixels, tiles, overlap and window: MONAI's sliding window over
-    segmentation_models.pytorch's U-Net, and this project's, in turn."""
+def against_monai(args: argparse.Namespace) -> Iterator[dict]:
+    """The same weights, pixels, tiles, overlap and window in MONAI's sliding window over
+    segmentation_models.pytorch's U-Net, and in this project's, in turn."""
     import segmentation_models_pytorch as smp
     from monai.inferers import sliding_window_inference
 
@@ -306,16 +205,15 @@ def against_monai(args) -> list[dict]:
         raise ValueError("--against monai needs --model: its weights go into both networks")
     net, facts = load_model(args.model)
     theirs = smp.Unet("efficientnet-b0", encoder_weights=None)
-    names = [name for name in theirs.state_dict() if not name.startswith(
-        ("encoder._conv_head", "encoder._bn1"))]  # which it never uses
+    names = [name for name in theirs.state_dict() if not name.startswith(UNUSED)]
     if len(names) != len(net.state_dict()):
         raise ValueError(f"{args.model}: is not the plain U-Net with an EfficientNet-B0")
     theirs.load_state_dict(dict(zip(names, net.state_dict().values())), strict=False)
     theirs = theirs.eval().to(args.device)
     mean, std = net.mean.to(args.device), net.std.to(args.device)
     size, tile, batch = 2048, 256, 8
-    half = facts["scale"] * size // 2
-    image = np.tile(shrink(synthetic_slide(1, half, half)[0], facts["scale"]), (2, 2, 1))
+    side = facts["scale"] * size // 2
+    image = np.tile(shrink(synthetic_slide(1, side, side)[0], facts["scale"]), (2, 2, 1))
 
     def monai():
         x = torch.from_numpy(image).to(args.device).permute(2, 0, 1)[None]
@@ -325,63 +223,196 @@ def against_monai(args) -> list[dict]:
 
     def minseg(amp):
         predict = predictor([net], device=args.device, amp=amp)
-        return lambda: predict_image(predict, image, tile=tile, stride=192, window="gaussian",
-                                     batch=batch, device=args.device)
+        return partial(predict_image, predict, image, tile=tile, stride=192, window="gaussian",
+                       batch=batch, device=args.device)
 
     ways = {"monai + smp": monai, "minseg": minseg(False), "minseg, bfloat16": minseg(True)}
-    results = {name: way() for name, way in ways.items()}
-    seconds = in_turn(ways, args.rounds)
-    cut, rows = results["monai + smp"] >= 0.5, []
-    for name, result in results.items():
-        rows.append({"bench": "tiling against monai", "way": name, "size": [size, size],
-                     "tile": tile, "overlap": 0.25, "window": "gaussian",
-                     "seconds": round(seconds[name], 3),
-                     "times_as_fast": round(seconds["monai + smp"] / seconds[name], 2),
-                     "largest_difference": (result - results["monai + smp"]).abs().max().item(),
-                     "dice_of_masks": dice_score(result >= 0.5, cut)})
-        print("{way}: {seconds} s, {times_as_fast} times as fast; probabilities differ by at most "
-              "{largest_difference:.1e}, Dice of the masks {dice_of_masks:.5f}".format(**rows[-1]))
-    return rows
+    seconds, expected = in_turn(ways, args.rounds), monai()
+    for name, way in ways.items():
+        result = way()
+        yield {"bench": "tiling against monai", "way": name, "size": [size, size],
+               "tile": tile, "overlap": 0.25, "window": "gaussian",
+               "seconds": round(seconds[name], 3),
+               "times_as_fast": round(seconds["monai + smp"] / seconds[name], 2),
+               "largest_difference": (result - expected).abs().max().item(),
+               "dice_of_masks": dice_score(result >= 0.5, expected >= 0.5)}
+
+
+def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False) -> Step:
+    """train.py's own step on one batch that lies on the device already; nothing is augmented."""
+    net = UNet(name, **TRICKS[tricks]).to(args.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+    if recompute:
+        recompute_activations(net)
+    batch = measure.random_batch(args.images, args.size, args.device)
+    return net, measure.train_step(net, optimizer, make_loss(LOSS), batch, args.amp)
+
+
+def smp_step(args: argparse.Namespace, name: str, added: bool = False) -> Step:
+    """segmentation_models.pytorch's U-Net in the loop that its documentation shows. `added`: with
+    channels-last and a fused optimiser. With --amp, autocast is on either way."""
+    import segmentation_models_pytorch as smp
+
+    images, masks = measure.random_batch(args.images, args.size, args.device)
+    net = smp.Unet(name, encoder_weights=None).to(args.device).train()
+    dice, lovasz = smp.losses.DiceLoss("binary"), smp.losses.LovaszLoss("binary", per_image=True)
+    if added:
+        net = net.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=added)
+    mean, std = (torch.tensor(values, device=args.device).view(1, 3, 1, 1)
+                 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    kind, dtype = torch.device(args.device).type, autocast_dtype(args.device)
+    scaler = torch.amp.GradScaler(kind, enabled=args.amp and dtype == torch.float16)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(kind, dtype, enabled=args.amp):
+            logits = net((images - mean) / std)
+            loss = dice(logits, masks) + lovasz(logits, masks)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return net, step
+
+
+def two_steps(make: Callable[[], Step]) -> Callable[[], None]:
+    """Makes a network, so that all is imported, and drops it. The function that is returned makes
+    another one and takes two steps; on CUDA only the second step's peak counts."""
+    make()
+
+    def job() -> None:
+        _, step = make()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        step()
+
+    return job
+
+
+def bench_train(args: argparse.Namespace) -> Iterator[dict]:
+    """Images a second and peak memory of a training step, with every encoder and set of tricks."""
+    for name, tricks in ((name, tricks) for name in args.encoders for tricks in args.tricks):
+        ours = partial(minseg_step, args, name, tricks)
+        makers = {"minseg": ours, "minseg, recomputed": partial(ours, recompute=True)}
+        if args.against == "smp" and tricks == "plain":
+            makers["smp"] = partial(smp_step, args, name)
+            makers["smp, everything added"] = partial(smp_step, args, name, added=True)
+        memory = {way: measured(two_steps, make, threads=1, device=args.device)[2]
+                  for way, make in makers.items()}
+        made = {way: make() for way, make in makers.items()}
+        seconds = in_turn({way: step for way, (_, step) in made.items()}, args.rounds)
+        for way, (net, _) in made.items():
+            yield {"encoder": name, "tricks": tricks, "way": way, "images": args.images,
+                   "size": args.size, "loss": LOSS,
+                   "amp": str(autocast_dtype(args.device))[6:] if args.amp else "float32",
+                   "parameters": sum(p.numel() for p in net.parameters()),
+                   "seconds_a_step": round(seconds[way], 4),
+                   "images_a_second": round(args.images / seconds[way], 3),
+                   "peak_gib": round(memory[way], 3)}
+
+
+def kept_bytes(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False) -> int:
+    """Bytes of each image that a training step keeps for the backward pass, once the forward pass
+    has ended; with `recompute` also the inside of the block that then needs most. A batch of two
+    less a batch of one leaves out what does not depend on the images, as 16-bit copies of weights.
+    It is counted at half the size, since maps grow with the area."""
+    side = max(64, args.size // 64 * 32)  # a multiple of 32, as others are padded
+    torch.manual_seed(0)
+    net = UNet(name, **TRICKS[tricks]).train().to(memory_format=torch.channels_last)
+    inside, kept = [], []
+    if recompute:
+        recompute_activations(net)
+        for block in blocks(net):
+            block.register_forward_hook(lambda block, inputs, output: inside.append(
+                alive_after(partial(type(block).forward, block, *inputs))))
+    for images in (1, 2):
+        x = torch.rand(images, 3, side, side).contiguous(memory_format=torch.channels_last)
+        inside.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
+            kept.append(alive_after(partial(net, x)) + max(inside, default=0))
+    return round((args.size / side) ** 2 * (kept[1] - kept[0]))
+
+
+def bench_memory(args: argparse.Namespace) -> Iterator[dict]:
+    """What a batch needs at least: the maps that are kept for the backward pass, and 20 bytes for
+    each parameter (weight, gradient, two moments and moving average). It is counted, not measured,
+    so it holds on every device, but leaves out what single operators need while they run."""
+    for name, tricks in ((name, tricks) for name in args.encoders for tricks in args.tricks):
+        parameters = sum(p.numel() for p in UNet(name, **TRICKS[tricks]).parameters())
+        for recompute in (False, True):
+            kept = kept_bytes(args, name, tricks, recompute)
+            yield {"encoder": name, "tricks": tricks, "recomputed": recompute,
+                   "images": args.images, "size": args.size,
+                   "numbers": "bfloat16" if args.amp else "float32", "parameters": parameters,
+                   "kept_mib_an_image": round(kept / 2**20, 1),
+                   "gib": round((args.images * kept + 20 * parameters) / 2**30, 2)}
+
+
+def bench_loader(args: argparse.Namespace) -> Iterator[dict]:
+    """Tiles a second that a warm cache of 1 GiB delivers, of `args.size` pixels with a margin."""
+    margin = args.size // 8
+    stored = (args.size + 2 * margin) ** 2 * 4  # bytes
+    tiles = max(1, 2**30 // stored)
+    with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
+        path = Path(folder, "slide-0.tiles")
+        with open(path, "wb") as file:
+            for _ in range(tiles):
+                file.write(torch.randint(0, 256, (stored,), dtype=torch.uint8).numpy())
+        cache = Tiles(Path(folder), [{"file": path.name, "places": [(0, 0)] * tiles,
+                                      "area": [0.5] * tiles, "blank": 0}], args.size, margin)
+        order = torch.randint(tiles, (40, args.images)).tolist()
+
+        def read_all(workers: int) -> None:
+            for _ in cache.batches(order, args.device, workers):
+                pass
+
+        for workers in (1, 2, 4):
+            seconds = in_turn({"read": partial(read_all, workers)}, rounds=1)["read"]
+            rate = 40 * args.images / seconds
+            yield {"workers": workers, "size": args.size, "margin": margin, "images": args.images,
+                   "images_a_second": round(rate, 1),
+                   "gib_a_second": round(rate * stored / 2**30, 2)}
 
 
 BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": bench_rle,
            "tiling": bench_tiling, "train": bench_train, "memory": bench_memory,
-           "loader": bench_loader, "spread": bench_spread}
+           "loader": bench_loader}
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line: `python -m lab.bench WHAT`."""
     parser = Parser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=BENCHES)
-    parser.add_argument("--against", choices=("smp", "monai"),
-                        help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it")
-    parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="model.pt of a run on synthetic slides, for its logits or its speed")
-    parser.add_argument("--images", type=int, help="default 16; hypercolumn 2")
-    parser.add_argument("--size", type=int, help="side in pixels, default 640; tiling, rle 30000")
-    parser.add_argument("--tile", type=int, default=512, help="of tiling, default 512")
-    parser.add_argument("--overlap", type=float, default=0.25, help="of tiling, default 0.25")
-    parser.add_argument("--amp", action="store_true", help="16-bit numbers: tiling, train, memory")
-    parser.add_argument("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES,
-                        metavar="NAME", help="of train, memory; default efficientnet-b0")
-    parser.add_argument("--tricks", nargs="+", default=["plain"], choices=TRICKS, metavar="NAME",
-                        help=f"of train, memory: {', '.join(TRICKS)}; default plain")
-    parser.add_argument("--loss", default="dice+lovasz", help="of train, default dice+lovasz")
-    parser.add_argument("--compile", action="store_true", help="train: also compiled")
-    parser.add_argument("--rounds", type=int, default=7, help="default 7")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
+    add = parser.add_argument
+    add("what", choices=BENCHES)
+    add("--against", choices=("smp", "monai"),
+        help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it")
+    add("--model", type=Path, metavar="FILE",
+        help="lovasz, tiling: model.pt of a run on synthetic slides")
+    add("--images", type=int, help="of a batch (default 16; hypercolumn 2)")
+    add("--size", type=int, help="side in pixels (default 640; tiling, rle 30000)")
+    add("--amp", action="store_true", help="tiling, train, memory: 16-bit numbers")
+    add("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES, metavar="NAME",
+        help="train, memory: default efficientnet-b0")
+    add("--tricks", nargs="+", default=["plain"], choices=TRICKS, metavar="NAME",
+        help=f"train, memory: {', '.join(TRICKS)} (default plain)")
+    add("--rounds", type=int, default=7, help="that count, after one of warm-up (default 7)")
+    add("--device", default="cpu", help="cpu (default) or cuda")
+    add("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
     args.images = args.images or (2 if args.what == "hypercolumn" else 16)
     args.size = args.size or (30_000 if args.what in ("tiling", "rle") else 640)
     try:
-        rows = BENCHES[args.what](args)
+        measure.record(args.out / f"bench-{args.what}.json", args.device,
+                       ({"bench": args.what, **row} for row in BENCHES[args.what](args)))
     except ImportError as error:
         parser.error(f"--against {args.against}: {error.name} is not installed: "
                      "pip install -e '.[audit]'")
     except ValueError as error:
         parser.error(error)
-    save(args.what, args.device, rows, args.out)
 
 
 if __name__ == "__main__":

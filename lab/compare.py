@@ -16,7 +16,7 @@ from minseg.data.files import atomic
 from minseg.run.report import Parser
 
 from . import style
-from .bench import RESULTS, environment
+from .measure import RESULTS, environment
 from .plots import comparison
 
 

@@ -1,29 +1,29 @@
 """# Which labels are wrong? Ask networks that have not seen them
 
     python -m lab.labels RUN                       a run of train.py with all of its folds
-    python -m lab.labels --check -- OPTIONS        the same on slides with planted faults;
-                                                          OPTIONS are train.py's
+    python -m lab.labels --check -- OPTIONS        the same on synthetic slides with planted faults;
+                                                   OPTIONS are train.py's
 
 **Idea.** In cross-validation every image is predicted by a network that did not train on it. Where
-that network is sure and the label says otherwise, one of the two is wrong; the images in which they
+that network is sure and the label says otherwise, one of the two is wrong. The images on which they
 disagree most are worth a look, before they spoil a score or a network.
 
-    score = sum (p - y)^2 / (sum p^2 + sum y^2 + m)        p: probabilities out of fold, y: labels
+    score = sum (p - y)^2 / (sum p^2 + sum y^2 + m)        p: out-of-fold probabilities, y: labels
 
-Without m this is 1 minus the Dice of V-Net, which needs no threshold: pixels that the network is
-not sure of count little. m is the mean label's size, so that a few doubtful pixels on an image
-without any label are no scandal.
+Without m this is 1 minus the Dice of V-Net. It needs no threshold, and pixels that the network is
+not sure of count little. m is the mean size of a label: it keeps a few doubtful pixels on an image
+without any label from giving a high score.
 
-**The shift.** A mask that was drawn on another copy of the slide is right, but lies beside. Move it
-by every (dy, dx) up to `REACH` pixels: the overlap with the prediction is a correlation, so all
-shifts together cost a few Fourier transforms, added up block by block: slides stream.
+**The shift.** A mask that was drawn on another copy of the slide is right but displaced. Move it by
+every (dy, dx) up to `REACH` pixels: the overlap with the prediction is a correlation, so all shifts
+together cost a few Fourier transforms, which are added up block by block. So slides stream.
 
     overlap(d) = sum_x a(x) y(x - d)        Dice(d) = 2 overlap(d) / (|a| + |y|)
 
-**Regions.** Squares of half a tile's side, the ones with the largest sum of (p - y)^2.
+**Regions.** The squares, half a tile wide, with the largest sum of (p - y)^2.
 
-Writes RUN/labels.csv, the worst image first, and RUN/labels.png, the worst regions. What you find
-to be wrong goes, one ID a line, into a file for `train.py --exclude`.
+Writes RUN/labels.csv, the worst image first, and RUN/labels.png, the worst regions. The IDs of
+images that you find to be wrong go into a file, one per line, for `train.py --exclude`.
 
 **Source.** Northcutt, Jiang and Chuang, *Confident Learning*, JAIR 2021, arXiv 1911.00068 (errors
 in labels from predictions out of sample); Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv
@@ -32,6 +32,7 @@ in labels from predictions out of sample); Milletari, Navab and Ahmadi, *V-Net*,
 
 import argparse
 import csv
+import io
 import json
 import math
 import shlex
@@ -39,6 +40,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +49,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+import train
 from minseg.data.datasets import Item, find_slides
-from minseg.data.files import atomic
 from minseg.data.masks import VOID, Mask
 from minseg.data.slides import Slide, open_slide
 from minseg.data.synthetic import write_slides
@@ -56,11 +58,12 @@ from minseg.run.prepare import leave_out, of_masks
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
 
-from .bench import RESULTS, environment
+from .measure import RESULTS, environment, write_json, write_text
 
-REACH, BLOCK = 128, 512  # pixels: of shifts that are tried; of what is read at once
-WORTH, GOOD = 0.05, 0.5  # what a shift has to bring, and the Dice it has to reach, to be named
-SHOWN = 9  # regions in the picture, three of an image at most
+REACH, BLOCK = 128, 512  # pixels: the longest shift that is tried; what is read at once
+GAIN, GOOD = 0.05, 0.5  # what a shift must add to Dice, and the Dice it must reach, to be reported
+SHOWN = 9  # regions in the picture, at most three of an image
+KINDS = ("shifted", "missing", "added", "another's")  # of planted faults
 
 
 def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
@@ -70,68 +73,70 @@ def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
         config = json.loads((run / "config.json").read_text())
         summary = json.loads((run / "summary.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run}: is no complete run ({error}): train all of its folds")
-    found = []
+        raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
+    images = []
     for item in leave_out(find_slides(config["data"], **of_masks(config)), config.get("exclude")):
-        fold = next((fold for fold in range(len(summary["thresholds"])) if
-                     (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()), None)
-        if fold is None:
+        folders = [(run / f"fold{fold}", threshold)
+                   for fold, threshold in enumerate(summary["thresholds"])
+                   if (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()]
+        if not folders:
             raise ValueError(f"{run}: holds no prediction of {item.id}: were the data changed?")
-        found.append((item, run / f"fold{fold}", summary["thresholds"][fold]))
-    return config, found
+        images.append((item, *folders[0]))
+    return config, images
 
 
-def around(mask: Mask, height: int, width: int, y: int, x: int, h: int, w: int) -> Tensor:
-    """A window of a mask, float64 (h, w), that may reach beyond the image: 0 there."""
-    top, left = max(y, 0), max(x, 0)
-    bottom, right = min(y + h, height), min(x + w, width)
-    inside = torch.from_numpy(mask.read(top, left, bottom - top, right - left)).double()
-    return F.pad(inside, (left - x, x + w - right, top - y, y + h - bottom))
+def around(mask: Mask, height: int, width: int, y: int, x: int) -> Tensor:
+    """A block of a mask with `REACH` pixels on each side, float64; 0 outside of the image."""
+    top, left, side = y - REACH, x - REACH, BLOCK + 2 * REACH
+    y, x = max(top, 0), max(left, 0)
+    bottom, right = min(top + side, height), min(left + side, width)
+    inside = torch.from_numpy(mask.read(y, x, bottom - y, right - x)).double()
+    return F.pad(inside, (x - left, left + side - right, y - top, top + side - bottom))
 
 
 def disagreement(result: Slide, mask: Mask, threshold: float, side: int) -> dict:
-    """How an image's probabilities differ from its mask: apart, sum (p - y)^2; size, sum p^2 + sum
-    y^2; label, sum y; dice; shift (dy, dx), by which the mask would fit best, and shifted_dice;
-    regions, up to three (score, y, x): squares of `side` pixels, by their centre."""
+    """How an image's probabilities p differ from its mask y. Returns apart, sum (p - y)^2; size,
+    sum p^2 + sum y^2; label, sum y; dice; shift, the (dy, dx) by which the mask would fit best, and
+    shifted_dice; regions, at most three (score, y, x): squares of `side` pixels by their centre."""
     height, width = result.height, result.width
     cell = 2 ** max(4, min(9, int(math.log2(max(side, 4) / 4))))  # 16 pixels or more
     grid = torch.zeros(-(-height // BLOCK) * BLOCK // cell, -(-width // BLOCK) * BLOCK // cell,
                        dtype=torch.float64)
     spectrum, predicted = 0, 0
     totals = dict.fromkeys(("apart", "size", "label"), 0.0)
-    for y in range(0, height, BLOCK):
-        for x in range(0, width, BLOCK):
-            h, w = min(BLOCK, height - y), min(BLOCK, width - x)
-            p = torch.from_numpy(result.read(y, x, h, w)[..., 0]) / 255.0
-            label = around(mask, height, width, y - REACH, x - REACH, *(2 * REACH + BLOCK,) * 2)
-            p[label[REACH : REACH + h, REACH : REACH + w] == VOID] = 0  # nothing to disagree with
-            label = (label == 1).double()
-            here = label[REACH : REACH + h, REACH : REACH + w]
-            apart = (p.double() - here) ** 2
-            for name, part in (("apart", apart), ("size", p.double() ** 2 + here), ("label", here)):
-                totals[name] += part.sum().item()
-            apart = F.pad(apart, (0, BLOCK - w, 0, BLOCK - h))[None]
-            grid[y // cell : (y + BLOCK) // cell, x // cell : (x + BLOCK) // cell] = (
-                F.avg_pool2d(apart, cell)[0] * cell**2)
-            positive = (p >= threshold).double()
-            predicted += positive.sum().item()
-            if positive.any() and label.any():
-                spectrum = spectrum + (torch.fft.rfft2(positive, label.shape).conj()
-                                       * torch.fft.rfft2(label))
-    dice, shift, best = best_shift(spectrum, predicted + totals["label"])
+    for y, x in ((y, x) for y in range(0, height, BLOCK) for x in range(0, width, BLOCK)):
+        h, w = min(BLOCK, height - y), min(BLOCK, width - x)
+        p = torch.from_numpy(result.read(y, x, h, w)[..., 0]) / 255.0
+        label = around(mask, height, width, y, x)
+        p[label[REACH : REACH + h, REACH : REACH + w] == VOID] = 0  # nothing to disagree with
+        label = (label == 1).double()
+        block = label[REACH : REACH + h, REACH : REACH + w]
+        apart = (p.double() - block) ** 2
+        for name, part in (("apart", apart), ("size", p.double() ** 2 + block), ("label", block)):
+            totals[name] += part.sum().item()
+        apart = F.pad(apart, (0, BLOCK - w, 0, BLOCK - h))[None]
+        grid[y // cell : (y + BLOCK) // cell, x // cell : (x + BLOCK) // cell] = (
+            F.avg_pool2d(apart, cell)[0] * cell**2)
+        positive = (p >= threshold).double()
+        predicted += positive.sum().item()
+        if positive.any() and label.any():
+            spectrum = spectrum + (torch.fft.rfft2(positive, label.shape).conj()
+                                   * torch.fft.rfft2(label))
+    dice, shift, shifted_dice = best_shift(spectrum, predicted + totals["label"])
     regions = [(score, min(y, height - 1), min(x, width - 1))
                for score, y, x in worst_squares(grid, cell, side)]
-    return {**totals, "dice": dice, "shift": shift, "shifted_dice": best, "regions": regions}
+    return {**totals, "dice": dice, "shift": shift, "shifted_dice": shifted_dice,
+            "regions": regions}
 
 
 def best_shift(spectrum: Tensor | int, size: float) -> tuple[float, tuple[int, int], float]:
     """From the correlation's spectrum: Dice as it is, the best shift (dy, dx) of the mask, and the
-    Dice it gives. `size`: |a| + |y|."""
-    if not isinstance(spectrum, Tensor):  # nothing near anything
-        return (0.0 if size else 1.0), (0, 0), (0.0 if size else 1.0)
-    shape = (2 * REACH + BLOCK,) * 2
-    shared = torch.fft.irfft2(spectrum, shape)[: 2 * REACH + 1, : 2 * REACH + 1].round()
-    dice = 2 * shared / size  # at [REACH - dy, REACH - dx]
+    Dice that it gives. `size` is |a| + |y|."""
+    if not isinstance(spectrum, Tensor):  # no prediction near any label
+        dice = 0.0 if size else 1.0
+        return dice, (0, 0), dice
+    shared = torch.fft.irfft2(spectrum, (2 * REACH + BLOCK,) * 2)
+    dice = 2 * shared[: 2 * REACH + 1, : 2 * REACH + 1].round() / size  # at REACH - dy, REACH - dx
     y, x = divmod(int(dice.argmax()), dice.shape[1])
     if dice[y, x] == dice[REACH, REACH]:
         y = x = REACH
@@ -139,29 +144,30 @@ def best_shift(spectrum: Tensor | int, size: float) -> tuple[float, tuple[int, i
 
 
 def worst_squares(grid: Tensor, cell: int, side: int) -> list[tuple[float, int, int]]:
-    """Up to three squares that do not overlap, as (sum, y, x of the centre)."""
+    """At most three squares that do not overlap, as (sum, y, x of the centre)."""
     cells = max(1, min(round(side / cell), *grid.shape))
     sums = F.avg_pool2d(grid[None], cells, 1)[0] * cells**2
-    found = []
-    for _ in range(3):
+    squares = []
+    while len(squares) < 3 and sums.max() > 0:
         y, x = divmod(int(sums.argmax()), sums.shape[1])
-        if sums[y, x] <= 0:
-            break
-        found.append((sums[y, x].item(), (2 * y + cells) * cell // 2, (2 * x + cells) * cell // 2))
+        squares.append((sums[y, x].item(), (2 * y + cells) * cell // 2,
+                        (2 * x + cells) * cell // 2))
         sums[max(0, y - cells + 1) : y + cells, max(0, x - cells + 1) : x + cells] = 0
-    return found
+    return squares
 
 
 def rank(run: Path) -> list[dict]:
-    """The images of a run, the most suspicious first: id, group, score, and what `disagreement`
-    tells. ValueError where the run is not complete, or its data have changed."""
+    """The images of a run, the most suspicious first: id, group, score, whether its shift is worth
+    reporting (shifted), and what `disagreement` returns. ValueError where the run is not complete,
+    or its data have changed."""
     config, images = load(run)
     side, rows = max(1, config["tile"] * config["scale"] // 2), []
     progress = Progress(len(images), "comparing")
     for item, folder, threshold in images:
-        rows.append({"id": item.id, "group": item.group, "item": item, "folder": folder,
+        row = disagreement(*open_saved(folder, item), threshold, side)
+        rows.append({"id": item.id, "group": item.group, "item": item, "folder": folder, **row,
                      "threshold": threshold, "side": side,
-                     **disagreement(*open_saved(folder, item), threshold, side)})
+                     "shifted": row["shifted_dice"] >= max(row["dice"] + GAIN, GOOD)})
         progress.step()
     mean = statistics.mean(row["label"] for row in rows)
     for row in rows:
@@ -169,72 +175,65 @@ def rank(run: Path) -> list[dict]:
     return sorted(rows, key=lambda row: -row["score"])
 
 
-def fits(row: dict) -> bool:
-    """Whether the mask fits so much better elsewhere that its shift is worth telling."""
-    return row["shifted_dice"] >= max(row["dice"] + WORTH, GOOD)
-
-
 def draw_regions(path: Path, rows: Sequence[dict]) -> None:
-    """The worst regions of all images, each with twice its side of surroundings."""
+    """Draws the worst regions of all images, each in the middle of twice its side."""
     regions = sorted(((score, y, x, row) for row in rows for score, y, x in row["regions"]),
                      key=lambda region: -region[0])[:SHOWN]
     pictures = []
-    for _score, y, x, row in regions:
-        slide, half = open_slide(row["item"].image, white=row["item"].white), row["side"]
+    for _, y, x, row in regions:
+        slide, side = open_slide(row["item"].image, white=row["item"].white), row["side"]
         result, mask = open_saved(row["folder"], row["item"])
-        top, left = (max(0, min(at - half, length - 2 * half))
+        top, left = (max(0, min(at - side, length - 2 * side))
                      for at, length in ((y, slide.height), (x, slide.width)))
-        window = top, left, min(2 * half, slide.height), min(2 * half, slide.width)
-        picture = draw_outlines(slide.read(*window), result.read(*window)[..., 0]
-                                >= row["threshold"] * 255, mask.read(*window),
-                                max(1, round(half / 85)))
-        pictures.append((picture, f"{row['id'][:16]} ({y}, {x})"))
-    contact_sheet(path, [(picture.resize((520, 520 * picture.height // picture.width)), caption)
-                         for picture, caption in pictures], 520, 3, 30)
+        window = top, left, min(2 * side, slide.height), min(2 * side, slide.width)
+        predicted = result.read(*window)[..., 0] >= row["threshold"] * 255
+        picture = draw_outlines(slide.read(*window), predicted, mask.read(*window),
+                                max(1, round(side / 85)))
+        pictures.append((picture.resize((520, 520 * picture.height // picture.width)),
+                         f"{row['id'][:16]} ({y}, {x})"))
+    contact_sheet(path, pictures, 520, 3, 30)
 
 
 def report(run: Path) -> list[dict]:
     """Ranks a run's images; writes its labels.csv and labels.png, and prints the worst."""
-    rows = rank(run)
-    columns = ("id", "group", "score", "dice", "shift_y", "shift_x", "shifted_dice", "region_y",
-               "region_x")
-    with atomic(run / "labels.csv") as temporary, open(temporary, "w", newline="",
-                                                       encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in rows:
-            region = row["regions"][0][1:] if row["regions"] else ("", "")
-            shift = [*row["shift"], round(row["shifted_dice"], 4)] if fits(row) else [""] * 3
-            writer.writerow([row["id"], row["group"], round(row["score"], 4), round(row["dice"], 4),
-                             *shift, *region])
+    rows, text = rank(run), io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(("id", "group", "score", "dice", "shift_y", "shift_x", "shifted_dice",
+                     "region_y", "region_x"))
     print("score   Dice    image")
-    for row in rows[:10]:
-        print(f"{row['score']:.3f}   {row['dice']:.3f}   {row['id']}" + (
-            "   its mask fits better moved by ({}, {}): ".format(*row["shift"])
-            + f"Dice {row['shifted_dice']:.3f}") * fits(row))
+    for place, row in enumerate(rows):
+        region = row["regions"][0][1:] if row["regions"] else ("", "")
+        shift, note = ("", "", ""), ""
+        if row["shifted"]:
+            shift = (*row["shift"], round(row["shifted_dice"], 4))
+            note = f"   its mask fits better moved by {row['shift']}: Dice {shift[2]:.3f}"
+        writer.writerow((row["id"], row["group"], round(row["score"], 4), round(row["dice"], 4),
+                         *shift, *region))
+        if place < 10:
+            print(f"{row['score']:.3f}   {row['dice']:.3f}   {row['id']}{note}")
+    write_text(run / "labels.csv", text.getvalue())
     if any(row["regions"] for row in rows):
         draw_regions(run / "labels.png", rows)
         print(f"look at {run / 'labels.png'}")
-    print(f"{run / 'labels.csv'}: the IDs of images to leave out go into a file for train.py "
+    print(f"{run / 'labels.csv'}: write the IDs of images to leave out into a file for train.py "
           "--exclude")
     return rows
 
 
-# What it is worth, on slides whose faults are known
-
-KINDS = ("shifted", "missing", "added", "another's")
+# How well it works, on slides whose faults are known
 
 
 def plant(folder: Path, seed: int) -> dict[str, dict]:
-    """Spoils one mask in ten of a synthetic data set: those of random slides, one kind after the
-    other. Returns for each its kind, and the shift (dy, dx) that would mend it."""
+    """Spoils one mask in ten of a synthetic data set: those of random slides, one kind of fault
+    after the other. Returns for each its kind, and the shift (dy, dx) that would mend it."""
     rng = np.random.default_rng([seed, 7])
     paths = sorted((folder / "masks").glob("*.png"))
     chosen = rng.permutation(len(paths))[: max(1, len(paths) // 10)].tolist()
     planted = {}
-    for kind, index in zip(KINDS * len(chosen), chosen):
+    for kind, index in zip(cycle(KINDS), chosen):
         mask, shift = Image.open(paths[index]).convert("L"), None
         whole = np.count_nonzero(mask)
+        image = np.asarray(Image.open(folder / "images" / paths[index].name)).mean(2)
         if kind == "shifted":
             angle = rng.uniform(0, 2 * math.pi)
             shift = round(40 * math.sin(angle)), round(40 * math.cos(angle))
@@ -243,8 +242,7 @@ def plant(folder: Path, seed: int) -> dict[str, dict]:
             mask = moved
         while kind == "missing" and np.count_nonzero(mask) > whole / 2:
             y, x = rng.choice(np.argwhere(mask))
-            ImageDraw.floodfill(mask, (int(x), int(y)), 0)  # one glomerulus
-        image = np.asarray(Image.open(folder / "images" / paths[index].name)).mean(2)
+            ImageDraw.floodfill(mask, (int(x), int(y)), 0)  # removes one glomerulus
         while kind == "added" and np.count_nonzero(mask) < whole * 1.5:
             y, x = rng.choice(np.argwhere((image < 200) & (np.asarray(mask) == 0)))
             radius = rng.uniform(32, 58)
@@ -257,17 +255,14 @@ def plant(folder: Path, seed: int) -> dict[str, dict]:
 
 
 def check(args: argparse.Namespace, options: Sequence[str]) -> None:
-    """Plants faults in slides, trains with `options`, ranks, and tells how many were in the first
-    tenth; for each of `args.seeds`."""
-    import train
-
-    for folder in (args.results, args.figures):
-        folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    """For each seed: plants faults in slides, trains with `options`, ranks, and looks how many of
+    the faults are in the first tenth."""
+    rows, figure = [], args.docs / "figures" / "labels.jpg"
+    figure.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         folder, run = args.out / f"slides{seed}", args.out / f"run{seed}"
         if not folder.exists():
-            draft = folder.with_suffix(".draft")  # of one that was interrupted nothing is kept
+            draft = folder.with_suffix(".draft")  # an interrupted one is drawn anew
             shutil.rmtree(draft, ignore_errors=True)
             draft.parent.mkdir(parents=True, exist_ok=True)
             write_slides(draft, args.slides, seed=seed)
@@ -278,53 +273,46 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                     "--seed", str(seed), "--out", str(run), "--resume", *options])
         ranked = report(run)
         if not seed:
-            draw_regions(args.figures / "labels.jpg", ranked)
+            draw_regions(figure, ranked)
         for place, row in enumerate(ranked, 1):
             if row["id"] in planted:
                 rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
                              "of": len(ranked), "found": place <= len(planted),
-                             "score": row["score"], "dice": row["dice"],
-                             "shifted_dice": row["shifted_dice"], "best_shift": row["shift"],
-                             "named": fits(row)})
+                             **{name: row[name] for name in ("score", "dice", "shifted_dice")},
+                             "best_shift": row["shift"], "named": row["shifted"]})
+                print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
     found = sum(row["found"] for row in rows) / len(rows)
-    errors = [max(abs(a - b) for a, b in zip(row["shift"], row["best_shift"])) for row in rows
-              if row["shift"]]
-    with atomic(args.results / "labels.json") as temporary:
-        temporary.write_text(json.dumps(
-            {**environment("cuda" if torch.cuda.is_available() else "cpu"),
-             "command": shlex.join(["python", "-m", "lab.labels", "--check", "--slides",
-                                    str(args.slides), "--seeds", str(args.seeds), "--", *options]),
-             "found_in_first_tenth": found, "largest_error_of_shift": max(errors), "rows": rows},
-            indent=1) + "\n")
-    for row in rows:
-        print(f"seed {row['seed']}  place {row['place']:2}  {row['kind']:10} Dice {row['dice']:.3f}"
-              + f"  planted {row['shift']}, best {row['best_shift']}" * bool(row["shift"]))
-    print(f"{found:.0%} of the planted faults in the first tenth; shifts named to within "
-          f"{max(errors)} pixels\n{args.results / 'labels.json'}")
+    error = max(abs(planted - best) for row in rows if row["shift"]
+                for planted, best in zip(row["shift"], row["best_shift"]))
+    command = shlex.join(["python", "-m", "lab.labels", "--check", "--slides", str(args.slides),
+                          "--seeds", str(args.seeds), "--", *options])
+    print(f"{found:.0%} of the planted faults are in the first tenth; shifts are right to within "
+          f"{error} pixels", write_json(args.docs / "results" / "labels.json", {
+              **environment("cuda" if torch.cuda.is_available() else "cpu"), "command": command,
+              "found_in_first_tenth": found, "largest_error_of_shift": error, "rows": rows}),
+          sep="\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m lab.labels", description=__doc__.split("\n")[0][2:],
-                    epilog="What follows -- is for train.py, with --check.")
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of a complete run")
-    parser.add_argument("--check", action="store_true",
-                        help="plant faults in synthetic slides, and see whether they are found")
-    parser.add_argument("--slides", type=int, default=40, metavar="N", help="default 40")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default 3")
-    parser.add_argument("--out", type=Path, default=Path("runs/labels"), metavar="DIR",
-                        help="of --check (default runs/labels)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
-                        help="of --check (default docs/results)")
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), metavar="DIR",
-                        help="of --check (default docs/figures)")
+                    epilog="With --check, options after -- are passed to train.py.")
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, metavar="RUN", help="folder of a complete run")
+    add("--check", action="store_true", help="plant faults in synthetic slides, and look for them")
+    add("--slides", type=int, default=40, metavar="N", help="default 40")
+    add("--seeds", type=int, default=3, metavar="N", help="default 3")
+    add("--out", type=Path, default=Path("runs/labels"), metavar="DIR",
+        help="for slides and runs of --check (default runs/labels)")
+    add("--docs", type=Path, default=RESULTS.parent, metavar="DIR",
+        help="for results/ and figures/ of --check (default docs)")
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
     args, options = parser.parse_args(argv[:end]), argv[end + 1 :]
     if bool(args.run) == args.check or (args.run and options):
         parser.error("give either the folder of a run, or --check and options of train.py")
     if args.seeds < 1 or args.slides < 6:
-        parser.error(f"--seeds {args.seeds}, --slides {args.slides}: need 1 or more, 6 or more")
+        parser.error(f"--seeds {args.seeds}, --slides {args.slides}: need at least 1, at least 6")
     try:
         check(args, options) if args.check else report(args.run)
     except (ValueError, OSError) as error:

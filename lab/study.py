@@ -5,20 +5,19 @@
 
 An arm is the baseline's command line for `train.py` with a few options changed (`TRAINING`), or the
 baseline's networks with another way to predict (`INFERENCE`). Options that this program does not
-know are `train.py`'s, and change the baseline. Every arm has the same folds, tiles, order of tiles,
-augmentation, number of steps and seeds. (Not the same first weights everywhere: a network with more
-layers draws more random numbers.)
+know are passed to `train.py` and change the baseline. Every arm has the same folds, tiles, order of
+tiles, augmentation, number of steps and seeds. (The first weights are not always the same, because
+a network with more layers draws more random numbers.)
 
     d(group) = mean over seeds of (Dice of the arm - Dice of the baseline)       `effects.py` says
                                                                                  how sure it is
 
-Each run that ends is one line in OUT/HOST.jsonl. So a study stops (Ctrl-C) and goes on, and fills
-from several processes, and from several machines that share OUT (or train apart, and bring their
-.jsonl and runs/ together). Whoever finds nothing left to do writes docs/results/study-NAME.jsonl
-and .json and draws docs/figures/study-NAME-*.png.
+Each run that ends becomes one line of OUT/HOST.jsonl. So a study can stop (Ctrl-C) and go on, and
+several processes or machines can share OUT. The one that finds nothing left to do writes
+docs/results/study-NAME.jsonl and .json and draws docs/figures/study-NAME-*.png.
 
-A line holds, for each group, twice the overlap and the size of prediction and label (the two halves
-of Dice) at `THRESHOLDS`: a fold is cut where the other folds would have it.
+For each group, a line holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
+that a fold can be cut at the threshold that is best on the others.
 """
 
 import argparse
@@ -31,7 +30,8 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -42,22 +42,19 @@ from torch import Tensor
 import train
 from minseg.crossval import dice_parts
 from minseg.data.datasets import Item
-from minseg.data.files import atomic
-from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import load_model
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import locked
 from minseg.run.options import train_options
-from minseg.run.prepare import draw, make_sampler, outside, prepare
+from minseg.run.prepare import draw
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved, predict
-from minseg.run.step import EMA, autocast_dtype
 
-from .bench import RESULTS, environment, in_turn
+from . import measure
 from .effects import dice_of_groups, effect, holm
+from .measure import in_turn
 from .plots import draw_study, signed
 from .seams import seams
-from .steps import alive_after, batch
 from .style import need_matplotlib
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
@@ -84,24 +81,25 @@ TRAINING = {
 INFERENCE = {
     **{f"overlap {share:g}, {window}": {"overlap": share, "window": window}
        for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian", "hann")
-       if (share, window) != (0.5, "linear")},  # that is how the baseline was scored
+       if (share, window) != (0.5, "linear")},  # that is how the baseline is scored
     "tile × 0.5": {"tile": 0.5}, "tile × 2": {"tile": 2}, "flips and turns": {"tta": True},
 }
 SEAMS, COSTS = "seams", "costs"  # jobs that are no arms
-SAME = "baseline, another seed"  # against the baseline with the first one: chance alone
+SAME = "baseline, another seed"  # compared with the first seed: this is chance alone
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 QUICK = ("overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns",
          SEAMS)
-GONE = 130  # the exit status of a program that was asked to stop
+STOPPED = 130  # the exit status of a program that was asked to stop
+Job = tuple[str, int, int]  # arm, seed, fold
 
 
-def folder_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> Path:
-    """Where a run lives. Each has its own, since epochs, and so settings, differ between folds."""
-    return args.out / "runs" / f"{arm}, seed {seed}, fold {fold}"
+def folder_of(args: argparse.Namespace, *job: object) -> Path:
+    """Where a run lives. Each has a folder of its own, since epochs differ from fold to fold."""
+    return args.out / "runs" / "{}, seed {}, fold {}".format(*job)
 
 
 def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list[str]:
-    """What `train.py` is given for a run."""
+    """The command line of a run for `train.py`."""
     return ["--data", str(args.data), *BASELINE, *args.options, *TRAINING[arm], "--folds",
             str(args.folds), "--fold", str(fold), "--seed", str(seed), "--resume", "--out",
             str(folder_of(args, arm, seed, fold))]
@@ -109,40 +107,35 @@ def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list
 
 def prepared(args: argparse.Namespace, arm: str,
              fold: int) -> tuple[argparse.Namespace, list[Item], int]:
-    """An arm's options as `train.py` understands them, the images that the fold holds out, and how
-    many steps an epoch has."""
-    given = train_options([*options_of(args, arm, 0, fold), "--out", str(args.out / "runs" / "no")])
-    data = prepare(given)
-    items, folds, tiles = data.items, data.folds, data.tiles
-    return (given, [item for item, other in zip(items, folds) if other == fold],
-            len(make_sampler(given, tiles, outside(tiles, folds, fold))(0)))
+    """`measure.prepare_fold` of an arm, without looking into the folder of a run."""
+    return measure.prepare_fold([*options_of(args, arm, 0, fold), "--out", args.out / "runs/none"],
+                                fold)
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
-    """The two halves of each group's Dice at each of `THRESHOLDS`."""
-    groups = {item.group: 0 for item in items}
+    """The numerator and denominator of each group's Dice at each of `THRESHOLDS`."""
+    groups: dict[str, Tensor | int] = {}
     for item, count in zip(items, counts):
-        groups[item.group] = groups[item.group] + torch.stack(
+        groups[item.group] = groups.get(item.group, 0) + torch.stack(
             [dice_parts(count, threshold) for threshold in THRESHOLDS])
-    return {group: halves.tolist() for group, halves in groups.items()}
+    return {group: parts.tolist() for group, parts in groups.items()}
 
 
 def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
-    """Trains and scores one network: as many steps as the baseline takes."""
+    """Trains one network for as many steps as the baseline takes, and scores it."""
     given, items, length = prepared(args, "baseline", fold)
-    steps = max(1, round(given.epochs * length))
-    epochs = steps / prepared(args, arm, fold)[2]
+    epochs = max(1, round(given.epochs * length)) / prepared(args, arm, fold)[2]
     train.main([*options_of(args, arm, seed, fold), "--epochs", f"{epochs:.12g}"])
     folder = folder_of(args, arm, seed, fold) / f"fold{fold}"
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
-    (folder / "resume.pt").unlink(missing_ok=True)  # nothing is left to resume, and it is large
+    (folder / "resume.pt").unlink(missing_ok=True)  # large, and nothing is left to resume
     return {"options": TRAINING[arm], "steps": int(rows[-1]["steps"]),
             "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
             "levels": levels(items, [count_saved(folder, item) for item in items])}
 
 
 def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
-    """Scores a network of the baseline in another way, or measures its seams."""
+    """Scores a network of the baseline in another way, or measures its errors near seams."""
     given, items, _ = prepared(args, "baseline", fold)
     folder = folder_of(args, "baseline", seed, fold) / f"fold{fold}"
     net, _ = load_model(folder / "model.pt", given.device)
@@ -157,82 +150,65 @@ def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> d
 
 
 def measure_costs(args: argparse.Namespace) -> dict:
-    """Seconds a step (the median, all arms in turn), what its forward pass keeps for the backward
-    pass, and parameters. Of two losses the second counts."""
-    functions, rows = {}, {}
+    """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
+    pass keeps for the backward pass, and the parameters. Of two losses the second one counts."""
+    steps, rows = {}, {}
     for arm in args.arms:
         given = train_options(options_of(args, arm, 0, 0))
         net, _ = train.build(given, 1)
-        optimizer, average = train.make_optimizer(net.train(), given), EMA(net, 0.99)
-        dtype = autocast_dtype(given.device) if given.amp else None
-        scaler = torch.amp.GradScaler(torch.device(given.device).type,
-                                      enabled=dtype == torch.float16)
-        images, masks = batch(argparse.Namespace(images=given.batch, size=given.tile,
-                                                 device=given.device))
-        loss = given.losses[-1]
-
-        def forward(net=net, loss=loss, images=images, masks=masks, dtype=dtype):
-            with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-                logits = net(images)
-            return deep_supervision_loss(loss, logits, masks)
-
-        def step(net=net, loss=loss, parts=[(images, masks)], optimizer=optimizer, scaler=scaler,
-                 dtype=dtype, average=average):
-            train.training_step(net, loss, parts, optimizer, scaler, dtype)
-            average.update()
-
-        functions[arm] = step
-        rows[arm] = {"kept_bytes": alive_after(forward),
-                     "parameters": sum(p.numel() for p in net.parameters())}
-    for arm, seconds in in_turn(functions, 7).items():
+        optimizer, loss = train.make_optimizer(net.train(), given), given.losses[-1]
+        batch = measure.random_batch(given.batch, given.tile, given.device)
+        steps[arm] = measure.train_step(net, optimizer, loss, batch, given.amp)
+        kept = measure.alive_after(partial(measure.forward, net, loss, batch, given.amp))
+        rows[arm] = {"kept_bytes": kept, "parameters": sum(p.numel() for p in net.parameters())}
+    for arm, seconds in in_turn(steps, 7).items():
         rows[arm]["seconds_a_step"] = round(seconds, 5)
     return {"rows": rows, "batch": given.batch, "tile": given.tile}
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """What is to be done, (arm, seed, fold), in the order of doing: differences early."""
-    ways = [arm for arm in (*INFERENCE, SEAMS) if not args.quick or arm in QUICK]
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """All that is to be done, in an order that gives the first differences early."""
+    ways = QUICK if args.quick else (*INFERENCE, SEAMS)
     return [(arm, seed, fold) for arms in (args.arms, ways) for seed in range(args.seeds)
             for fold in range(args.folds) for arm in arms] + [(COSTS, 0, 0)]
 
 
-def read_lines(folder: Path) -> dict[tuple[str, int, int], dict]:
+def read_lines(folder: Path) -> dict[Job, dict]:
     """The runs that have ended. A line that a dying machine left unfinished does not count."""
-    found = {}
+    lines = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
-                found[row["arm"], row["seed"], row["fold"]] = row
-    return found
+                lines[row["arm"], row["seed"], row["fold"]] = row
+    return lines
 
 
-def is_left(args: argparse.Namespace, job: tuple[str, int, int], lines: dict) -> bool:
-    """Whether a job is still to be done, and can be: other ways to predict need the baseline's
-    network; costs are measured anew, all in turn, where an arm has come since."""
+def is_left(args: argparse.Namespace, job: Job, lines: dict[Job, dict]) -> bool:
+    """Whether a job is still to be done, and can be: another way to predict needs the baseline's
+    network. Costs are measured anew, all in turn, when arms have been added."""
     arm, seed, fold = job
-    if arm == COSTS:
-        return job not in lines or not set(args.arms) <= set(lines[job]["rows"])
-    if arm not in TRAINING and ("baseline", seed, fold) not in lines:
-        return False
-    return job not in lines
+    if arm == COSTS and job in lines:
+        return not set(args.arms) <= set(lines[job]["rows"])
+    possible = arm == COSTS or arm in TRAINING or ("baseline", seed, fold) in lines
+    return possible and job not in lines
 
 
-def run(args: argparse.Namespace, job: tuple[str, int, int], facts: dict) -> bool:
+def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
     """Does one job and adds its line. False where it failed; Ctrl-C ends the program."""
     (arm, seed, fold), log = job, io.StringIO()
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            found = (measure_costs(args) if arm == COSTS else
-                     (run_training if arm in TRAINING else run_inference)(args, arm, seed, fold))
-        line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **found, **facts},
+            result = (measure_costs(args) if arm == COSTS else
+                      (run_training if arm in TRAINING else run_inference)(args, *job))
+        line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **result, **facts},
                           ensure_ascii=False).encode()
         with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
-            # The first line end closes what a full disk or a power cut may have left open.
+            # The first newline closes what a full disk or a power cut may have left unfinished.
             if file.write(b"\n" + line + b"\n") < len(line) + 2:
                 raise OSError(f"{file.name}: cannot be written: is the disk full?")
     except (SystemExit, ValueError, OSError, RuntimeError) as error:
-        if getattr(error, "code", None) == GONE:
+        if getattr(error, "code", None) == STOPPED:
             raise KeyboardInterrupt
         if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise
@@ -246,33 +222,30 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
     parser = Parser(prog="python -m lab.study", allow_abbrev=False,
                     description=__doc__.split("\n")[0],
-                    epilog="Other options are train.py's, and change the baseline.")
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help="default: 20 synthetic slides with few glomeruli")
-    parser.add_argument("--name", help="of the results (default: that of the data)")
-    parser.add_argument("--folds", type=int, default=3, metavar="K", help="default 3")
-    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="default 2: 0 and 1")
-    parser.add_argument("--arms", nargs="+", choices=TRAINING, default=list(TRAINING),
-                        metavar="ARM", help="default all: " + ", ".join(TRAINING))
-    parser.add_argument("--quick", action="store_true",
-                        help="a minute on small slides, to see what it does")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="folder of the runs (default: runs/study- and the name)")
-    parser.add_argument("--results", type=Path, metavar="DIR",
-                        help="default docs/results, with --quick that of --out")
-    parser.add_argument("--figures", type=Path, metavar="DIR",
-                        help="default docs/figures, with --quick that of --out")
+                    epilog="Other options are passed to train.py and change the baseline.")
+    add = parser.add_argument
+    add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
+    add("--name", help="of the results (default: the name of the data)")
+    add("--folds", type=int, default=3, metavar="K", help="default 3")
+    add("--seeds", type=int, default=2, metavar="N", help="default 2: seeds 0 and 1")
+    add("--arms", nargs="+", choices=TRAINING, default=list(TRAINING), metavar="ARM",
+        help="default all: " + ", ".join(TRAINING))
+    add("--quick", action="store_true", help="one minute on small slides, to see what it does")
+    add("--out", type=Path, metavar="DIR", help="of the runs (default: runs/study- and the name)")
+    add("--docs", type=Path, metavar="DIR", help="for results/ and figures/ (default docs, or with "
+        "--quick the folder of --out)")
     args, args.options = parser.parse_known_args(argv)
     for name in ("--seed", "--fold", "--resume", "--recipe"):
         if name in args.options:
-            parser.error(f"{name}: is this program's to set")
+            parser.error(f"{name}: this program sets it itself")
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: needs a number from 1 up")
-    args.name = args.name or ("quick" if args.quick else args.data.resolve().name if args.data
-                              else "synthetic")
+    args.synthetic = args.data is None
+    args.name = args.name or ("quick" if args.quick else "synthetic" if args.synthetic
+                              else args.data.resolve().name)
     args.out = args.out or Path("runs") / f"study-{args.name}"
-    args.results = args.results or (args.out if args.quick else RESULTS)
-    args.figures = args.figures or (args.out if args.quick else Path("docs/figures"))
+    docs = args.docs or (args.out if args.quick else Path("docs"))
+    args.results, args.figures = docs / "results", docs / "figures"
     if args.quick:
         args.folds, args.seeds, args.arms = 2, 1, ["baseline", "SCSE", "Dice"]
         args.options = ["--weights", "none", "--epochs", "2", "--tile", "64", "--scale", "4",
@@ -282,28 +255,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_settings(args: argparse.Namespace) -> None:
-    """Keeps in OUT/study.json what a study is. ValueError where it is another one already. More
-    seeds and arms can be added; those that are there stay in `args`."""
-    here = {"data": args.data.resolve().name, "folds": args.folds, "options": args.options}
+    """Writes the settings of a study into OUT/study.json. Seeds and arms can be added to a study,
+    and `args` gets those that it has already; ValueError where anything else differs."""
     path = args.out / "study.json"
+    settings = {"data": args.data.resolve().name, "folds": args.folds, "options": args.options}
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        args.seeds = max(args.seeds, there.pop("seeds"))
-        arms = {*args.arms, *there.pop("arms")}
-        args.arms = [arm for arm in TRAINING if arm in arms]
-        if there != here:
-            raise ValueError(f"{path}: is of a study with other data, folds or options: give "
+        before = json.loads(path.read_text(encoding="utf-8"))
+        args.seeds, arms = max(args.seeds, before.pop("seeds")), before.pop("arms")
+        args.arms = [arm for arm in TRAINING if arm in {*args.arms, *arms}]
+        if before != settings:
+            raise ValueError(f"{path}: belongs to a study with other data, folds or options: give "
                              "another --out")
-    args.out.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps({**here, "seeds": args.seeds, "arms": args.arms}, indent=1)
-                             + "\n", encoding="utf-8")
+    measure.write_json(path, {**settings, "seeds": args.seeds, "arms": args.arms})
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Does what is left to do; then, when all is there, says what came out."""
+    """Does what is left to do; when everything is there, reports the results."""
     args = parse(argv)
-    args.synthetic = args.data is None
     try:
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
@@ -314,27 +282,24 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
-    facts = environment(given.device)
-    todo, failed = jobs(args), 0
-    there = read_lines(args.out)
-    bar = Progress(len(todo), args.name, sum(job in there for job in todo))
+    facts, todo, failed = measure.environment(given.device), jobs(args), 0
+    lines = read_lines(args.out)
+    bar = Progress(len(todo), args.name, sum(job in lines for job in todo))
     for job in todo:
-        name = "{}, seed {}, fold {}".format(*job)
+        name, start = "{}, seed {}, fold {}".format(*job), time.monotonic()
         claim = args.out / "claims" / name
         claim.mkdir(parents=True, exist_ok=True)
-        with locked(claim) as mine:
-            if mine and is_left(args, job, read_lines(args.out)):
-                start = time.monotonic()
+        with locked(claim) as free:
+            if free and is_left(args, job, read_lines(args.out)):
                 if run(args, job, facts):
                     bar.say(f"{name}: {duration(time.monotonic() - start)}")
                 else:
                     failed += 1
-        bar.step(job not in there)  # another process may have done it meanwhile
+        bar.step(job not in lines)  # another process may have done it meanwhile
     lines = read_lines(args.out)
-    missing = [job for job in todo if job not in lines]
-    if missing:
-        print(f"{len(missing)} of {len(todo)} runs are missing: another process may be at work on "
-              "them; the same command goes on, and writes the results when all are there")
+    if missing := sum(job not in lines for job in todo):
+        print(f"{missing} of {len(todo)} runs are missing. Another process may be working on them; "
+              "the same command goes on, and writes the results when all are there")
         sys.exit(1 if failed else 0)
     try:
         report(args, {job: lines[job] for job in todo})
@@ -343,41 +308,41 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def summarize(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> dict:
-    """What came out: the effects by family, with costs; the error at each distance from a seam."""
+def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
+    """The results: effects by family, with costs, and the error at each distance from a seam."""
 
-    def dices(arm, own_cut=False):
+    def dices(arm: str, own_cut: bool = False) -> list[dict[str, float]]:
         return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)],
                                own_cut) for seed in range(args.seeds)]
 
-    baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
-    own, families = dices("baseline", True), {}
+    def overall(seeds: Iterable[dict[str, float]]) -> float:
+        return statistics.mean(dice for seed in seeds for dice in seed.values())
+
+    baseline, own, costs = dices("baseline"), dices("baseline", True), lines[COSTS, 0, 0]["rows"]
+    families, ways = {}, {}
     for family, arms in (("training", args.arms[1:]), ("inference", INFERENCE)):
-        rows = [{"arm": arm, **effect(dices(arm), baseline),
-                 "at_own_cut": effect(dices(arm, True), own)["difference"]}
-                for arm in arms if (arm, 0, 0) in lines]
-        for row, p in zip(rows, holm([row["p"] for row in rows])):
+        families[family] = [{"arm": arm, **effect(dices(arm), baseline),
+                             "at_own_cut": effect(dices(arm, True), own)["difference"]}
+                            for arm in arms if (arm, 0, 0) in lines]
+        ps = holm([row["p"] for row in families[family]])
+        for row, p in zip(families[family], ps):
             row["p_holm"] = p
             if family == "training":
-                row.update(costs[row["arm"]], cost=round(costs[row["arm"]]["seconds_a_step"]
-                                                         / costs["baseline"]["seconds_a_step"], 3))
-        families[family] = rows
-    ways = {}
+                cost = costs[row["arm"]]["seconds_a_step"] / costs["baseline"]["seconds_a_step"]
+                row.update(costs[row["arm"]], cost=round(cost, 3))
     for (arm, _, _), line in lines.items():
         for way, counts in line["ways"].items() if arm == SEAMS else ():
             ways[way] = ways.get(way, 0) + torch.tensor([counts["wrong"], counts["pixels"]])
-    errors = {way: [round(w / n, 6) for w, n in takewhile(itemgetter(1), total.T.tolist())]
-              for way, total in ways.items()}
+    errors = {way: [round(wrong / pixels, 6) for wrong, pixels in
+                    takewhile(itemgetter(1), total.T.tolist())] for way, total in ways.items()}
     runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
-    again = {"arm": SAME, **effect(baseline[1:2], baseline[:1])} if args.seeds > 1 else None
+    chance = {"arm": SAME, **effect(baseline[1:2], baseline[:1])} if args.seeds > 1 else None
     return {"groups": len(baseline[0]), "seeds": args.seeds, "folds": args.folds,
             "steps": sorted({line["steps"] for line in runs}),
             "median_run_seconds": statistics.median(line["seconds"] for line in runs),
-            "baseline": {"dice": statistics.mean(d for seed in baseline for d in seed.values()),
-                         "seeds": [statistics.mean(seed.values()) for seed in baseline],
-                         "at_own_cut": statistics.mean(d for seed in own for d in seed.values()),
-                         **costs["baseline"]},
-            "same_again": again, "effects": families, "error_by_distance": errors}
+            "baseline": {"dice": overall(baseline), "seeds": [overall([s]) for s in baseline],
+                         "at_own_cut": overall(own), **costs["baseline"]},
+            "same_again": chance, "effects": families, "error_by_distance": errors}
 
 
 def cell(row: dict | None) -> str:
@@ -385,39 +350,38 @@ def cell(row: dict | None) -> str:
     if row is None:
         return ""
     difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
-    text = f"{difference} [{low}, {high}]"
-    p = row.get("p_holm", row["p"])
+    text, p = f"{difference} [{low}, {high}]", row.get("p_holm", row["p"])
     return (f"**{text}**" if p <= 0.05 else text) + f" p {p:.2g}"
 
 
 def table(studies: dict[str, dict]) -> str:
     """Studies side by side as a Markdown table; costs are those of the first that has the arm."""
-    rows = {name: {row["arm"]: row for rows in found["effects"].values() for row in rows}
-            for name, found in studies.items()}
-    base = [found["baseline"] for found in studies.values()]
+    rows = {name: {row["arm"]: row for rows in study["effects"].values() for row in rows}
+            for name, study in studies.items()}
+    bases = [study["baseline"] for study in studies.values()]
+    same = " | ".join(cell(study["same_again"]) for study in studies.values())
     lines = [f"| arm | {' | '.join(studies)} | time of a step | memory | parameters |",
              "|---" * (4 + len(studies)) + "|",
-             f"| baseline | {' | '.join('Dice {:.3f}'.format(b['dice']) for b in base)} | "
-             f"1.00 × | 1.00 × | {base[0]['parameters'] / 1e6:.2f} M |"]
-    same = [found["same_again"] for found in studies.values()]
-    lines.append(f"| {SAME} | {' | '.join(cell(row) for row in same)} | | | |")
+             f"| baseline | {' | '.join('Dice {:.3f}'.format(base['dice']) for base in bases)} | "
+             f"1.00 × | 1.00 × | {bases[0]['parameters'] / 1e6:.2f} M |",
+             f"| {SAME} | {same} | | | |"]
     for arm in (*TRAINING, *INFERENCE):
-        there = {name: found[arm] for name, found in rows.items() if arm in found}
-        if not there:
+        existing = [(base, rows[name][arm]) for name, base in zip(studies, bases)
+                    if arm in rows[name]]
+        if not existing:
             continue
-        name, row = next(iter(there.items()))
+        base, row = existing[0]
         costs = " | | " if arm in INFERENCE else (
-            f"{row['cost']:.2f} × | "
-            f"{row['kept_bytes'] / studies[name]['baseline']['kept_bytes']:.2f} × | "
+            f"{row['cost']:.2f} × | {row['kept_bytes'] / base['kept_bytes']:.2f} × | "
             f"{row['parameters'] / 1e6:.2f} M")
-        cells = " | ".join(cell(there.get(name)) for name in studies)
+        cells = " | ".join(cell(rows[name].get(arm)) for name in studies)
         lines.append(f"| {arm} | {cells} | {costs} |")
     return "\n".join(lines)
 
 
 def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> None:
-    """Writes the lines and the summary, draws the pictures, and prints the table of all studies
-    whose summaries lie there."""
+    """Writes the lines and the summary, draws the figures, and prints the table of all studies
+    whose summaries lie in the same folder."""
     found = summarize(args, lines)
     data = [] if args.synthetic else ["--data", args.data.name]
     arms = [] if len(args.arms) == len(TRAINING) else ["--arms", *args.arms]
@@ -426,20 +390,16 @@ def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) ->
     runs = [line for line in lines.values() if "commit" in line]
     facts = {name: sorted({line[name] for line in runs})
              for name in ("device", "torch", "threads", "commit", "date")}
-    for folder in (args.results, args.figures):
-        folder.mkdir(parents=True, exist_ok=True)
-    with atomic(args.results / f"study-{args.name}.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n"
-                                     for line in lines.values()), encoding="utf-8")
-    with atomic(args.results / f"study-{args.name}.json") as temporary:
-        summary = {**facts, "command": shlex.join(["python", "-m", "lab.study", *words]),
-                   **found}
-        temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
-                             encoding="utf-8")
+    facts["command"] = shlex.join(["python", "-m", "lab.study", *words])
+    summary = args.results / f"study-{args.name}.json"
+    measure.write_text(summary.with_suffix(".jsonl"), "".join(
+        json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
+    measure.write_json(summary, {**facts, **found})
+    args.figures.mkdir(parents=True, exist_ok=True)
     pictures = draw_study(args.figures, args.name, found)
     print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
                  for path in sorted(args.results.glob("study-*.json"))}))
-    print(args.results / f"study-{args.name}.json", *pictures, sep="\n")
+    print(summary, *pictures, sep="\n")
 
 
 if __name__ == "__main__":

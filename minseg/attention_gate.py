@@ -19,8 +19,8 @@ W are 1 x 1 convolutions; up is bilinear upsampling. In the code W is `project`,
 
 *alpha of a trained network's three gates, laid over a slide that it has not seen. The finest gate
 (stride 4) opens at glomeruli and at some other places, stride 8 does so more vaguely; the deepest
-(stride 16) only separates left from right and has not found them. Nothing in the loss tells a gate
-where to open.*
+(stride 16) is open nearly everywhere except in two corners, and has not found them. Nothing in the
+loss tells a gate where to open.*
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|

@@ -33,16 +33,20 @@ def planted(tmp_path_factory):
     return folder
 
 
+def known_half(index):
+    """The columns whose labels are right, in an image of 256: left and right in turn."""
+    return slice(128, 256) if index % 2 else slice(0, 128)
+
+
 def test_labels_are_right_in_one_half_and_wrong_and_void_in_the_other(planted):
     right, half = (find_slides(planted / name) for name in ("right", "half"))
     wrong = find_slides(planted / "wrong", labels=["glomerulus"])
     void = find_slides(planted / "wrong", ignore=["unlabelled"])
     differ = 0
     for index, items in enumerate(zip(right, wrong, void, half)):
-        known = annotations.labelled(index, 256)
-        *masks, part = (Mask(item, 300, width).read(0, 0, 300, width)
-                        for item, width in zip(items, (256, 256, 256, 128)))
-        truth, false, hidden = masks
+        known = known_half(index)
+        truth, false, hidden, part = (Mask(item, 300, width).read(0, 0, 300, width)
+                                      for item, width in zip(items, (256, 256, 256, 128)))
         assert (false[:, known] == truth[:, known]).all() and (part == truth[:, known]).all()
         assert (hidden[:, known] == truth[:, known]).all()
         assert (np.delete(hidden, np.r_[known], 1) == 255).all()
@@ -55,15 +59,17 @@ def test_labels_are_right_in_one_half_and_wrong_and_void_in_the_other(planted):
 @pytest.mark.parametrize("name", ["right", "half"])
 def test_what_counts_is_dice_on_the_labelled_halves(planted, tmp_path, name):
     (tmp_path / "probabilities").mkdir()
-    truth = find_slides(planted / "right")
-    for index, item in enumerate(truth):
+    for index, item in enumerate(find_slides(planted / "right")):
         mask = np.asarray(Image.open(item.mask)) > 0
-        known = annotations.labelled(index, 256)
-        found = np.ones_like(mask)  # everywhere wrong but where it counts
-        found[:, known] = mask[:, known]
-        found = found[:, known] if name == "half" else found
-        tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found * np.uint8(200))
-    assert annotations.score_labelled(tmp_path, truth, name) == 1
+        known = known_half(index)
+        prediction = np.ones_like(mask)  # wrong everywhere except where it counts
+        prediction[:, known] = mask[:, known]
+        prediction = prediction[:, known] if name == "half" else prediction
+        tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff",
+                         prediction * np.uint8(200))
+    truth = (find_slides(planted / "half") if name == "half" else
+             find_slides(planted / "wrong", ignore=["unlabelled"]))
+    assert annotations.score_labelled(tmp_path, truth) == 1
 
 
 def test_the_page_says_what_was_measured():

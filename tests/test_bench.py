@@ -1,18 +1,16 @@
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from lab.bench import Concatenation, in_turn, main
+from lab.bench import Concatenation, kept_bytes, main, minseg_step
 from minseg import Hypercolumn, UNet, hypercolumn
 from minseg.run.checkpoint import save_model
 
-
-def test_functions_are_timed_in_turn_after_a_warm_up():
-    calls = []
-    medians = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
-    assert calls == ["a", "b"] * 3 and set(medians) == {"a", "b"}
+ROOT = Path(__file__).parent.parent
+SMALL = {"images": 2, "size": 64, "device": "cpu", "amp": False}
 
 
 def test_the_lovasz_bench_writes_its_figures_with_device_and_commit(tmp_path, capsys):
@@ -26,7 +24,7 @@ def test_the_lovasz_bench_writes_its_figures_with_device_and_commit(tmp_path, ca
     assert [row["logits"] for row in result["rows"]] == ["random", "trained"]
     assert all(row["seconds"]["minseg"] > 0 for row in result["rows"])
     assert result["rows"][0]["positive_hinges"] == pytest.approx(0.84, abs=0.02)
-    assert "random logits" in capsys.readouterr().out
+    assert "logits random" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -35,7 +33,7 @@ def test_the_hypercolumn_bench_finds_the_concatenation_larger(tmp_path, capsys):
     row = json.loads((tmp_path / "bench-hypercolumn.json").read_text())["rows"][0]
     assert row["shape"] == [1, 496, 256, 256]
     assert 0 <= row["peak_gib"]["minseg"] < row["peak_gib"]["concatenation"]
-    assert "beyond its maps" in capsys.readouterr().out
+    assert "peak_gib" in capsys.readouterr().out
 
 
 def test_the_concatenation_that_is_measured_is_the_hypercolumn():
@@ -55,20 +53,58 @@ def test_a_missing_peer_is_one_line(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+def test_kept_bytes_are_those_of_the_larger_image_and_fewer_when_recomputed():
+    def kept(size, amp=False, recompute=False):
+        args = argparse.Namespace(**{**SMALL, "size": size, "amp": amp})
+        return kept_bytes(args, "efficientnet-lite0", "all", recompute)
+
+    small = kept(128)
+    assert kept(256) == pytest.approx(4 * small, rel=0.1)
+    assert kept(128, recompute=True) < 0.6 * small
+    assert kept(128, amp=True) < 0.8 * small
+
+
+def test_the_step_that_is_measured_learns():
+    torch.manual_seed(0)
+    args = argparse.Namespace(**{**SMALL, "size": 32})
+    _, step = minseg_step(args, "efficientnet-lite0", "plain")
+    losses = [step().item() for _ in range(8)]
+    assert min(losses[-2:]) < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what, size, measure", [
+    ("train", 32, "images_a_second"), ("memory", 32, "kept_mib_an_image"),
+    ("loader", 640, "images_a_second"), ("tiling", 600, "megapixels_a_second")])
+def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp_path):
+    main([what, "--images", "2", "--size", str(size), "--rounds", "1", "--encoders",
+          "efficientnet-lite0", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / f"bench-{what}.json").read_text())["rows"]
+    assert len(rows) >= 2 and all(row["bench"] == what and row[measure] > 0 for row in rows)
+    if what == "train":
+        assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
+        assert all(row["peak_gib"] > 0 for row in rows)
+
+
+def test_the_run_length_bench_codes_the_same_mask_in_bands_and_as_a_whole(tmp_path):
+    main(["rle", "--size", "600", "--out", str(tmp_path)])
+    row = json.loads((tmp_path / "bench-rle.json").read_text())["rows"][0]
+    assert row["equals_the_whole_mask_s"] and row["runs"] > 600 and row["size"] == [600, 600]
+
+
 def test_the_page_of_measurements_quotes_what_the_bench_wrote():
-    root = Path(__file__).parent.parent
-    page = (root / "docs/measured.md").read_text()
-    rows = json.loads((root / "docs/results/bench-lovasz.json").read_text())["rows"]
+    page = (ROOT / "docs/measured.md").read_text()
+    rows = json.loads((ROOT / "docs/results/bench-lovasz.json").read_text())["rows"]
     for row in rows:
         ours, theirs = row["seconds"]["minseg"], row["seconds"]["smp"]
         assert f"| {row['positive_hinges']:.1%} |".replace("%", " %") in page
         assert f"| {ours:.3f} s | {theirs:.3f} s | {row['ratio']:.3f} |" in page
-    row = json.loads((root / "docs/results/bench-hypercolumn.json").read_text())["rows"][0]
+    row = json.loads((ROOT / "docs/results/bench-hypercolumn.json").read_text())["rows"][0]
     for name in ("minseg", "concatenation"):
         gib, seconds = row["peak_gib"][name], row["seconds"][name]
         assert f"| {gib:.3f} GiB | {seconds:.3f} s |" in page
         assert f"{gib:.2f} GiB" in hypercolumn.__doc__ and f"{seconds:.1f} s" in hypercolumn.__doc__
-    for row in json.loads((root / "docs/results/bench-tiling.json").read_text())["rows"]:
+    for row in json.loads((ROOT / "docs/results/bench-tiling.json").read_text())["rows"]:
         if row["bench"] == "tiling":
             size = " × ".join(f"{n:,}" for n in row["size"])
             wanted = [f"| {size} |", f"| {row['seconds']} s | {row['megapixels_a_second']} Mpx/s | "
@@ -77,5 +113,31 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
             wanted = [f"| {row['seconds']} s | {row['times_as_fast']} × |",
                       f"| {row['dice_of_masks']:.5f} |"]
         assert any(all(part in line for part in wanted) for line in page.splitlines())
-    row = json.loads((root / "docs/results/bench-rle.json").read_text())["rows"][0]
+    row = json.loads((ROOT / "docs/results/bench-rle.json").read_text())["rows"][0]
     assert f"{row['seconds']} s and {row['peak_mib_beyond_the_mask']} MiB beyond" in page
+
+
+def test_the_page_of_measurements_quotes_the_training_steps():
+    page = (ROOT / "docs/measured.md").read_text()
+
+    def read(name):
+        return json.loads((ROOT / f"docs/results/bench-{name}.json").read_text())["rows"]
+
+    rows = [row for row in read("train") if row["tricks"] == "plain"]
+    theirs = next(row["images_a_second"] for row in rows if row["way"] == "smp")
+    for row in rows:
+        rate = row["images_a_second"]
+        assert f"| {rate:.2f} | {rate / theirs:.2f} × | {row['peak_gib']:.2f} GiB |" in page
+    for recomputed in (False, True):
+        batches = [row["gib"] for row in read("memory")
+                   if row["tricks"] == "all" and row["recomputed"] == recomputed]
+        assert "| " + " | ".join(f"{gib:.1f}" for gib in batches) + " |" in page
+    kept = {row["tricks"]: row["kept_mib_an_image"] for row in read("memory")
+            if row["encoder"] == "efficientnet-b0" and not row["recomputed"]}
+    more = {tricks: mib - kept["plain"] for tricks, mib in kept.items()}
+    text = " ".join(page.split())
+    assert ("Beyond the {:.0f} MiB per image that the plain B0 keeps: gates {gates:.0f}, SCSE "
+            "{scse:.0f}, CBAM {cbam:.0f}, hypercolumn {hypercolumn:.0f}, deep supervision "
+            "{deep:.1f} MiB".format(kept["plain"], **more)) in text
+    two = next(row for row in read("loader") if row["workers"] == 2)
+    assert f"feeds {two['images_a_second']:,.0f} images of 640 × 640" in text

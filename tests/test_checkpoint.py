@@ -238,7 +238,7 @@ def test_mean_and_deviation_that_were_unets_default_are_again(path, net):
 def test_mean_and_deviation_that_are_not_those_of_pixels_in_0_1_are_refused(path, net, change):
     network = {**NETWORK, **change}
     save_model(path, network, net.state_dict(), **FACTS)
-    name = next(iter(change))
+    name, = change
     assert f"(ValueError: its {name} is not one of pixels in [0, 1]: " in refused(path)
 
 

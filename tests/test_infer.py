@@ -399,7 +399,7 @@ def test_results_of_another_network_or_slide_are_refused_and_stay(model, again, 
 
 
 def test_what_does_not_change_the_result_may_change_between_starts(model, again, segmented):
-    slides, out, _table = again
+    slides, out, _ = again
     moved = out.parent / "moved.pt"
     shutil.copy(model, moved)
     start(slides[::-1], moved, out, "--batch", "3")
@@ -448,7 +448,7 @@ def test_a_table_is_refused_while_slides_wait_and_must_be_equal_after(
 
 def test_probabilities_asked_for_later_are_made_by_going_through_the_slide_again(
         model, again, segmented):
-    slides, out, _table = again
+    slides, out, _ = again
     start(slides[:1], model, out, "--probabilities")
     assert segmented == ["kidney0.png"] and (out / "kidney0.probabilities.tiff").exists()
     start(slides[:1], model, out, "--probabilities")
@@ -456,7 +456,7 @@ def test_probabilities_asked_for_later_are_made_by_going_through_the_slide_again
 
 
 def test_files_carry_the_settings_that_made_them(model, again):
-    slides, out, _table = again
+    slides, out, _ = again
     with tifffile.TiffFile(out / "kidney0.tiff") as tiff:
         note = json.loads(tiff.pages[0].description)
     with Image.open(out / "kidney0.preview.png") as preview:
@@ -482,7 +482,7 @@ def test_a_slide_of_another_resolution_than_the_models_is_said_in_one_line(
     net, facts = load_model(model)
     save_model(tmp_path / "model.pt", NETWORK, net.state_dict(),
                **{**facts, "microns": 0.5})
-    tags = {} if microns is None else {"resolution": (25400 / microns,) * 2, "resolutionunit": 2}
+    tags = {} if microns is None else dict(resolution=(25400 / microns,) * 2, resolutionunit=2)
     tifffile.imwrite(tmp_path / "a.tiff", synthetic_slide(0, 100, 90)[0], **tags)
     start([tmp_path / "a.tiff"], tmp_path / "model.pt", tmp_path / "known")
     lines = capsys.readouterr().err.splitlines()

@@ -169,7 +169,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
         assert err.count("\n") == 1
         return err
 
-    assert "is no complete run" in refused(tmp_path / "nowhere")
+    assert "is not a complete run" in refused(tmp_path / "nowhere")
     assert "give either" in refused()
     assert "give either" in refused(run, "--check")
     assert "--epochs" in refused(run, "--epochs", "3")

@@ -9,6 +9,7 @@ from PIL import Image
 import train
 from lab import study
 from lab.study import COSTS, INFERENCE, SEAMS, THRESHOLDS, TRAINING, main, parse
+from minseg.run.errors import Stopped
 from minseg.run.options import train_options
 
 ROOT = Path(__file__).parent.parent
@@ -42,14 +43,13 @@ def slides(tmp_path_factory):
 @pytest.mark.slow
 def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, monkeypatch):
     argv = ["--data", str(slides), "--folds", "2", "--seeds", "1", "--arms", "negatives 1:1",
-            "--out", str(tmp_path / "s"), "--results", str(tmp_path / "r"), "--figures",
-            str(tmp_path / "f"), *SMALL]
+            "--out", str(tmp_path / "s"), "--docs", str(tmp_path / "d"), *SMALL]
     trained, really = [], train.train
 
     def stops(args, *rest):
         if len(trained) == 2:
             trained.append("stopped")
-            raise train.Stopped("after step 1 of 2")
+            raise Stopped("after step 1 of 2")
         trained.append(args.out.name)
         return really(args, *rest)
 
@@ -66,8 +66,8 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     assert trained == ["baseline, seed 0, fold 0", "negatives 1:1, seed 0, fold 0", "stopped",
                        "baseline, seed 0, fold 1", "negatives 1:1, seed 0, fold 1"]
     raw = [json.loads(line) for line in
-           (tmp_path / "r" / "study-slides.jsonl").read_text("utf-8").splitlines()]
-    found = json.loads((tmp_path / "r" / "study-slides.json").read_text("utf-8"))
+           (tmp_path / "d" / "results" / "study-slides.jsonl").read_text("utf-8").splitlines()]
+    found = json.loads((tmp_path / "d" / "results" / "study-slides.json").read_text("utf-8"))
     assert [line["arm"] for line in raw].count("baseline") == 2 and raw[-1]["arm"] == COSTS
     assert {row["arm"] for row in found["effects"]["inference"]} == set(study.INFERENCE)
     assert found["groups"] == 3 and "tmp" not in json.dumps(found) + json.dumps(raw)
@@ -76,7 +76,7 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     out = capsys.readouterr().out
     assert "| negatives 1:1 | " in out and "| tile × 2 | " in out
     for kind in ("effects", "costs", "seams"):
-        assert Image.open(tmp_path / "f" / f"study-slides-{kind}.png").width == 1600
+        assert Image.open(tmp_path / "d" / "figures" / f"study-slides-{kind}.png").width == 1600
     main(argv)  # nothing is left to do
     assert len(trained) == 5
     with pytest.raises(SystemExit) as error:
@@ -111,6 +111,7 @@ def test_lines_of_several_machines_come_together(tmp_path):
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
     def fails(args, *rest):
         raise FloatingPointError("step 3: the loss is nan")
 
@@ -125,6 +126,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, ca
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     def refused(*argv):
         with pytest.raises(SystemExit) as error:
             main([*argv, "--out", str(tmp_path / "o")])
@@ -163,8 +165,8 @@ def test_quick_gives_the_same_numbers_twice(tmp_path):
     lines = []
     for name in "ab":
         main(["--quick", "--device", "cpu", "--out", str(tmp_path / name)])
-        lines.append([json.loads(line) for line in
-                      (tmp_path / name / "study-quick.jsonl").read_text("utf-8").splitlines()])
+        path = tmp_path / name / "results" / "study-quick.jsonl"
+        lines.append([json.loads(line) for line in path.read_text("utf-8").splitlines()])
     for one, other in zip(*lines):
         assert one.get("levels") == other.get("levels") and one.get("ways") == other.get("ways")
         assert one["arm"] == other["arm"]

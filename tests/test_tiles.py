@@ -20,7 +20,7 @@ from minseg.data.rle import rle_encode
 from minseg.data.tiles import BLANK_CONTRAST, Tiles, cut
 from minseg.tiling import tile_starts
 
-ONE = {"scale": 1, "tile": 16, "stride": 12, "margin": 4}
+ONE = dict(scale=1, tile=16, stride=12, margin=4)
 
 
 def noise(height, width, seed=0):

@@ -44,8 +44,8 @@ class Run:
     - It saves: `resume.pt` is written after each epoch, and every five minutes in between. It holds
       the state of every object in `states` (network, EMA, optimiser, loss scaler) and the counts.
     - It resumes: with `--resume` the states are put back, and `remaining` leaves out the steps that
-      were done. All random numbers depend on the seed and the step, so the rest of the run is the
-      same, to the bit, as if it had never been interrupted.
+      were done. All random numbers depend on the seed and the step, so on a CPU the rest of the run
+      is the same, to the bit, as if it had never been interrupted.
     - It stops: inside the `with` block, Ctrl-C or SIGTERM lets the current step (or the scoring
       after an epoch) finish, saves, and raises `Stopped`.
     - It watches: a loss or a weight that is not finite raises FloatingPointError, before the last
