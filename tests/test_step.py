@@ -1,11 +1,10 @@
 import copy
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
+import time
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_a
 from minseg.run.options import RECIPES, train_options
 from minseg.run.step import autocast_dtype, recompute_activations, seeded
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRICKS = [{"gates": gates, "attention": attention, "hypercolumn": column, "deep_supervision": deep}
           for gates, attention, column, deep in itertools.product(
@@ -268,17 +268,21 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 @pytest.mark.skipif(os.name != "posix", reason="file locks")
 def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
-    code = ("import sys, time\nfrom pathlib import Path\nfrom minseg.run.loop import locked\n"
-            "with locked(Path(sys.argv[1])) as free:\n    print(free, flush=True)\n"
-            "    time.sleep(60)")
-    root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root,
-                               stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "True\n"
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def claim():
+        with locked(tmp_path) as free:
+            theirs.send(free)
+            time.sleep(60)
+
+    process = context.Process(target=claim)
+    process.start()
+    assert ours.poll(60) and ours.recv()
     with locked(tmp_path) as free:
         assert not free
     process.kill()
-    process.communicate()
+    process.join()
     with locked(tmp_path) as free:
         assert free
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
