@@ -9,8 +9,7 @@ what they measured and writes docs/results/audit.json.
 import importlib.metadata
 import sys
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 from minseg.run.report import Parser
 
@@ -26,7 +25,7 @@ class Collector:
     def __init__(self):
         self.cases, self.skipped = {}, 0  # cases: by the name of the row
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def pytest_runtest_logreport(self, report: Any) -> None:
         self.skipped += report.skipped
         for name, value in report.user_properties:
             if name == "audit" and report.when == "call":
@@ -65,6 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m lab.audit", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
     args, collector = parser.parse_args(argv), Collector()
+    try:
+        import pytest
+    except ImportError:
+        parser.error("needs pytest: python -m pip install -e '.[audit]'")
     status = pytest.main(["-q", "-rs", "--import-mode=importlib", str(TESTS)],
                          plugins=[collector])
     if collector.skipped or not collector.cases:

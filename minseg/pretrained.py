@@ -68,19 +68,15 @@ blocks.1.0.conv_dw
 _blocks.1._depthwise_conv
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # this file can be read and imported without the network
-    from .efficientnet import EfficientNet
-
+EfficientNet = Any  # the network of `minseg.efficientnet`; this file needs its attributes only
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation, one for each channel
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3
@@ -154,8 +150,7 @@ def load_weights(encoder: EfficientNet, source: Mapping[str, Tensor] | str | Pat
 
     ValueError says what is missing, left over or of the wrong shape; nothing is loaded then.
     """
-    from .data import weights  # addresses and files: only needed here
-    from .efficientnet import PaddedConv
+    from .data import weights  # downloads, packages and files: no part of the trick
 
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}")
@@ -175,7 +170,7 @@ def load_weights(encoder: EfficientNet, source: Mapping[str, Tensor] | str | Pat
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = bn_eps
-        elif isinstance(module, PaddedConv):
+        elif hasattr(module, "same"):  # a convolution that pads its input
             module.same = padding == "same"
     mean, std = (for_channels(values, encoder.in_channels)
                  for values in statistics(family, encoder.name, file))
@@ -185,8 +180,6 @@ def load_weights(encoder: EfficientNet, source: Mapping[str, Tensor] | str | Pat
 def translate(encoder: EfficientNet, state: Mapping[str, Tensor], where: str,
               family: str) -> dict[str, Tensor]:
     """The encoder's state dict, filled from `state`. ValueError if the two do not match."""
-    from .data.weights import is_finite, tensor_fault
-
     wanted = encoder.state_dict()
     result, known, faults = {}, set(), []
     for ours, theirs in names(encoder, family).items():
@@ -214,6 +207,23 @@ def translate(encoder: EfficientNet, state: Mapping[str, Tensor], where: str,
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"{where}: does not fit {encoder.name}: {', '.join(faults[:3])}{more}")
     return result
+
+
+def tensor_fault(value: Tensor, wanted: Tensor) -> str | None:
+    """Why a published tensor cannot take the place of `wanted`, or None if it can."""
+    if value.shape != wanted.shape:
+        return f"is {tuple(value.shape)}, not {tuple(wanted.shape)}"
+    if not is_finite(value):
+        return "holds no finite numbers"
+    if wanted.is_floating_point() and not value.is_floating_point():
+        return f"is {value.dtype}, not {wanted.dtype}"
+    return None
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds plain finite numbers: not sparse, quantized, complex or on "meta"."""
+    plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return plain and not value.is_complex() and bool(value.isfinite().all())
 
 
 def statistics(family: str, name: str, file: str) -> Statistics:

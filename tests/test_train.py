@@ -845,6 +845,20 @@ def test_a_checkpoint_does_not_go_on_with_other_data(undisturbed, data, tmp_path
     assert "the data have changed since" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_does_not_go_on_when_images_have_changed_groups(undisturbed, data, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "o")
+    shutil.copytree(data, tmp_path / "slides")
+    config = tmp_path / "o" / "config.json"
+    config.write_text(config.read_text().replace(str(data), str(tmp_path / "slides")))
+    groups = tmp_path / "slides" / "groups.csv"
+    ids, names = zip(*list(csv.reader(groups.read_text().splitlines()))[1:])
+    groups.write_text("id,group\n" + "".join(
+        f"{id},{name}\n" for id, name in zip(ids, names[1:] + names[:1])))
+    line = refused(capsys, "--data", tmp_path / "slides", "--out", tmp_path / "o", *LONGER,
+                   "--resume")
+    assert "images were in other folds" in line and "give another --out" in line
+
+
 def test_full_precision_goes_on_in_half(undisturbed, data, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "o")
     (tmp_path / "o" / "fold0" / "model.pt").unlink()

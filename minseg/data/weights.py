@@ -140,23 +140,6 @@ def tell_size(state: Mapping[str, Tensor]) -> str | None:
     return f"{name}{SIZES[name].index(size)}" if size in SIZES[name] else None
 
 
-def tensor_fault(value: Tensor, wanted: Tensor) -> str | None:
-    """Why a published tensor cannot take the place of `wanted`, or None if it can."""
-    if value.shape != wanted.shape:
-        return f"is {tuple(value.shape)}, not {tuple(wanted.shape)}"
-    if not is_finite(value):
-        return "holds no finite numbers"
-    if wanted.is_floating_point() and not value.is_floating_point():
-        return f"is {value.dtype}, not {wanted.dtype}"
-    return None
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether a tensor holds plain finite numbers: not sparse, quantized, complex or on "meta"."""
-    plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
-    return plain and not value.is_complex() and bool(value.isfinite().all())
-
-
 def read(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a .pth or .safetensors file. Runs no code that a file may hold."""
     expected = "expected the .pth or .safetensors file of an EfficientNet"

@@ -14,7 +14,7 @@ import torch
 
 
 def warn(text: object) -> None:
-    """Prints one line on stderr, and stops nothing."""
+    """Prints one line on stderr, for infer.py; the program goes on."""
     print(f"infer.py: {text}", file=sys.stderr, flush=True)
 
 

@@ -94,7 +94,7 @@ def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
     for path in args.slides:
         outputs = output_files(path, args)
         existing = [output for output in outputs if output.exists()]
-        if path.exists():  # a missing slide is reported when its turn comes
+        if path.exists():  # a slide that is done may have been moved away since
             for output in existing:
                 if carried_provenance(output) != provenance(path, ensemble, args, output):
                     raise ValueError(f"{output}: exists already, made in another way: move it "
@@ -108,18 +108,18 @@ def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
 
 class Preview:
     """A small picture of a slide with the outline of its mask. It is made of the rows that are read
-    for the network, unless those are too coarse; then the slide is read once more."""
+    for the network, if those are fine enough (`rows_suffice`); else the slide is read once more."""
 
     def __init__(self, path: Path, slide: Slide, white: int | None):
         self.path, self.white = path, white
         step = -(-max(slide.full_height, slide.full_width) // PREVIEW)  # slide pixels per pixel
-        self.coarse = step >= slide.scale
-        self.step = -(-step // slide.scale) * slide.scale if self.coarse else step
+        self.rows_suffice = step >= slide.scale
+        self.step = -(-step // slide.scale) * slide.scale if self.rows_suffice else step
         self.image, self.mask = Thumbnail(self.step // slide.scale or 1), Thumbnail(self.step)
 
     def save(self, path: Path, note: str) -> None:
         """Writes the PNG; `note` is its description."""
-        image = (self.image.image() if self.coarse else
+        image = (self.image.image() if self.rows_suffice else
                  open_slide(self.path, self.step, self.white).read_all())
         info = PngInfo()
         info.add_text("Description", note)

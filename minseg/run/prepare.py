@@ -73,11 +73,15 @@ def prepare(args: argparse.Namespace) -> Data:
     if fold is not None and not 0 <= fold < number:
         raise ValueError(f"--fold {fold}: with {number} folds it is 0 to {number - 1}")
     config = settings(args, data=folder, folds=number, exclude=excluded)
-    check_settings(args, config)
+    existing = check_settings(args, config)
 
     facts, tiles = cut_all(items, args)
     tell(items, facts)
     folds = make_folds(items, facts, tiles, number, args.scale)
+    config["fold_of"] = {item.id: fold for item, fold in zip(items, folds)}
+    if existing.get("fold_of", config["fold_of"]) != config["fold_of"]:
+        raise ValueError(f"{args.out}: holds a run whose images were in other folds: groups, "
+                         "images or masks have changed since: give another --out")
     chosen = range(number) if fold is None else [fold]
     check_folds(folder, facts, tiles, folds, chosen)
     tell_folds(folder, items, folds, tiles, args.tile)
@@ -274,23 +278,25 @@ def settings(args: argparse.Namespace, **settled: Any) -> dict:
             for name, value in {**vars(args), **settled}.items() if name not in (*HOW, "losses")}
 
 
-def check_settings(args: argparse.Namespace, config: dict) -> None:
-    """ValueError where the run's folder holds folds that were trained with other settings. A run
-    that is resumed may change its learning rate and precision."""
+def check_settings(args: argparse.Namespace, config: dict) -> dict:
+    """Returns what the config.json of existing folds holds. ValueError where they were trained with
+    other settings. A run that is resumed may change its learning rate and precision."""
     path = args.out / "config.json"
     if not any(args.out.glob("fold*")) or not path.exists():
-        return
+        return {}
     try:
         existing = json.loads(path.read_text())
     except ValueError:
         existing = {}
     config = json.loads(json.dumps(config))  # as it will read when it comes back from the file
-    names = [name for name in {**existing, **config} if existing.get(name) != config.get(name)
-             and not (args.resume and name in ("lr", "encoder_lr", "amp"))]
+    free = {"fold_of", *(("lr", "encoder_lr", "amp") if args.resume else ())}
+    names = [name for name in {**existing, **config}
+             if existing.get(name) != config.get(name) and name not in free]
     if names:
         raise ValueError(f"{args.out}: holds a run with other settings (--"
                          + ", --".join(name.replace("_", "-") for name in sorted(names))
                          + "): give another --out")
+    return existing
 
 
 def save_config(folder: Path, config: dict) -> None:
