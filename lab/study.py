@@ -273,10 +273,10 @@ def main(argv: list[str] | None = None) -> None:
     """Does what is left to do; when everything is there, reports the results."""
     args = parse(argv)
     try:
+        need_matplotlib()  # for the charts at the end
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
-        need_matplotlib()  # for the charts at the end
         given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:

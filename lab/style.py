@@ -35,7 +35,7 @@ STYLE = {
 def need_matplotlib() -> None:
     """ValueError that says how to install matplotlib where it is missing."""
     if find_spec("matplotlib") is None:
-        raise ValueError("matplotlib draws the pictures: pip install -e '.[lab]'")
+        raise ValueError("matplotlib draws the pictures: python -m pip install -e '.[lab]'")
 
 
 def sheet(title: str, rows: int | Sequence = 1, columns: int = 1, *, height: float, note: str = "",

@@ -17,9 +17,9 @@ f is a k x k convolution of two maps to one, without bias. In the code `reduce` 
 
 ![A map on its way through CBAM](../docs/figures/cbam.png)
 
-*A trained block on one map of a decoder (dark: low, yellow: high). c is below 0.5 for half of the
-32 channels; s is lowest on glass. Most glomeruli are weakened, too: nothing forces s to be large on
-the object.*
+*A trained block on one map of a decoder (dark: low, yellow: high). c is below 0.5 for about half
+of the 32 channels; s is lowest on glass. Most glomeruli are weakened, too: nothing forces s to be
+large on the object.*
 
 | what | paper | authors' code | timm | HuBMAP's winner | here |
 |---|---|---|---|---|---|

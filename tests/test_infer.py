@@ -653,3 +653,10 @@ def test_white_comes_from_the_model_or_the_command_line(tmp_path, capsys):
         assert ("looks dark" in capsys.readouterr().err) == (len(maps) == 3)
     assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[3])
     assert not np.array_equal(maps[0], maps[2])
+    models = [tmp_path / "old.pt", tmp_path / "new.pt"]
+    line = fails(capsys, 2, tmp_path / "deep.tif", "--model", *models, "--out", tmp_path / "5")
+    assert "new.pt: was trained with --white 4095" in line and "choose with --white" in line
+    # What was made with another white is not taken for the same.
+    line = fails(capsys, 2, tmp_path / "deep.tif", "--model", models[0], "--out", tmp_path / "2",
+                 "--probabilities", "--white", "4095")
+    assert "made in another way" in line
