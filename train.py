@@ -38,6 +38,12 @@ from minseg.run.report import duration
 from minseg.run.scores import predict, save_fold, score, summarize
 from minseg.run.step import EMA, autocast_dtype, recompute_activations, seeded
 
+# What the options leave open. docs/log.md tells what else was tried, and what it did to the score.
+WEIGHT_DECAY = 1e-2
+WARM_UP, LONGEST_WARM_UP = 0.1, 500  # share of a run's steps, and steps
+EMA_SHARE, SHORTEST_EMA = 0.05, 10  # share of a run's steps, and steps
+DEPTH, DEPTH_STEPS = 0.2, 50_000  # stochastic depth, and the length of the run that reaches it
+
 
 class Plan:
     """How long a run is, and what follows from that."""
@@ -51,7 +57,7 @@ class Plan:
         self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
         # We score and save an exponential moving average (EMA) of the weights and of the batch norm
         # statistics. It averages over about the last twentieth of the run.
-        self.ema_decay = 1 - 1 / max(10, self.steps / 20)
+        self.ema_decay = 1 - 1 / max(SHORTEST_EMA, EMA_SHARE * self.steps)
 
 
 def build(args, steps):
@@ -62,7 +68,7 @@ def build(args, steps):
                "deep_supervision": args.deep_supervision,
                # Stochastic depth keeps long runs from overfitting, but slows short runs down. So
                # its rate grows with the length of the run, to the paper's 0.2 at 50,000 steps.
-               "stochastic_depth": 0.2 * min(1, steps / 50_000)}
+               "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
     if args.weights:
@@ -84,7 +90,7 @@ def make_optimizer(net, args):
     for parameters, lr in ((encoder, encoder_lr), (others, args.lr)):
         convolutions = [p for p in parameters if p.ndim > 1]
         biases_and_norms = [p for p in parameters if p.ndim <= 1]
-        groups.append({"params": convolutions, "lr": lr, "weight_decay": 1e-2})
+        groups.append({"params": convolutions, "lr": lr, "weight_decay": WEIGHT_DECAY})
         groups.append({"params": biases_and_norms, "lr": lr, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, fused=True)
 
@@ -96,7 +102,7 @@ def learning_rate_share(step, steps, first_stage_steps):
         steps = first_stage_steps
     else:
         step, steps = step - first_stage_steps, steps - first_stage_steps
-    warm_up = max(1, min(500, steps // 10))
+    warm_up = max(1, min(LONGEST_WARM_UP, int(WARM_UP * steps)))
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
