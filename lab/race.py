@@ -75,6 +75,7 @@ CHANGES: dict[str, tuple[str, ...] | dict[str, object]] = {
     "encoder 1": ("--encoder-lr", "1"),
     "2e-3, 0.3": ("--lr", "2e-3", "--encoder-lr", "0.3"),
     "2e-3, 1": ("--lr", "2e-3", "--encoder-lr", "1"),
+    "1e-3, 0.3": ("--lr", "1e-3", "--encoder-lr", "0.3"),
     "1e-2, 0.1": ("--lr", "1e-2", "--encoder-lr", "0.1"),
     "flips and turns only": {AUGMENT + name: 0.0 for name in
                              ("ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS")},
@@ -266,12 +267,12 @@ def options_of(args: argparse.Namespace, contestant: str, seed: int, fold: int) 
 def run(args: argparse.Namespace, job: Job) -> dict:
     """One contestant's run: trains, predicts and returns its line."""
     contestant, steps, seed, fold = job
-    given = train_options(options_of(args, contestant, seed, fold))
-    data = prepare(given)
-    held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
-    train_on = training_tiles(data.tiles, data.folds, fold)
     change = CHANGES.get(contestant)
     with changed(change if isinstance(change, dict) else {}):
+        given = train_options(options_of(args, contestant, seed, fold))
+        data = prepare(given)
+        held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
+        train_on = training_tiles(data.tiles, data.folds, fold)
         if contestant == PEERS:
             net, seconds = train_peers(given, data.tiles, train_on, steps)
             counts = predict_peers(net, held_out, given)
@@ -389,10 +390,11 @@ def main(argv: list[str] | None = None) -> None:
         claim = args.out / "claims" / name
         claim.mkdir(parents=True, exist_ok=True)
         with locked(claim) as free:
-            if free and job not in read_lines(args.out):
+            if free and not (claim / "done").exists():
                 line = json.dumps({**run(args, job), **facts}, ensure_ascii=False)
-                with open(args.out / f"{platform.node()}.jsonl", "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
+                    file.write(line.encode() + b"\n")
+                (claim / "done").touch()
         bar.step()
     rows = summarize(args, read_lines(args.out))
     for row in rows:
