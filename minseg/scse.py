@@ -70,7 +70,7 @@ class SCSE(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, 1)  # W2, b2
         self.spatial = nn.Conv2d(channels, 1, 1)  # v, b
         self.merge = merge
-        nn.init.ones_(self.reduce.get_parameter("bias"))  # keeps the ReLU active, see above
+        nn.init.ones_(self.reduce.get_parameter("bias"))  # the ReLU starts active, see above
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
