@@ -7,10 +7,10 @@ therefore the *group* (the patient), never the image.
 
     fold(image) = f(group(image)),      positive pixels spread over the folds as evenly as possible
 
-How even that is depends on the groups: a patient with most of all positive pixels makes one fold
-larger than the others together. Groups are assigned to folds one by one, the one with the most positive pixels first, each to the
+Groups are assigned to folds one by one, the one with the most positive pixels first, each to the
 fold that has the fewest so far (then the fewest images). This is the greedy rule for number
-partitioning: its largest fold is at most 4/3 of the best possible.
+partitioning: its largest fold is at most 4/3 of the best possible. The best can still be uneven: a
+patient with most of the positive pixels makes one fold larger than all others together.
 
 ![Images of nine patients in three folds](../docs/figures/folds.png)
 
@@ -23,9 +23,8 @@ overstates the score, so choose it on images that the score does not use.
 
 So every image is predicted once, by the network that did not see its group, and each fold is
 thresholded at the value that is best on the images of all *other* folds. (This is not nested
-cross-validation: the networks that predicted the other folds were trained on this fold, so its
-labels do influence its threshold. But all that can leak is one number, shared by millions of
-pixels.) Then
+cross-validation: the networks that predicted the other folds were trained on this one, so its
+labels do influence its threshold. But only one number can leak, shared by millions of pixels.) Then
 
     pooled = Dice over the pixels of all images      group = Dice over those of one group
     mean and standard deviation: over the groups, because new patients are new groups
