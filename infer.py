@@ -2,14 +2,14 @@
 
     python infer.py SLIDE... --model runs/NAME/fold*/model.pt --out DIR [--rle submission.csv]
 
-The probabilities of several models are averaged. For each slide, ID.tiff is a mask of 0 and 255 in
-the slide's own size, and ID.preview.png shows the slide with the mask's outline.
+The probabilities of several models are averaged. For each slide, ID.tiff is a mask of 0 and 255 at
+the slide's own size, and ID.preview.png shows the slide with the outline of the mask.
 --probabilities adds ID.probabilities.tiff (0 to 255 for 0 to 1), --geojson adds ID.geojson (one
 polygon for each connected object, for QuPath), and --rle one CSV with the run-length code of all
 masks.
 
-Slides stream through: memory grows with their width, not with their height. Started again, the
-program goes on with the slides that are not done.
+Slides are read, predicted and written in bands of rows, so memory grows with their width, not with
+their height. A second start with the same arguments skips the slides that are complete.
 """
 
 import sys
@@ -32,19 +32,19 @@ from minseg.run.predictor import predictor, skip_flat
 from minseg.run.report import Progress
 
 
-def segment(path, predict, ensemble, args, said):
-    """Predict one slide band by band, and write its files on the way. Returns the run-length
-    encoder of its mask. `said` collects the notes that were printed, each once for all slides."""
+def segment(path, predict, ensemble, args, printed_notes):
+    """Predict one slide band by band, and write its files meanwhile. Returns the run-length encoder
+    of its mask. `printed_notes`: notes on files that need not be printed again; it is extended."""
     slide = open_slide(path, ensemble.scale, ensemble.white)
     for note in slide.notes:
-        if note not in said:
-            warn(f"{path}: {note} (this is said once)")
-            said.add(note)
+        if note not in printed_notes:
+            warn(f"{path}: {note} (the same note on other slides is not printed)")
+            printed_notes.add(note)
     microns = ensemble.microns
     if microns and slide.microns and not 0.9 <= slide.microns / microns <= 1.1:
-        warn(f"{path}: has {slide.microns:.3g} µm a pixel by its tags, the model was trained at "
+        warn(f"{path}: has {slide.microns:.3g} µm per pixel by its tags, the model was trained at "
              f"{microns:.3g}: resample it, or expect worse masks")
-    batch = max(1, args.batch // 8) if args.tta else args.batch  # --tta makes each tile eight
+    batch = max(1, args.batch // 8) if args.tta else args.batch  # --tta has 8 views of each tile
     progress = Progress(slide.full_height, path.stem)
     with write_outputs(path, slide, ensemble, args) as outputs:
         bands = predict_bands(
@@ -53,13 +53,13 @@ def segment(path, predict, ensemble, args, said):
             batch=batch, device=args.device)
         for _, band in slide.enlarge(bands):  # back to the slide's own size
             outputs.write(band[0].numpy())
-            trim_memory()  # else freed memory adds up to more than a slide needs
+            trim_memory()  # or freed memory, not returned to the system, would add up
             progress.step(band.shape[1])
     return outputs.encoder
 
 
 def main(argv=None):
-    """Slide by slide; a bad one does not stop the others."""
+    """Segment the slides one by one. A slide that fails does not stop the others."""
     args = infer_options(argv)
     try:
         ensemble = load_ensemble(args.model, tile=args.tile, threshold=args.threshold,
@@ -76,14 +76,14 @@ def main(argv=None):
     if args.skip_flat:
         predict = skip_flat(predict, BLANK_CONTRAST)
 
-    rows, failed, said = [], 0, set()
+    rows, failed, printed_notes = [], 0, set()
     for path in args.slides:
         mask_file = output_files(path, args)[0]
         try:
             if path in complete:
                 encoder = encode_finished(mask_file)
             else:
-                encoder = segment(path, predict, ensemble, args, said)
+                encoder = segment(path, predict, ensemble, args, printed_notes)
         except Exception as error:
             if out_of_memory(error):
                 error = ValueError(f"{path}: out of memory: lower --batch or --tile")
@@ -94,7 +94,7 @@ def main(argv=None):
             continue
         rows.append((path.stem, encoder.encode()))
         share = encoder.positive / (encoder.height * encoder.width)
-        already = ", there already" if path in complete else ""
+        already = ", complete already" if path in complete else ""
         print(f"{mask_file}  {share:.2%} positive{already}", flush=True)
     if args.rle and rows:
         try:
@@ -103,7 +103,7 @@ def main(argv=None):
             warn(error)
             sys.exit(1)
         print(f"{args.rle}" + (f"  (failed, not in it: {failed})" if failed else ""))
-    if failed:  # a batch goes on without its bad slides, and says so with exit code 1
+    if failed:  # exit code 1: of several slides, the others were finished
         sys.exit(2 if len(args.slides) == 1 else 1)
 
 

@@ -1,12 +1,19 @@
 """Train a U-Net on slides and score it on slides that it has not seen.
 
     python train.py                          synthetic kidney slides, drawn on first use; one fold
-    python train.py --data DIR --folds 5     DIR/images, DIR/masks, DIR/groups.csv, or HuBMAP's
-                                             DIR/train, DIR/train.csv; all folds
+    python train.py --data DIR --folds 5     all folds of the slides in DIR
 
-Read it from top to bottom: how long a run is, the network, the optimiser and its learning rate, one
-step, the loop, one fold, the program. A fold holds out whole groups (patients), never single
-images.
+A slide is a whole-slide image: a microscope scan of a piece of tissue, up to 50,000 x 35,000
+pixels. Its mask marks the pixels that the network has to find. DIR holds images/, masks/ and,
+optionally, groups.csv; or train/ and train.csv, as in the Kaggle competition "HuBMAP - Hacking the
+Kidney", which asked for the glomeruli of kidneys.
+
+The slides are divided into K folds, for cross-validation. To hold out a fold means to train on the
+slides of all other folds, and then to score the network on the slides of this one. All slides of a
+group (a patient) are in the same fold, so no patient is both trained on and scored.
+
+Read this file from top to bottom: how long a run is, the network, the optimiser and its learning
+rate, one step, the loop, one fold, the program.
 
 The run's folder holds config.json and, for each fold, log.csv, curves.png, preview.png, score.json,
 probabilities/, model.pt (for infer.py) and resume.pt (for --resume). Once every fold is there, it
@@ -26,7 +33,7 @@ from minseg.run.checkpoint import save_model
 from minseg.run.errors import explained
 from minseg.run.loop import Run, claim_fold
 from minseg.run.options import train_options
-from minseg.run.prepare import class_name, make_sampler, outside, prepare, save_config
+from minseg.run.prepare import class_name, make_sampler, prepare, save_config, training_tiles
 from minseg.run.report import duration
 from minseg.run.scores import predict, save_fold, score, summarize
 from minseg.run.step import EMA, autocast_dtype, recompute_activations, seeded
@@ -40,25 +47,26 @@ class Plan:
         self.steps = max(1, round(args.epochs * steps_per_epoch))
         self.epochs = math.ceil(self.steps / steps_per_epoch)  # the last one may be cut short
         # With --then there are two stages: this many steps (the share --switch) with the first
-        # loss, then the second loss. The optimiser and the EMA go on from one to the other.
+        # loss, then the rest with the second. The optimiser and the EMA carry over.
         self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
-        # The exponential moving average (EMA) of weights and batch norm statistics reaches back
-        # over about the last twentieth of the run. It is what is scored and saved.
+        # We score and save an exponential moving average (EMA) of the weights and of the batch norm
+        # statistics. It averages over about the last twentieth of the run.
         self.ema_decay = 1 - 1 / max(10, self.steps / 20)
 
 
 def build(args, steps):
-    """The network, and the arguments that make it, which the checkpoint keeps."""
+    """The network for a run of `steps` steps, and its arguments, which the checkpoint keeps."""
+    # minseg/unet.py explains the arguments: attention gates, hypercolumn, deep supervision.
     network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
                "attention": None if args.attention == "none" else args.attention,
                "deep_supervision": args.deep_supervision,
-               # Stochastic depth keeps long runs from overfitting but slows short ones down: the
-               # paper's 0.2 is reached only at 50,000 steps.
+               # Stochastic depth keeps long runs from overfitting, but slows short runs down. So
+               # its rate grows with the length of the run, to the paper's 0.2 at 50,000 steps.
                "stochastic_depth": 0.2 * min(1, steps / 50_000)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
     if args.weights:
-        mean, std = load_weights(net.encoder, args.weights)  # sets padding and bn_eps, too
+        mean, std = load_weights(net.encoder, args.weights)  # also sets padding and bn_eps
         net.mean.copy_(torch.tensor(mean).view_as(net.mean))
         net.std.copy_(torch.tensor(std).view_as(net.std))
     network.update(mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(),
@@ -67,21 +75,23 @@ def build(args, steps):
 
 
 def make_optimizer(net, args):
-    """AdamW. A pretrained encoder gets a lower rate; norms and biases (1-D) no weight decay."""
-    def params(encoder, decayed):
-        return [p for name, p in net.named_parameters()
-                if name.startswith("encoder.") == encoder and (p.ndim > 1) == decayed]
+    """AdamW. A pretrained encoder learns at a lower rate than the rest of the network. Weight decay
+    applies to the weights of convolutions, but not to biases and norms, whose tensors are 1-D."""
+    encoder = list(net.encoder.parameters())
+    others = [p for name, p in net.named_parameters() if not name.startswith("encoder.")]
+    encoder_lr = args.lr * args.encoder_lr if args.weights else args.lr
+    groups = []
+    for parameters, lr in ((encoder, encoder_lr), (others, args.lr)):
+        convolutions = [p for p in parameters if p.ndim > 1]
+        biases_and_norms = [p for p in parameters if p.ndim <= 1]
+        groups.append({"params": convolutions, "lr": lr, "weight_decay": 1e-2})
+        groups.append({"params": biases_and_norms, "lr": lr, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, fused=True)
 
-    encoder_lr = args.lr * (args.encoder_lr if args.weights else 1)
-    return torch.optim.AdamW(
-        [{"params": params(encoder, decayed), "lr": lr, "weight_decay": 1e-2 if decayed else 0.0}
-         for encoder, lr in ((True, encoder_lr), (False, args.lr)) for decayed in (True, False)],
-        fused=True)
 
-
-def learning_rate(step, steps, first_stage_steps):
-    """The learning rate of a step, as a share of the highest: it rises linearly over a tenth of the
-    steps (500 at most), then falls along half a cosine. Each of two stages does so by itself."""
+def learning_rate_share(step, steps, first_stage_steps):
+    """The learning rate at a step, as a share of the highest rate. It rises linearly over a tenth
+    of the steps (at most 500), then falls along half a cosine. With two stages, each does so."""
     if step < first_stage_steps:
         steps = first_stage_steps
     else:
@@ -94,15 +104,16 @@ def learning_rate(step, steps, first_stage_steps):
 
 def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
     """One step of the optimiser, with the mean gradient of `accumulate` micro-batches (images,
-    targets). Returns the mean loss as a tensor on the device: nothing waits for its value here."""
+    targets). Returns the mean loss as a tensor on the device, so that the GPU need not finish
+    before the next step is prepared."""
     total = 0
     for images, targets in micro_batches:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             logits = net(images)
-        # Without deep supervision there is one map of logits, and this is the loss itself.
+        # Without deep supervision there is one map of logits, and this is just `loss`.
         value = deep_supervision_loss(loss, logits, targets) / accumulate
-        scaler.scale(value).backward()  # for float16; otherwise the scaler does nothing
+        scaler.scale(value).backward()  # the scaler acts only on float16 training
         total = total + value.detach()
     scaler.step(optimizer)
     scaler.update()
@@ -111,9 +122,11 @@ def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accum
 
 
 def train(args, tiles, train_on, held_out, folder):
-    """Train on the tiles `train_on`. Returns the network with the averaged weights (EMA), and the
-    arguments that make it."""
-    steps_of = make_sampler(args, tiles, train_on)  # epoch -> steps -> batches -> tile numbers
+    """Train on the tiles `train_on`, and log the score on the images `held_out` after each epoch.
+    Returns the network with the averaged weights (EMA), and the arguments that make it."""
+    # steps_of(epoch) lists the steps of an epoch. A step is a list of micro-batches, and a
+    # micro-batch a list of tile numbers.
+    steps_of = make_sampler(args, tiles, train_on)
     plan = Plan(args, len(steps_of(0)))
     net, network = build(args, plan.steps)
     optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
@@ -124,65 +137,75 @@ def train(args, tiles, train_on, held_out, folder):
     if args.checkpoint_activations:
         recompute_activations(net)
     if args.compile:
-        forward, *losses = (torch.compile(part, dynamic=False) for part in (net, *losses))
+        forward = torch.compile(net, dynamic=False)
+        losses = [torch.compile(loss, dynamic=False) for loss in losses]
 
     states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
-    # With --resume, Run puts the saved states back and begins after the last saved step.
+    # With --resume, Run restores the saved states and continues after the last saved step.
     with Run(args, plan, tiles, folder, states) as run:
         for epoch in range(run.epoch, plan.epochs):
             steps = run.remaining(steps_of(epoch))
-            batches = tiles.batches([batch for step in steps for batch in step],
-                                    args.device, args.workers)
+            batches = tiles.batches([batch for batches_of_step in steps
+                                     for batch in batches_of_step], args.device, args.workers)
             net.train()
-            for step in steps:
-                rate = learning_rate(run.step, plan.steps, plan.first_stage_steps)
+            for batches_of_step in steps:
+                lr_share = learning_rate_share(run.step, plan.steps, plan.first_stage_steps)
                 for group, highest in zip(optimizer.param_groups, highest_rates):
-                    group["lr"] = highest * rate
+                    group["lr"] = highest * lr_share
                 loss = losses[0] if run.step < plan.first_stage_steps else losses[1]
-                # Random numbers depend on the seed and the step, so a resumed run draws the same.
+                # All random numbers follow from the seed and the number of the step, so a resumed
+                # run draws the same ones as a run that was never interrupted.
                 generator = seeded(args.seed, "step", run.step)
                 torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
-                micro_batches = (augment(*next(batches), args.tile, generator) for _ in step)
+                micro_batches = (augment(*next(batches), args.tile, generator)
+                                 for _ in batches_of_step)
                 value = training_step(forward, loss, micro_batches, optimizer, scaler, dtype,
-                                      accumulate=len(step))
+                                      accumulate=len(batches_of_step))
                 ema.update()
-                run.after_step(value, rate * args.lr, step)
-            # For the log only. Choosing the best epoch by it would overstate the score.
-            quick = score(predict(ema.net, held_out, args, overlap=0), held_out)
-            run.after_epoch(quick["pooled_dice"])
+                run.after_step(value, lr_share * args.lr, batches_of_step)
+            # This score, of tiles without overlap to be quick, is only for the log. Choosing the
+            # best epoch by it would overstate the final score.
+            quick_score = score(predict(ema.net, held_out, args, overlap=0), held_out)
+            run.after_epoch(quick_score["pooled_dice"])
     return ema.net.eval(), network
 
 
 def train_and_score(args, data, fold):
-    """One fold, from its folder to its model.pt."""
+    """Trains with one fold held out, scores the network on it, and writes model.pt."""
     folder = args.out / f"fold{fold}"
-    held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
+    held_out = [item for item, fold_of_item in zip(data.items, data.folds) if fold_of_item == fold]
     print(f"{folder}: {len(data.items) - len(held_out)} images to train on, "
           f"{len(held_out)} to score", flush=True)
-    net, network = train(args, data.tiles, outside(data.tiles, data.folds, fold), held_out, folder)
+    train_on = training_tiles(data.tiles, data.folds, fold)
+    net, network = train(args, data.tiles, train_on, held_out, folder)
     (folder / "probabilities").mkdir(exist_ok=True)
     counts = predict(net, held_out, args, folder=folder / "probabilities")
-    threshold = save_fold(folder, held_out, counts)
+    threshold = save_fold(folder, held_out, counts)  # for infer.py on new slides
     state = {name: value.cpu() for name, value in net.state_dict().items()}
     save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
                threshold=threshold, microns=data.microns, white=args.white,
-               label=class_name(data.items))  # last: from now on the fold is complete
+               label=class_name(data.items))  # written last: it marks the fold as complete
     print(f"look at {folder / 'preview.png'}")
 
 
 def main(argv=None):
     """Prepare the data; train and score fold by fold; summarize."""
     args, start = train_options(argv), time.monotonic()
-    with explained(args, argv, exit_code=2):  # one line on stderr in place of a traceback
+    # `explained` turns an error into one line on stderr and an exit code. 2: the options or the
+    # data are wrong, and no fold was begun. 1: it failed later, and some folds may be complete.
+    with explained(args, argv, exit_code=2):
         data = prepare(args)
-        save_config(args.out, data.config)
+        args.out.mkdir(parents=True, exist_ok=True)
     with explained(args, argv, exit_code=1):
         for fold in data.chosen:
             with claim_fold(args.out / f"fold{fold}", args.resume) as claimed:
-                if claimed:  # it is not there yet, and no other process is at work on it
+                if claimed:  # the fold is not complete, and no other process is training it
+                    # Only now: --resume may have changed --lr, and no step of a complete fold
+                    # ran with the new one.
+                    save_config(args.out, data.config)
                     train_and_score(args, data, fold)
-        print(f"took {duration(time.monotonic() - start)}")
         summarize(args.out, data.items, data.folds)
+        print(f"took {duration(time.monotonic() - start)}")
 
 
 if __name__ == "__main__":

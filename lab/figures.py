@@ -151,7 +151,7 @@ def draw_lovasz(steps: int = 61):
 def draw_losses():
     """The learning rate of two stages, and which loss is trained with."""
     second = first_stage(300, 0.6)
-    rates = [train.learning_rate(step, 300, second) for step in range(300)]
+    rates = [train.learning_rate_share(step, 300, second) for step in range(300)]
     figure, axes = curves("--loss dice --then lovasz --switch 0.6", {
         "Dice: find the objects": (range(second), rates[:second]),
         "Lovász: refine them": (range(second, 300), rates[second:])}, "step",

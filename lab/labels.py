@@ -54,7 +54,7 @@ from minseg.data.datasets import Item, find_slides
 from minseg.data.masks import VOID, Mask
 from minseg.data.slides import Slide, open_slide
 from minseg.data.synthetic import write_slides
-from minseg.run.prepare import leave_out, of_masks
+from minseg.run.prepare import leave_out, mask_options
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
 
@@ -75,7 +75,8 @@ def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
     images = []
-    for item in leave_out(find_slides(config["data"], **of_masks(config)), config.get("exclude")):
+    items = find_slides(config["data"], **mask_options(config))
+    for item in leave_out(items, config.get("exclude")):
         folders = [(run / f"fold{fold}", threshold)
                    for fold, threshold in enumerate(summary["thresholds"])
                    if (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()]

@@ -31,7 +31,7 @@ from minseg.data.synthetic import synthetic_slide
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
 from minseg.run.options import infer_options, train_options
-from minseg.run.prepare import make_sampler, outside, prepare
+from minseg.run.prepare import make_sampler, prepare, training_tiles
 from minseg.run.step import EMA, autocast_dtype
 
 RESULTS = Path("docs/results")
@@ -197,7 +197,7 @@ def prepare_fold(options: Iterable[object],
     args = train_options([str(option) for option in options])
     data = prepare(args)
     held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
-    steps_of = make_sampler(args, data.tiles, outside(data.tiles, data.folds, fold))
+    steps_of = make_sampler(args, data.tiles, training_tiles(data.tiles, data.folds, fold))
     return args, held_out, len(steps_of(0))
 
 

@@ -46,7 +46,7 @@ from minseg.run.checkpoint import load_model
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import locked
 from minseg.run.options import train_options
-from minseg.run.prepare import draw
+from minseg.run.prepare import draw_synthetic_slides
 from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved, predict
 
@@ -276,7 +276,8 @@ def main(argv: list[str] | None = None) -> None:
         need_matplotlib()  # for the charts at the end
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
-            args.data = draw(args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
+            args.data = draw_synthetic_slides(
+                args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
         given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
         check_settings(args)
     except (ValueError, OSError) as error:

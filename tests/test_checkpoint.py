@@ -164,20 +164,20 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"this is no checkpoint\nbut two lines\n", b"\x80\x02."])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     (tmp_path / "model.pt").write_bytes(content)
-    assert "is no minseg checkpoint" in refused(tmp_path / "model.pt")
+    assert "is not a minseg checkpoint" in refused(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert "is no minseg checkpoint" in refused(path)
+    assert "is not a minseg checkpoint" in refused(path)
 
 
 def test_a_bare_state_dict_or_tensor_or_list_is_refused(tmp_path, net):
     for thing in (net.state_dict(), torch.zeros(3), [1, 2]):
         torch.save(thing, tmp_path / "model.pt")
-        assert "is no minseg checkpoint" in refused(tmp_path / "model.pt")
+        assert "is not a minseg checkpoint" in refused(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("change, word", [

@@ -165,7 +165,7 @@ def test_objects_are_counted_and_void_counts_nowhere(tmp_path, capsys):
     label[10:30, 10:30] = label[240:290, 10:50] = label[100:120, 5:25] = 1
     levels = np.where(label == 1, 200, 0).astype(np.uint8)
     levels[100:120] = 0  # missed
-    levels[150:160, 10:20] = 200  # invented
+    levels[150:160, 10:20] = 200  # a false positive
     label[200:230], levels[200:225, :] = 255, 200  # nobody knows
     levels[210, 0] = 0
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 60, 3), np.uint8)).save(
@@ -181,7 +181,7 @@ def test_objects_are_counted_and_void_counts_nowhere(tmp_path, capsys):
     counts = {"found": 2, "missed": 1, "invented": 1}
     assert found["objects"] == {**counts, "f1": 2 / 3, "images": {"a": counts}}
     assert found["images"]["a"] == 2 * 2400 / (2400 + 100 + 2800)
-    assert "objects: 2 found, 1 missed, 1 invented; F1 0.6667" in capsys.readouterr().out
+    assert "objects: 2 found, 1 missed, false positives: 1; F1 0.6667" in capsys.readouterr().out
 
 
 def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):

@@ -22,6 +22,7 @@ from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.pretrained import names
 from minseg.run import loop, options, prepare
 from minseg.run.checkpoint import load_model
+from minseg.run.loop import locked
 from minseg.run.options import RECIPES, train_options
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
@@ -128,7 +129,7 @@ def test_it_learns_to_overfit_one_batch():
 
 
 def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_nothing():
-    rates = [train.learning_rate(step, 100, 100) for step in range(100)]
+    rates = [train.learning_rate_share(step, 100, 100) for step in range(100)]
     assert rates[:10] == [(k + 1) / 10 for k in range(10)]
     assert max(rates) == rates[10] == 1 and rates[-1] < 1e-3
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
@@ -332,10 +333,20 @@ def test_two_stages_switch_the_loss_at_their_epoch_and_warm_up_again(data, tmp_p
     steps = int(rows[0]["steps"])
     assert used == ["dice"] * 2 * steps + ["0.5*lovasz+bce"] * steps
 
-    rates = [train.learning_rate(step, 100, 60) for step in range(100)]
-    assert rates[:60] == [train.learning_rate(step, 60, 60) for step in range(60)]
-    assert rates[60:] == [train.learning_rate(step, 40, 40) for step in range(40)]
+    rates = [train.learning_rate_share(step, 100, 60) for step in range(100)]
+    assert rates[:60] == [train.learning_rate_share(step, 60, 60) for step in range(60)]
+    assert rates[60:] == [train.learning_rate_share(step, 40, 40) for step in range(40)]
     assert rates[59] < 0.01 and rates[60] == 0.25 and rates[64] == 1 and rates[99] < 0.01
+
+
+def test_two_stages_in_a_run_of_one_step_are_refused_before_anything_is_written(
+        data, tmp_path, capsys):
+    one_step = ["--data", data, "--out", tmp_path / "o", "--batch", "1000", "--then", "lovasz"]
+    line = refused(capsys, *one_step)
+    assert "--then lovasz: fold 0 is trained for one step only" in line and "raise --epochs" in line
+    assert not (tmp_path / "o").exists()
+    for enough in (["--epochs", "1.5"], ["--batch", "4"]):
+        train.prepare(train_options([*QUICK, *map(str, one_step), *enough]))
 
 
 def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, capsys):
@@ -354,8 +365,9 @@ def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, c
 
     before = {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()}
     capsys.readouterr()
-    train.main(row)  # nothing left to do: says so, changes nothing
-    assert capsys.readouterr().out.count("is there already") == 2
+    train.main(row)  # nothing is left to do: it says so and changes nothing
+    out = capsys.readouterr().out
+    assert out.count("is complete already") == 2 and out.splitlines()[-1].startswith("took ")
     assert {p: p.read_bytes() for p in (tmp_path / "row").rglob("*") if p.is_file()} == before
 
     groups = [{slide.group for slide in find_slides(data) if slide.id in score["images"]}
@@ -423,13 +435,13 @@ def test_a_recipe_sets_other_options_prints_them_and_yields_to_the_user(capsys):
         assert vars(args) == vars(typed)
 
 
-def test_images_without_groups_are_said_to_count_alone(data, tmp_path, capsys):
+def test_images_without_groups_are_said_to_be_groups_of_their_own(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "groups.csv").unlink()
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")]
     train.prepare(train_options([*folders, *QUICK]))
     out = capsys.readouterr().out
-    assert "each image counts alone" in out and "4 images in 4 groups" in out
+    assert "each image is a group of its own" in out and "4 images in 4 groups" in out
 
 
 def test_a_fold_that_was_stopped_is_named_and_no_summary_is_made_up(run, data, tmp_path, capsys):
@@ -437,7 +449,7 @@ def test_a_fold_that_was_stopped_is_named_and_no_summary_is_made_up(run, data, t
     (tmp_path / "o" / "fold1").mkdir()
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
     out = capsys.readouterr().out
-    assert "fold0: is there already" in out and "fold1: is unfinished" in out
+    assert "fold0: is complete already" in out and "fold1: is unfinished" in out
     assert "add --resume" in out and "fold1 still to come" in out
     assert not (tmp_path / "o" / "summary.json").exists()
 
@@ -511,8 +523,8 @@ def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsy
     assert "leaves no image" in refused(capsys, "--data", data, "--out", tmp_path / "p",
                                         "--exclude", table)
     table.write_bytes(b"\xff\xfe\x00")
-    assert "is no text" in refused(capsys, "--data", data, "--out", tmp_path / "p", "--exclude",
-                                   table)
+    assert "is not a text file" in refused(capsys, "--data", data, "--out", tmp_path / "p",
+                                           "--exclude", table)
 
 
 @pytest.mark.parametrize("epochs, steps", [("0.5", [2]), ("1.5", [4, 6])])
@@ -792,6 +804,21 @@ def test_a_run_goes_on_with_the_same_settings_only(undisturbed, data, capsys):
     line = refused(capsys, "--data", data, "--out", undisturbed, "--resume", "--epochs", "3",
                    "--loss", "dice", "--then", "bce+lovasz")
     assert "holds a run with other settings (--epochs)" in line
+
+
+def test_the_settings_of_a_complete_fold_stay_when_it_is_resumed_at_another_learning_rate(
+        undisturbed, data, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "o")
+    before = (tmp_path / "o" / "config.json").read_bytes()
+    command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume"]
+    train.main([*command, "--lr", "1e-3"])
+    assert "fold0: is complete already" in capsys.readouterr().out
+    assert (tmp_path / "o" / "config.json").read_bytes() == before
+    (tmp_path / "o" / "fold0" / "model.pt").unlink()
+    with locked(tmp_path / "o" / "fold0"):
+        train.main([*command, "--lr", "1e-3"])
+    assert "fold0: another process is training it" in capsys.readouterr().out
+    assert (tmp_path / "o" / "config.json").read_bytes() == before
 
 
 def test_a_damaged_resume_pt_is_one_line(undisturbed, data, tmp_path, capsys):

@@ -1,11 +1,12 @@
 """# Checkpoints
 
-A checkpoint (`model.pt`) holds everything that a prediction needs, so nothing can be forgotten or
-mixed up: the network's arguments (mean and standard deviation among them) and its weights; the
-scale it was trained at, and the size of a pixel before scaling in micrometres; the tile it was
-trained on; the threshold; the value of white in 16-bit slides; and the class that it finds. The
-size, white and class are None where nobody stated them. It holds only tensors, numbers and strings,
-and is loaded with `weights_only=True`, so a stranger's file cannot run code.
+A checkpoint (`model.pt`) holds everything that a prediction needs, so that nothing can be forgotten
+or mixed up: the network's arguments (mean and standard deviation among them) and its weights; the
+scale of its training images, and the size of a pixel before scaling in micrometres; the side of its
+training tiles; the threshold; the value of white in 16-bit slides; and the class that it finds. The
+size of a pixel, white and the class are None if they are not known. A checkpoint holds only
+tensors, numbers and strings, and is loaded with `weights_only=True`, so a file from a stranger
+cannot run code.
 """
 
 import hashlib
@@ -29,54 +30,56 @@ def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile
                label: str | None = None) -> None:
     """Writes a checkpoint. `network`: the arguments of `UNet`; `state`: its state dict; `microns`:
     the size of a pixel before scaling; `white`: the value of white in 16-bit slides; `label`: the
-    class that is found."""
-    save_progress(path, network=network, state=state, scale=scale, tile=tile, threshold=threshold,
-                  microns=microns, white=white, label=label)
+    class that the network finds."""
+    write_checkpoint(path, network=network, state=state, scale=scale, tile=tile,
+                     threshold=threshold, microns=microns, white=white, label=label)
 
 
-def save_progress(path: str | Path, **parts: Any) -> None:
-    """Writes tensors, numbers, strings, and lists and dicts of them. OSError on a full disk."""
+def write_checkpoint(path: str | Path, **entries: Any) -> None:
+    """Writes a model.pt or a resume.pt: a dict of tensors, numbers, strings, and lists and dicts of
+    them. OSError if the disk is full."""
     with atomic(path) as temporary:
         try:
-            torch.save(parts, temporary)
-        except RuntimeError as error:  # this is what torch makes of a full disk
+            torch.save(entries, temporary)
+        except RuntimeError as error:  # torch turns a full disk into this
             raise OSError(f"{path}: cannot be written: {' '.join(str(error).split())[:80]}")
 
 
-def load_progress(path: str | Path) -> dict | None:
-    """What `save_progress` wrote; None where there is no file. ValueError names a damaged file."""
+def read_resume_file(path: str | Path) -> dict | None:
+    """The content of a resume.pt; None if there is no file. ValueError names a damaged file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        if getattr(error, "filename", None):  # it cannot be opened; torch's own errors have no name
+        if getattr(error, "filename", None):  # the file cannot be opened, but may be intact
             raise
         raise ValueError(f"{path}: is damaged: delete the folder and start the fold again")
 
 
 def restore(path: Path, states: dict[str, Any], areas: Tensor, length: int) -> dict | None:
-    """Loads into `states` (name: network, optimizer ...) what training saved under these names.
-    Returns the rest of the file, or None where there is no file. ValueError where the run was
-    trained on other tiles, as `areas` and `length` (steps per epoch) tell."""
-    saved = load_progress(path)
+    """Loads the states in a resume.pt into the objects of the same names in `states` (network,
+    optimizer, ...). Returns the other entries of the file, or None if there is no file. ValueError
+    if the run was trained on other tiles: with other positive `areas`, or another `length` (steps
+    per epoch)."""
+    saved = read_resume_file(path)
     if saved is None:
         return None
     if not torch.equal(saved["areas"], areas) or saved["length"] != length:
         raise ValueError(f"{path}: was trained on other tiles: the data have changed since: give "
                          "another --out")
-    for name, part in states.items():
+    for name, restored in states.items():
         state = saved.pop(name)
-        if state:  # the state of a scaler that was off is empty
-            part.load_state_dict(state)
+        if state:  # the state of a disabled loss scaler is empty
+            restored.load_state_dict(state)
     return saved
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
     """The network of a checkpoint, in eval mode, and its {scale, tile, threshold, microns, white,
-    label}; the last three are None where the file does not tell. Prefixes of wrappers (`module.`,
-    `_orig_mod.`) are taken off the names of weights. ValueError names a file that is missing or is
-    not a checkpoint of this project."""
+    label}; the last three are None if the file does not state them. The prefixes that wrappers add
+    to the names of weights (`module.`, `_orig_mod.`) are removed. ValueError names a file that is
+    missing or is not a checkpoint of this project."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file: --model takes the model.pt of a run")
@@ -100,32 +103,32 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
             cast = value.is_floating_point() and not state[name].is_floating_point()
             if cast or not value.isfinite().all():
                 raise ValueError(f"it holds weights that are not finite or not floats: {name}")
-    except Exception as error:  # torch, zip and pickle raise many kinds
+    except Exception as error:  # torch, zipfile and pickle raise errors of many kinds
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: is no minseg checkpoint: --model takes the model.pt of a run "
+        raise ValueError(f"{path}: is not a minseg checkpoint: --model takes the model.pt of a run "
                          f"({type(error).__name__}: {reason})")
     return net.eval().to(device), facts
 
 
 @dataclass
 class Ensemble:
-    """Networks whose probabilities are averaged, and what they were trained for."""
+    """Networks whose probabilities are averaged, and the settings that they share."""
 
     nets: list[UNet]
-    hashes: list[str]  # of the checkpoint files: outputs record which networks made them
+    hashes: list[str]  # of the checkpoint files; outputs record which networks made them
     scale: int  # slides are read this many times smaller
     tile: int  # pixels, after scaling
     threshold: float  # probability from which a pixel is positive
     microns: float | None  # size of a pixel before scaling
     white: int | None  # value of white in 16-bit slides
-    label: str | None  # the class that is found
+    label: str | None  # the class that the networks find
 
 
 def load_ensemble(paths: Sequence[Path], *, tile: int | None = None,
                   threshold: float | None = None, white: int | None = None) -> Ensemble:
-    """The networks of checkpoints that were trained for the same thing. `tile`, `threshold` and
-    `white` take the place of what the checkpoints say (the threshold: the mean of theirs).
-    ValueError names checkpoints that do not go together."""
+    """The networks of one or more checkpoints, which must agree in class, scale, tile and white.
+    `tile`, `threshold` and `white` override the checkpoints' own. The default threshold is the mean
+    of theirs. ValueError names checkpoints that do not agree."""
     nets, facts = zip(*(load_model(path) for path in paths))
     path, first = paths[0], facts[0]
     labels = {fact["label"]: path for path, fact in zip(paths, facts) if fact["label"]}
@@ -152,17 +155,17 @@ def load_ensemble(paths: Sequence[Path], *, tile: int | None = None,
 
 
 def check_facts(facts: dict) -> None:
-    """ValueError says which of a checkpoint's facts are of a wrong type or out of range."""
+    """ValueError lists those of a checkpoint's facts that are of a wrong type or out of range."""
     def count(value):
-        return type(value) is int and value >= 1  # True is no count
+        return type(value) is int and value >= 1  # `True` is an int, too, but not a count
 
     def number(value, highest):
         return type(value) in (int, float) and 0 <= value <= highest
 
-    right = {"scale": count, "tile": count, "threshold": lambda value: number(value, 1),
-             "microns": lambda value: value is None or (number(value, 1e6) and value > 0),
-             "white": lambda value: value is None or count(value),
-             "label": lambda value: value is None or type(value) is str}
-    wrong = {name: value for name, value in facts.items() if not right[name](value)}
-    if wrong:
-        raise ValueError(f"it holds {wrong}")
+    is_valid = {"scale": count, "tile": count, "threshold": lambda value: number(value, 1),
+                "microns": lambda value: value is None or (number(value, 1e6) and value > 0),
+                "white": lambda value: value is None or count(value),
+                "label": lambda value: value is None or type(value) is str}
+    invalid = {name: value for name, value in facts.items() if not is_valid[name](value)}
+    if invalid:
+        raise ValueError(f"it holds {invalid}")

@@ -1,7 +1,7 @@
 """# What a user is told when a program has to stop
 
-One line on stderr that says what went wrong and what to do about it, and an exit code. A traceback
-appears only for what nobody foresaw.
+One line on stderr says what went wrong and what to do about it, and the exit code is not 0. Only an
+unforeseen error shows a traceback.
 """
 
 import argparse
@@ -9,29 +9,30 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 
 def warn(text: object) -> None:
-    """Prints one line on stderr, for infer.py; the program goes on."""
-    print(f"infer.py: {text}", file=sys.stderr, flush=True)
+    """Prints one line on stderr, after the name of the running program. The program goes on."""
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
 
 
 class Stopped(Exception):
-    """The user asked to stop; everything that was done is saved."""
+    """The user asked to stop. All work so far is saved."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is what torch or Python raises when there is no memory left."""
+    """Whether torch or Python raised this error because there was no memory left."""
     phrases = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
     kinds = MemoryError, torch.OutOfMemoryError
     return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
 
 
 def explain(error: Exception, args: argparse.Namespace, command: str) -> str | None:
-    """What went wrong in a training run, and the remedy. `command` holds the options that were
-    given. None for an error that nobody foresaw."""
+    """What went wrong in a training run, and the remedy. `command`: the options that the user gave
+    to train.py. None for an unforeseen error."""
     if isinstance(error, Stopped):
         command = command.removesuffix(" --resume")
         return f"stopped {error}; go on with\n    python train.py {command} --resume"
@@ -48,13 +49,13 @@ def explain(error: Exception, args: argparse.Namespace, command: str) -> str | N
 @contextmanager
 def explained(args: argparse.Namespace, argv: Sequence[str] | None,
               exit_code: int) -> Iterator[None]:
-    """Turns errors inside the block into one line on stderr and the exit code (130 if the user
-    asked to stop). `argv` is what `main` was given: None for the command line."""
+    """For train.py: turns errors inside the block into one line on stderr and the exit code (130 if
+    the user asked to stop). `argv`: the argument of `main`; None stands for the command line."""
     try:
         yield
     except Exception as error:
         command = shlex.join(sys.argv[1:] if argv is None else argv)
-        if (words := explain(error, args, command)) is None:
+        if (explanation := explain(error, args, command)) is None:
             raise
-        print(f"train.py: {words}", file=sys.stderr)
+        print(f"train.py: {explanation}", file=sys.stderr)
         sys.exit(130 if isinstance(error, Stopped) else exit_code)

@@ -1,6 +1,7 @@
 """# The command lines of `train.py` and `infer.py`
 
-Every option with its default; options that cannot go together are refused in one line.
+Every option with its default. Values that are out of range, and options that contradict each other,
+end the program with one line.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def data_group(parser: Parser) -> None:
     """What `train.py` trains on."""
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, metavar="DIR",
-        help="folder of slides and masks (default: synthetic slides)")
+        help="folder of slides and masks (default: draw synthetic slides)")
     add("--scale", type=int, metavar="S",
         help="train on images S times smaller (default 1; synthetic 4)")
     add("--tile", type=int, metavar="PX",
@@ -59,12 +60,14 @@ def network_and_loss_groups(parser: Parser) -> None:
     add("--encoder", default="efficientnet-b0", metavar="NAME", choices=SCALES,
         help="efficientnet-b0 to -b7 or -lite0 to -lite4 (default efficientnet-b0)")
     add("--weights", metavar="FILE",
-        help="where the encoder starts: imagenet, or a published checkpoint (default: at random)")
-    add("--gates", **switch, help="attention gates on the skips")
+        help="initial weights of the encoder: imagenet, or a published checkpoint (default: "
+        "random)")
+    add("--gates", **switch, help="attention gates on the skip connections")
     add("--attention", default="none", choices=("none", "scse", "cbam", "cbam3"),
         help="attention in each decoder block (cbam3: 3 x 3, without its norm; default none)")
-    add("--hypercolumn", **switch, help="the head sees the decoder's maps of all sizes")
-    add("--deep-supervision", **switch, help="also train the decoder's smaller maps")
+    add("--hypercolumn", **switch, help="the head uses the decoder's maps of all sizes")
+    add("--deep-supervision", **switch,
+        help="also compute a loss on each of the decoder's smaller maps")
     add = parser.add_argument_group("loss").add_argument
     add("--loss", default="bce+dice", metavar="SUM",
         help="a sum of bce, dice and lovasz, such as 0.5*bce+dice (default bce+dice)")
@@ -77,7 +80,8 @@ def run_group(parser: Parser) -> None:
     """How `train.py` trains, and where its results go."""
     add = parser.add_argument_group("run").add_argument
     add("--recipe", choices=RECIPES,
-        help="set several options at once, which are printed; options that you give yourself win")
+        help="set several options, which are printed; options that you give yourself take "
+        "precedence")
     add("--epochs", type=float, metavar="N",
         help="passes over the tiles; fractions are allowed (default 20; synthetic 14)")
     add("--batch", type=int, default=8, metavar="N", help="tiles in a batch (default 8)")
@@ -94,9 +98,11 @@ def run_group(parser: Parser) -> None:
         help="recompute activations in the backward pass: slower, but less memory")
     add("--workers", type=int, default=2, metavar="N",
         help="threads that read tiles ahead (default 2)")
-    add("--seed", type=int, default=0, metavar="N", help="of all random numbers (default 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the initial weights, the drawing "
+        "of tiles, augmentation and stochastic depth (default 0); the folds and the synthetic "
+        "slides do not depend on it")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    add("--resume", action="store_true", help="go on with folds that were interrupted")
+    add("--resume", action="store_true", help="continue folds that were interrupted")
     add("--out", type=Path, metavar="DIR",
         help="folder of the run (default: runs/ and the name of the data)")
 
@@ -109,7 +115,7 @@ def number_all_or_balanced(text: str) -> float | str:
 
 
 def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of `train.py`. Those that are not given depend on the recipe and the data."""
+    """The options of `train.py`. Defaults depend on the recipe, and on whether --data is given."""
     parser = Parser(description=TRAIN)
     for add_group in (data_group, network_and_loss_groups, run_group):
         add_group(parser)
@@ -118,10 +124,10 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         recipe = RECIPES[args.recipe]
         parser.set_defaults(**recipe)
         args = parser.parse_args(argv)  # again, with the recipe's values as defaults
-        words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-                 for name, value in recipe.items() if getattr(args, name) == value]
-        print(f"--recipe {args.recipe}: {' '.join(words)}")
-    for name in ("then", "weights"):  # "none" takes back what a recipe has set
+        changed = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+                   for name, value in recipe.items() if getattr(args, name) == value]
+        print(f"--recipe {args.recipe}: {' '.join(changed)}")
+    for name in ("then", "weights"):  # "none" overrides the value of a recipe
         if getattr(args, name) == "none":
             setattr(args, name, None)
     synthetic = args.data is None
@@ -135,14 +141,14 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check_train_options(parser, args)
     try:
         args.losses = [make_loss(spec) for spec in (args.loss, args.then) if spec is not None]
-        first_stage(2, args.switch)  # ValueError for a share that cannot be
+        first_stage(2, args.switch)  # ValueError for a share that is not between 0 and 1
     except ValueError as error:
         parser.error(f"--loss, --then, --switch: {error}")
     return args
 
 
 def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
-    """Ends the program with one line where a value cannot be."""
+    """Ends the program with one line if a value is out of range, or contradicts another."""
     for name in ("scale", "tile", "stride", "epochs", "batch", "accumulate", "workers", "lr",
                  "encoder_lr"):
         if not 0 < getattr(args, name) < (math.inf if "lr" in name else 2**31):
@@ -158,9 +164,9 @@ def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def check_white(parser: Parser, args: argparse.Namespace) -> None:
-    """Ends the program with one line where --white is not a value of 16 bits."""
+    """Ends the program with one line if --white is not a 16-bit value."""
     if args.white is not None and not 0 < args.white < 65536:
-        parser.error(f"--white {args.white}: is a value of 16 bits, 1 to 65535")
+        parser.error(f"--white {args.white}: needs a 16-bit value, 1 to 65535")
 
 
 def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -180,7 +186,7 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tile", type=int, metavar="PX",
         help="side of a tile, after scaling (default: as in training)")
     add("--overlap", type=float, default=0.5, metavar="SHARE",
-        help="share of a tile that the next one covers as well, 0 to 0.9 (default 0.5)")
+        help="share of a tile that the next tile covers, too, 0 to 0.9 (default 0.5)")
     add("--window", default="linear", choices=("linear", "gaussian", "hann", "uniform"),
         help="how a tile's weights fall towards its border (default linear)")
     add("--skip-flat", action="store_true",
@@ -206,7 +212,7 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_infer_options(parser: Parser, args: argparse.Namespace) -> None:
-    """Ends the program with one line where a value cannot be."""
+    """Ends the program with one line if a value is out of range, or contradicts another."""
     if not 0 <= args.overlap <= 0.9:
         parser.error(f"--overlap {args.overlap}: needs a share from 0 to 0.9")
     for name in ("tile", "batch"):

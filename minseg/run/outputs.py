@@ -1,9 +1,9 @@
 """# What `infer.py` writes
 
-For each slide: a mask, a preview, and, where asked, probabilities and polygons; for all of them, a
-CSV. Each of a slide's files carries what made it (slide, networks, options) in its description. So
-a second start knows its own files: it skips slides that are complete, and never overwrites a file
-that was made in another way.
+For each slide: a mask, a preview, and, if asked for, probabilities and polygons; for all slides
+together, a CSV. Each file of a slide records in its description which slide, networks and options
+it was made from. So when the program is started again, it recognises its own files: it skips slides
+that are complete, and never overwrites a file that was made in another way.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from .bands import Thumbnail, write_tiff
 from .checkpoint import Ensemble
 from .report import draw_outlines
 
-PREVIEW = 1600  # pixels, the longer side
+PREVIEW = 1600  # pixels: the longer side of a preview
 
 
 def output_files(path: Path, args: argparse.Namespace) -> list[Path]:
-    """The files that a slide becomes. The mask comes first."""
+    """The paths of all files that are written for a slide: the mask, the preview, then others."""
     endings = [".tiff", ".preview.png"]
     if args.probabilities:
         endings.append(".probabilities.tiff")
@@ -42,7 +42,8 @@ def output_files(path: Path, args: argparse.Namespace) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of 16 blocks spread over a file: slides are too large to hash whole at every start."""
+    """A hash of 16 blocks spread over a file. Slides are too large to be hashed as a whole at each
+    start."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
         for i in range(16):
@@ -52,7 +53,7 @@ def fingerprint(path: Path) -> str:
 
 
 def provenance(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: Path) -> str:
-    """All that the content of a slide's output depends on, as JSON."""
+    """Everything that the content of an output file depends on, as JSON."""
     facts = {"slide": path.name, "bytes": path.stat().st_size, "sample": fingerprint(path),
              "models": ensemble.hashes, "threshold": ensemble.threshold, "scale": ensemble.scale,
              "tile": ensemble.tile, "overlap": args.overlap, "window": args.window,
@@ -65,7 +66,7 @@ def provenance(path: Path, ensemble: Ensemble, args: argparse.Namespace, output:
 
 
 def carried_provenance(output: Path) -> str | None:
-    """The provenance that a file carries; None where it is not one of ours."""
+    """The provenance recorded in a file; None if `infer.py` did not write the file."""
     try:
         if output.suffix == ".geojson":
             return read_note(output)
@@ -74,13 +75,13 @@ def carried_provenance(output: Path) -> str | None:
                 return image.info.get("Description")
         with tifffile.TiffFile(output) as tiff:
             return tiff.pages[0].description
-    except Exception:  # it is no picture at all: each decoder raises errors of its own
+    except Exception:  # not an image at all; each decoder raises its own kinds of errors
         return None
 
 
 def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
-    """The slides whose outputs all exist. ValueError where two slides would write the same file, or
-    where something else is in its place."""
+    """The slides whose outputs all exist. ValueError if two slides would write the same file, or if
+    a file that was made in another way is in the place of an output."""
     writers: dict[Path, Path] = {}
     for path in args.slides:
         for output in output_files(path, args):
@@ -89,12 +90,12 @@ def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
             writers[output] = path
     taken = {p.resolve() for p in [args.out, *args.out.resolve().parents, *args.slides, *writers]}
     if args.rle and args.rle.resolve() in taken:
-        raise ValueError(f"{args.rle}: is the place of another file: give --rle another")
+        raise ValueError(f"{args.rle}: is the path of another file: give another path for --rle")
     complete = set()
     for path in args.slides:
         outputs = output_files(path, args)
         existing = [output for output in outputs if output.exists()]
-        if path.exists():  # a slide that is done may have been moved away since
+        if path.exists():  # a slide may have been moved away after it was done
             for output in existing:
                 if carried_provenance(output) != provenance(path, ensemble, args, output):
                     raise ValueError(f"{output}: exists already, made in another way: move it "
@@ -102,13 +103,14 @@ def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
         if existing == outputs:
             complete.add(path)
     if args.rle and args.rle.exists() and len(complete) < len(args.slides):
-        raise ValueError(f"{args.rle}: exists already: move it away, or give another place")
+        raise ValueError(f"{args.rle}: exists already: move it away, or give another path")
     return complete
 
 
 class Preview:
-    """A small picture of a slide with the outline of its mask. It is made of the rows that are read
-    for the network, if those are fine enough (`rows_suffice`); else the slide is read once more."""
+    """A small picture of a slide with the outline of its mask. If the rows that are read for the
+    network have at least the preview's resolution (`rows_suffice`), they are reduced to it;
+    otherwise the slide is read a second time."""
 
     def __init__(self, path: Path, slide: Slide, white: int | None):
         self.path, self.white = path, white
@@ -128,7 +130,7 @@ class Preview:
 
 
 class Outputs:
-    """The files of one slide while it streams by, see `write_outputs`."""
+    """The files of one slide while they are written; see `write_outputs`."""
 
     def __init__(self, path: Path, slide: Slide, ensemble: Ensemble, args: argparse.Namespace,
                  files: ExitStack):
@@ -138,7 +140,7 @@ class Outputs:
         self.encoder = Encoder(height, width)  # of the mask's run-length code
         mask_file, _, *others = output_files(path, args)
         note = provenance(path, ensemble, args, mask_file)
-        # The stack closes the last one first. The mask says that the slide is done, so it is last.
+        # The stack closes files in reverse order. The mask is opened first and so completed last.
         self.write_mask = files.enter_context(write_tiff(mask_file, height, width, note))
         self.write_probabilities = self.add_objects = None
         for file in others:
@@ -152,13 +154,13 @@ class Outputs:
                     min_area=args.min_area))
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """`Slide.read` for rows that come by once, from top to bottom: the preview sees them."""
+        """`Slide.read` of the next rows, from top to bottom. It also adds them to the preview."""
         rows = self.slide.read(y, x, height, width)
         self.preview.image.add(rows)
         return rows
 
     def write(self, band: np.ndarray) -> None:
-        """The next rows of the result: probabilities, float32 (rows, width)."""
+        """Writes the next rows of the result: probabilities, float32 (rows, width)."""
         positive = band >= self.threshold
         self.encoder.add(positive)
         if self.add_objects:
@@ -173,9 +175,9 @@ class Outputs:
 @contextmanager
 def write_outputs(path: Path, slide: Slide, ensemble: Ensemble,
                   args: argparse.Namespace) -> Iterator[Outputs]:
-    """`with write_outputs(...) as outputs: outputs.write(band) ...` makes the files of a slide out
-    of bands, from top to bottom. They appear complete when the block ends; none stays if it fails.
-    OSError where one cannot be written."""
+    """`with write_outputs(...) as outputs: outputs.write(band) ...` writes the files of a slide in
+    bands of rows, from top to bottom. The files appear, complete, when the block ends, and none
+    remains if it fails. OSError if a file cannot be written."""
     with ExitStack() as files:
         outputs = Outputs(path, slide, ensemble, args, files)
         yield outputs
@@ -184,7 +186,7 @@ def write_outputs(path: Path, slide: Slide, ensemble: Ensemble,
 
 
 def encode_finished(mask_file: Path) -> Encoder:
-    """The run-length encoder of a mask that was written before."""
+    """The run-length encoder of a mask that was written earlier."""
     mask = open_slide(mask_file)
     encoder = Encoder(mask.height, mask.width)
     for y in range(0, mask.height, 256):
@@ -193,8 +195,8 @@ def encode_finished(mask_file: Path) -> Encoder:
 
 
 def write_csv(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """The table that Kaggle takes: id,predicted. ValueError where it cannot be written, or where
-    another one exists."""
+    """Writes the table that Kaggle expects, with the columns id and predicted. ValueError if it
+    cannot be written, or if the file exists with other content."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("id", "predicted"), *rows])
     try:

@@ -1,6 +1,6 @@
 """# Before the first step: everything is checked, slides are cut, folds are made
 
-Whatever is wrong is reported before time is spent on training, and before anything is written
+Whatever is wrong is reported before any time is spent on training, and before anything is written
 except synthetic slides and the tile cache.
 """
 
@@ -30,33 +30,34 @@ from ..sampling import epoch_indices
 from .report import Progress
 from .step import seeded
 
-# Options that say where and how fast, but not what: they may differ when a run is resumed.
-HOW = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations")
+# Options that decide where and how fast a run is trained, but not its result. config.json does not
+# hold them, and they may differ from fold to fold and when a run is resumed.
+NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images, the fold of each, their tiles, which folds to train, and what they have in common."""
+    """The images, their folds and tiles, and which folds to train."""
 
     items: list[Item]
-    folds: list[int]
+    folds: list[int]  # the fold of each image
     tiles: Tiles
-    chosen: Sequence[int]
-    microns: float | None  # median size of a pixel before scaling, where slides tell
-    config: dict  # what config.json holds
+    chosen: Sequence[int]  # the folds to train
+    microns: float | None  # median size of a pixel before scaling; None if no slide states it
+    config: dict  # the content of config.json
 
 
 def prepare(args: argparse.Namespace) -> Data:
     """Checks the options and the data, cuts the slides and makes the folds. ValueError says what is
-    wrong with the options, the data, or what is in the run's folder."""
+    wrong with the options, with the data, or with files that are already in the run's folder."""
     fold = 0 if args.folds is None and args.fold is None else args.fold
     if fold is not None and not args.resume and (args.out / f"fold{fold}").exists():
         raise ValueError(f"{args.out / f'fold{fold}'}: holds a run already: go on with --resume, "
                          "give another --out, or delete it")
     if args.weights:
         load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
-    folder = args.data or draw(args.out.parent / "synthetic-slides")
-    items = find_slides(folder, **of_masks(vars(args)))
+    folder = args.data or draw_synthetic_slides(args.out.parent / "synthetic-slides")
+    items = find_slides(folder, **mask_options(vars(args)))
     excluded = args.exclude
     if args.exclude:
         excluded = read_ids(args.exclude, items)
@@ -66,7 +67,8 @@ def prepare(args: argparse.Namespace) -> Data:
     check_labels(items)
     count = len({item.group for item in items})
     if count < 2:
-        raise ValueError(f"{folder}: is all one group: one has to be held out, so add another")
+        raise ValueError(f"{folder}: is all one group: one group has to be held out, so add "
+                         "images of another")
     number = min(5, count) if args.folds is None else args.folds
     if not 2 <= number <= count:
         raise ValueError(f"--folds {number}: with {count} groups it is 2 to {count}")
@@ -76,7 +78,7 @@ def prepare(args: argparse.Namespace) -> Data:
     existing = check_settings(args, config)
 
     facts, tiles = cut_all(items, args)
-    tell(items, facts)
+    report_data(items, facts)
     folds = make_folds(items, facts, tiles, number, args.scale)
     config["fold_of"] = {item.id: fold for item, fold in zip(items, folds)}
     if existing.get("fold_of", config["fold_of"]) != config["fold_of"]:
@@ -84,14 +86,15 @@ def prepare(args: argparse.Namespace) -> Data:
                          "images or masks have changed since: give another --out")
     chosen = range(number) if fold is None else [fold]
     check_folds(folder, facts, tiles, folds, chosen)
-    tell_folds(folder, items, folds, tiles, args.tile)
+    check_stages(args, tiles, folds, chosen)
+    report_folds(folder, items, folds, tiles, args.tile)
     sizes = [fact["microns"] for fact in facts if fact["microns"]]
     return Data(items, folds, tiles, chosen, statistics.median(sizes) if sizes else None, config)
 
 
 def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, number: int,
                scale: int) -> list[int]:
-    """The fold of each image. ValueError where there is nothing to learn from."""
+    """The fold of each image. ValueError if no mask has a positive pixel."""
     masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
     if not any(fact["positive"] for fact in facts):
         raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
@@ -101,7 +104,7 @@ def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, numbe
                        number)
 
 
-def tell_folds(folder: Path, items: Sequence[Item], folds: Sequence[int], tiles: Tiles,
+def report_folds(folder: Path, items: Sequence[Item], folds: Sequence[int], tiles: Tiles,
                tile: int) -> None:
     """Prints how the images were divided, and how many tiles there are."""
     groups, number = {item.group for item in items}, max(folds) + 1
@@ -109,25 +112,29 @@ def tell_folds(folder: Path, items: Sequence[Item], folds: Sequence[int], tiles:
           + ", ".join(str(folds.count(fold)) for fold in range(number)))
     alone = [item.id for item in items if item.group == item.id]
     if alone and (folder / PATIENTS).exists():
-        print(f"{PATIENTS} has no patient for {', '.join(alone)}: each of these counts alone")
+        print(f"{PATIENTS} has no patient for {', '.join(alone)}: each of these images is a group "
+              "of its own")
     elif len(alone) == len(items):
-        print("no groups: each image counts alone, and one patient may be on both sides")
+        print("no groups: each image is a group of its own, so images of one patient may be both "
+              "trained on and scored")
     print(f"{len(tiles)} tiles of {tile} x {tile} pixels, "
           f"{int((tiles.mask_area > 0).sum())} of them with something to find; {tiles.blank} "
-          "blank ones are left out of training")
+          "blank tiles are left out of training")
 
 
-def of_masks(options: dict) -> dict:
-    """The arguments of `find_slides` among a run's options."""
+def mask_options(options: dict) -> dict:
+    """Those of a run's options that say how to read masks and slides, as arguments of
+    `find_slides`."""
     return {"labels": options.get("label") or (), "ignore": options.get("ignore") or (),
             "white": options.get("white")}
 
 
 def check_folds(folder: Path, facts: Sequence[dict], tiles: Tiles, folds: Sequence[int],
                 chosen: Sequence[int]) -> None:
-    """ValueError where a fold leaves nothing to learn from, or has nothing to score."""
+    """ValueError if a chosen fold leaves no positive pixel to learn from, or has nothing to
+    score."""
     for fold in chosen:
-        if not tiles.mask_area[outside(tiles, folds, fold)].any():
+        if not tiles.mask_area[training_tiles(tiles, folds, fold)].any():
             raise ValueError(f"{folder}: outside fold {fold} no mask has a positive pixel: "
                              "add images of other groups that have some")
         if not any(fact["void"] < fact["height"] * fact["width"]
@@ -136,8 +143,19 @@ def check_folds(folder: Path, facts: Sequence[dict], tiles: Tiles, folds: Sequen
                              "leave them out with --exclude")
 
 
+def check_stages(args: argparse.Namespace, tiles: Tiles, folds: Sequence[int],
+                 chosen: Sequence[int]) -> None:
+    """ValueError if there is a second stage (--then), but a chosen fold is trained for one step."""
+    for fold in chosen if args.then else ():
+        steps_of = make_sampler(args, tiles, training_tiles(tiles, folds, fold))
+        if round(args.epochs * len(steps_of(0))) < 2:
+            raise ValueError(f"--then {args.then}: fold {fold} is trained for one step only, and "
+                             "each of the two stages needs one: raise --epochs, or lower --batch "
+                             "or --accumulate")
+
+
 def check_labels(items: Sequence[Item]) -> None:
-    """ValueError where classes are named, and an image has none to choose from."""
+    """ValueError if --label names classes, but an image has no polygons."""
     for item in items:
         if item.labels and item.mask.suffix.lower() not in POLYGON_SUFFIXES:
             raise ValueError(f"{item.mask}: --label names classes of polygons, and {item.id} has "
@@ -145,17 +163,17 @@ def check_labels(items: Sequence[Item]) -> None:
 
 
 def class_name(items: Sequence[Item]) -> str | None:
-    """The class that the network learns to find, by the names of polygon classes; None where there
-    are none, or where run-length code is used."""
+    """The names of the polygon classes that the network learns to find; None if there are no
+    polygons, or if run-length code is used instead."""
     if any(item.runs is not None for item in items):
         return None
     classes = items[0].labels or sorted(count_classes(items).keys() - set(items[0].ignore))
     return ", ".join(classes) or None
 
 
-def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
-    """Prints how files were understood where that is not obvious, one line for each kind.
-    ValueError where masks contradict each other."""
+def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints how the files were understood, where that is not obvious. ValueError if masks
+    contradict each other."""
     kinds = {fact["kind"]: item.mask for item, fact in zip(items, facts)}
     if kinds.keys() >= {"255", "void"}:
         raise ValueError(f"{kinds['255']}: holds 0 and 255, {kinds['void']} also 1: is 255 void in "
@@ -166,9 +184,12 @@ def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
     first = items[0]
     if classes := count_classes(items):
         def use(name: str) -> str:
-            return ("void" if name in first.ignore else
-                    "to be found" if name in first.labels else
-                    "not used" if first.labels or first.runs is not None else "to be found")
+            if name in first.ignore:
+                return "void"
+            if name in first.labels:
+                return "to be found"
+            return "not used" if first.labels or first.runs is not None else "to be found"
+
         print("polygons: " + ", ".join(f"{count} {name} ({use(name)})"
                                        for name, count in classes.most_common()))
     agreement = {item.id: fact["agreement"] for item, fact in zip(items, facts)
@@ -186,25 +207,25 @@ def tell(items: Sequence[Item], facts: Sequence[dict]) -> None:
     for item, fact in zip(items, facts):
         for note in fact["notes"]:
             notes.setdefault(note, []).append(f"{item.image}: {note}")
-    for same in notes.values():
-        others = f" (and {len(same) - 1} others like it)" if len(same) > 1 else ""
-        print(f"{same[0]}{others}")
+    for lines in notes.values():  # the first line stands for all that have the same note
+        others = f" (and {len(lines) - 1} others like it)" if len(lines) > 1 else ""
+        print(f"{lines[0]}{others}")
 
 
 def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
     """The IDs that a file names, sorted: one ID per line, or the first column of a table, with or
-    without the heading `id`. ValueError for an ID that no image has, and where no image is left."""
+    without the heading `id`. ValueError for an ID that no image has, and if no image is left."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             named = {clean(row[0]) for row in csv.reader(file) if row} - {""}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: --exclude takes a list of IDs")
     except (UnicodeDecodeError, csv.Error):
-        raise ValueError(f"{path}: is no text: --exclude takes a list of IDs, one a line")
+        raise ValueError(f"{path}: is not a text file: --exclude takes a list of IDs, one per line")
     known = {clean(item.id): item.id for item in items}
     if unknown := sorted(name for name in named - known.keys() if name.lower() != "id"):
-        raise ValueError(f"{path}: names {', '.join(unknown[:3])}: no image has that ID: mend it, "
-                         "or take it out")
+        raise ValueError(f"{path}: names {', '.join(unknown[:3])}: no image has that ID: "
+                         "correct it, or take it out")
     if known.keys() <= named:
         raise ValueError(f"{path}: leaves no image: keep only the IDs that are to be left out")
     return sorted(known[name] for name in named & known.keys())
@@ -215,7 +236,7 @@ def leave_out(items: Sequence[Item], ids: Sequence[str] | None) -> list[Item]:
     return [item for item in items if item.id not in set(ids or ())]
 
 
-def draw(folder: Path, count: int = 20, **options) -> Path:
+def draw_synthetic_slides(folder: Path, count: int = 20, **options) -> Path:
     """Draws synthetic slides with `write_slides`, unless the folder exists already."""
     if not folder.exists():
         print(f"drawing {count} synthetic slides in {folder}", flush=True)
@@ -223,14 +244,15 @@ def draw(folder: Path, count: int = 20, **options) -> Path:
         try:
             write_slides(folder, count, **options)
         except (OSError, ValueError):
-            if not folder.exists():  # otherwise another process was faster
+            if not folder.exists():  # otherwise another process has drawn them meanwhile
                 raise
     return folder
 
 
 def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict], Tiles]:
-    """What is known of each image, and its tiles: cut once, for all folds and all runs beside this
-    one. ValueError where they do not fit in memory."""
+    """The facts about each image (`minseg.data.tiles.cut`), and the tiles of all images. Slides are
+    cut once, for all folds and for all runs in the same parent folder. ValueError if the tiles do
+    not fit in memory."""
     cache, margin = args.out.parent / "tiles", args.tile // 8
     cache.mkdir(parents=True, exist_ok=True)
     progress = Progress(len(items), "cutting slides")
@@ -242,7 +264,7 @@ def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict]
         raise ValueError(f"{error}: use a smaller --tile or a larger --scale")
 
 
-def outside(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
+def training_tiles(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
     """The tiles to train on when `fold` is held out: int64 tile numbers (N,)."""
     return torch.tensor([folds[slide] != fold for slide, _, _ in tiles.places]).nonzero()[:, 0]
 
@@ -250,8 +272,8 @@ def outside(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
 def make_sampler(args: argparse.Namespace, tiles: Tiles,
                  train_on: Tensor) -> Callable[[int], list[list[list[int]]]]:
     """A function of the epoch that returns its steps: each a list of `--accumulate` micro-batches,
-    each a list of `--batch` tile numbers. All epochs have the same number of steps. Tiles that are
-    too few to fill the last step are left for another epoch."""
+    each a list of `--batch` tile numbers. All epochs have the same number of steps. Tiles that do
+    not fill a whole step are dropped; another epoch may draw them."""
     negatives = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
     bins = 4 if args.negatives == "balanced" else None
 
@@ -261,7 +283,7 @@ def make_sampler(args: argparse.Namespace, tiles: Tiles,
 
     count = len(draw_tiles(0))
     batch = min(args.batch, count)
-    micro_batches = min(args.accumulate, count // batch)  # of a step
+    micro_batches = min(args.accumulate, count // batch)  # in a step
     steps = count // (batch * micro_batches)
 
     def steps_of(epoch: int) -> list[list[list[int]]]:
@@ -272,15 +294,17 @@ def make_sampler(args: argparse.Namespace, tiles: Tiles,
 
 
 def settings(args: argparse.Namespace, **settled: Any) -> dict:
-    """What all folds of a run share, as config.json holds it. `settled`: what took the place of
-    options that were not given, or that named a file."""
+    """The settings that all folds of a run share, for config.json. `settled` holds values that
+    replace those of `args`: of options that were not given, or that named a file."""
     return {name: str(value.resolve()) if isinstance(value, Path) else value
-            for name, value in {**vars(args), **settled}.items() if name not in (*HOW, "losses")}
+            for name, value in {**vars(args), **settled}.items()
+            if name not in (*NOT_IN_CONFIG, "losses")}
 
 
 def check_settings(args: argparse.Namespace, config: dict) -> dict:
-    """Returns what the config.json of existing folds holds. ValueError where they were trained with
-    other settings. A run that is resumed may change its learning rate and precision."""
+    """Returns the settings in the config.json of existing folds; {} if there are none. ValueError
+    if they were trained with other settings. A run that is resumed may change its learning rate and
+    its precision."""
     path = args.out / "config.json"
     if not any(args.out.glob("fold*")) or not path.exists():
         return {}
@@ -288,10 +312,12 @@ def check_settings(args: argparse.Namespace, config: dict) -> dict:
         existing = json.loads(path.read_text())
     except ValueError:
         existing = {}
-    config = json.loads(json.dumps(config))  # as it will read when it comes back from the file
-    free = {"fold_of", *(("lr", "encoder_lr", "amp") if args.resume else ())}
+    config = json.loads(json.dumps(config))  # a tuple becomes a list, as in the file
+    may_differ = {"fold_of"}  # `prepare` compares the folds
+    if args.resume:
+        may_differ |= {"lr", "encoder_lr", "amp"}
     names = [name for name in {**existing, **config}
-             if existing.get(name) != config.get(name) and name not in free]
+             if existing.get(name) != config.get(name) and name not in may_differ]
     if names:
         raise ValueError(f"{args.out}: holds a run with other settings (--"
                          + ", --".join(name.replace("_", "-") for name in sorted(names))

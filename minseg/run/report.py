@@ -1,7 +1,7 @@
 """# What a run shows: progress, curves, previews
 
-Text on the terminal while it runs, pictures to look at afterwards. The colours are Okabe and Ito's,
-which colour-blind people can tell apart too: blue is the label, orange the prediction.
+Text on the terminal during the run, and pictures for afterwards. Labels are blue and predictions
+orange: two colours of Okabe and Ito's palette, which colour-blind people can tell apart, too.
 """
 
 import argparse
@@ -35,9 +35,9 @@ class Parser(argparse.ArgumentParser):
         try:
             torch.zeros(1, device=name).item()
             if torch.device(name).type == "cuda":
-                torch.cuda.set_device(name)  # for calls that use the current device
+                torch.cuda.set_device(name)  # some calls use the current device
         except (RuntimeError, AssertionError, ImportError):
-            self.error(f"--device {name}: there is none here: use --device cpu")
+            self.error(f"--device {name}: there is no such device: use --device cpu")
         return name
 
 
@@ -56,8 +56,8 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line that tells how far the work is and how long the rest will take. On a terminal the
-    line is redrawn; in a log file a new one is written every half minute."""
+    """One line that shows how much of the work is done and how long the rest will take. On a
+    terminal the line is redrawn; in a log file a new line is written every half minute."""
 
     def __init__(self, total: int, label: str, done: int = 0):
         self.total, self.label = total, label
@@ -67,7 +67,7 @@ class Progress:
         self.live = sys.stderr.isatty()
 
     def step(self, count: float = 1, text: str = "") -> None:
-        """Counts `count` more of `total` as done. `text` is shown after the time left."""
+        """Adds `count` to what is done of `total`. `text` is shown after the time left."""
         self.done += count
         if self.done > self.total - 1e-6:  # fractions of 1 may add up to a little less
             self.done = self.total
@@ -75,7 +75,7 @@ class Progress:
         if now - self.shown < (0.2 if self.live else 30) and self.done < self.total:
             return
         if not self.live and now - self.start < 30:
-            return  # it may be over before a log needs a line
+            return  # short work needs no line in a log
         self.shown = now
         pace = (now - self.start) / (self.done - self.before or 1)
         left = pace * (self.total - self.done)
@@ -87,14 +87,14 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Prints a line that stays, above the one that is redrawn."""
+        """Prints a permanent line above the line that is redrawn."""
         if self.live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         print(text, flush=True)
 
 
 def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
-    """The border of a mask (H, W), bool: its pixels within `width` pixels of one outside it."""
+    """The border of a mask (H, W), bool: its pixels at most `width` pixels away from outside."""
     outside = torch.from_numpy(~np.asarray(mask, bool)).float()[None]
     near = outside
     for side in ((2 * width + 1, 1), (1, 2 * width + 1)):  # the image's edge is not a border
@@ -104,8 +104,8 @@ def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
 
 def draw_outlines(image: np.ndarray, prediction: np.ndarray, target: np.ndarray | None = None,
                   width: int | None = None) -> Image.Image:
-    """The image (H, W, 3) with the outline of the prediction in orange, over that of the target in
-    blue. Pixels where the target is 255 (void, not labelled) are hatched."""
+    """The image (H, W, 3) with the outline of the target in blue, and over it the outline of the
+    prediction in orange. Pixels where the target is 255 (void, not labelled) are hatched."""
     picture = image.copy()
     width = width or max(1, round(min(image.shape[:2]) / 400))
     if target is not None:
@@ -116,14 +116,14 @@ def draw_outlines(image: np.ndarray, prediction: np.ndarray, target: np.ndarray 
     return Image.fromarray(picture)
 
 
-font = ImageFont.load_default  # Pillow's own, so there is nothing to install
+font = ImageFont.load_default  # Pillow's built-in font
 
 
 def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
                   side: int = 420, columns: int | None = None, size: int = 16,
                   legend: str = LEGEND) -> None:
-    """Draws pictures into one PNG, each with its caption, and at most `side` pixels wide and high.
-    `size`: of the letters, in pixels."""
+    """Draws pictures into one PNG, each with its caption and at most `side` pixels wide and high.
+    `size`: the font size in pixels."""
     columns = columns or min(len(pictures), 2 if len(pictures) < 6 else 4)
     gap, text = 12, size * 3 // 2
     scaled = [ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
@@ -143,9 +143,9 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
 
 def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str,
                 limits: tuple[float, float] | None = None) -> None:
-    """Draws one or two curves over the epochs, 800 pixels wide: each from 0 to its largest value,
-    or both between `limits`, which are then written at the axis. `curves` maps a name to one value
-    per epoch."""
+    """Draws one or two curves over the epochs into a PNG. Each curve has its own axis, from 0 to
+    its largest value; or both share an axis between `limits`, which are then written beside it.
+    `curves` maps a name to its values, one per epoch."""
     left, right, high, low = 20.0, 610.0, 50.0, 360.0
     image = Image.new("RGB", (800, 400), PAPER)
     draw = ImageDraw.Draw(image)

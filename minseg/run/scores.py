@@ -1,17 +1,18 @@
 """# Scores: the log, the score of each fold, and the score of all folds
 
-The probabilities of held-out slides stay on disk, so folds can be trained by separate processes,
-and anyone can score them again. score.json and summary.json hold what `crossval.cross_validate`
-returns. One fold alone is scored at the threshold 0.5; once every fold is there, each is scored at
-the threshold that suits the other folds best. Beside Dice, objects are counted
-(`minseg.data.objects`). Void pixels, which nobody labelled, are left out everywhere.
+The probabilities of held-out slides stay on disk. So separate processes can train the folds, and
+anyone can score the predictions again. score.json and summary.json hold what
+`crossval.cross_validate` returns. score.json scores one fold at the threshold 0.5. Once every fold
+is complete, summary.json scores each fold at the threshold that is best for the other folds.
+Besides Dice, both count objects: found, missed, and false positives (`minseg.data.objects`). Void
+pixels, which nobody labelled, are left out everywhere.
 """
 
 import argparse
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,10 @@ def save_log(folder: Path, rows: Sequence[dict], title: str) -> None:
 
 def score(counts: Sequence[Tensor], items: Sequence[Item],
           folds: Sequence[int] | None = None) -> dict:
-    """`cross_validate` of what `count_levels` counted in each image, with the images' names, and
-    `best_threshold`, which suits all images together best. `folds`: the fold of each image
-    (default: all in one). The Dice of an image that is all void is None. ValueError where a fold
-    has no image with a Dice."""
+    """The result of `cross_validate` for `counts` (from `count_levels`, one per image), with the
+    images' IDs, and with `best_threshold`, the threshold with the highest Dice over all images
+    together. `folds`: the fold of each image (default: all in one). The Dice of an image that is
+    entirely void is None. ValueError if all images of a fold are void."""
     folds = folds or [0] * len(counts)
     scored = [i for i, count in enumerate(counts) if count.any()]
     if missing := sorted(set(folds) - {folds[i] for i in scored}):
@@ -60,16 +61,16 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
     dice = dict(zip(scored, result["images"]))
     result["images"] = {item.id: dice.get(i) for i, item in enumerate(items)}
     total = torch.stack(list(counts)).sum(0)
-    # Without a positive pixel the best threshold would be one that never finds anything.
+    # Without any positive pixel the best threshold would be one at which nothing is ever positive.
     return {**result, "best_threshold": threshold_of(total)[0] if total[1].any() else 0.5}
 
 
 def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
             overlap: float = 0.5, window: str = "linear", tta: bool = False,
             folder: Path | None = None) -> list[Tensor]:
-    """Predicts images, and returns for each what `count_levels` counts of its probabilities, at the
-    size of the image's file. With `folder`, the probabilities are also written there, as uint8 in
-    steps of 1/255."""
+    """Predicts images, and returns `count_levels` of each image's probabilities, at the size of the
+    image's file. With `folder`, it also writes the probabilities there, as uint8 in steps of
+    1/255."""
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
     stride, counts = max(1, round(args.tile * (1 - overlap))), []
     for item in items:
@@ -77,19 +78,24 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
         mask = Mask(item, slide.full_height, slide.full_width)
         bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
                               stride=stride, window=window, batch=args.batch, device=args.device)
-        with nullcontext(lambda band: None) if folder is None else write_tiff(
-                folder / f"{item.id}.tiff", slide.full_height, slide.full_width) as write:
+        with ExitStack() as files:
+            write = None
+            if folder is not None:
+                write = files.enter_context(write_tiff(
+                    folder / f"{item.id}.tiff", slide.full_height, slide.full_width))
             for y, band in slide.enlarge(bands):
                 levels = (band[0] * 255).round().byte().numpy()  # (rows, width)
                 total += count_known(levels, mask.read(y, 0, *levels.shape))
-                write(levels)
+                if write:
+                    write(levels)
                 trim_memory()
         counts.append(total)
     return counts
 
 
 def count_known(levels: np.ndarray, label: np.ndarray) -> Tensor:
-    """`count_levels` of the pixels that are not void. Probabilities and labels: uint8 (H, W)."""
+    """`count_levels` of the pixels that are not void. `levels` (probabilities times 255)
+    and `label` are uint8 (H, W)."""
     known = label != VOID
     if not known.all():
         levels, label = levels[known], label[known]
@@ -97,8 +103,8 @@ def count_known(levels: np.ndarray, label: np.ndarray) -> Tensor:
 
 
 def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
-    """Writes what `score` returned and the `objects` counted in each image as JSON, and prints
-    it."""
+    """Writes the result of `score`, and the counts of `objects` in each image, as JSON. Prints a
+    summary of both."""
     pooled = {name: sum(counts[name] for counts in objects.values())
               for name in ("found", "missed", "invented")}
     result = {**result, "objects": {**pooled, "f1": object_f1(pooled), "images": objects}}
@@ -112,31 +118,37 @@ def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
           f"{result['worst_group']}; threshold "
           + ", ".join(f"{threshold:.2f}" for threshold in result["thresholds"]))
     if void := [id for id, dice in result["images"].items() if dice is None]:
-        print(f"not scored, since all is void: {', '.join(void)}")
-    print("objects: {found} found, {missed} missed, {invented} invented; F1 {f1:.4f}".format(
-        **result["objects"]))
+        print(f"not scored, since they are entirely void: {', '.join(void)}")
+    print(f"objects: {pooled['found']} found, {pooled['missed']} missed, false positives: "
+          f"{pooled['invented']}; F1 {result['objects']['f1']:.4f}")
 
 
 def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> float:
-    """Writes score.json and preview.png of held-out images, whose probabilities/ lie in `folder`.
-    Returns the threshold that suits these images best, for `infer.py`."""
+    """Writes score.json and preview.png of the held-out images, whose probabilities are in
+    `folder`/probabilities.
+
+    Returns the threshold that is best for these images, which goes into model.pt for `infer.py`. It
+    is tuned on the held-out images, so a score of the same images at this threshold would be too
+    high. No score uses it: score.json uses 0.5, and `summarize` chooses the threshold of a fold
+    from the other folds. The new slides that `infer.py` segments had no part in choosing it.
+    """
     result = score(counts, items)
     threshold, dice = result["thresholds"][0], result["images"]
     shown = sorted((item for item in items if dice[item.id] is not None),
-                   key=lambda item: dice[item.id])  # the worst first
+                   key=lambda item: dice[item.id])  # worst first
     shown = shown if len(shown) <= 8 else shown[:4] + shown[-4:]
     pictures, legend = [], LEGEND
     for item in shown:
         slide = open_slide(item.image, white=item.white)
         step = max(1, -(-max(slide.height, slide.width) // PREVIEW))
-        small = open_slide(item.image, step, item.white).read_all()
+        image = open_slide(item.image, step, item.white).read_all()
         probability = open_slide(folder / "probabilities" / f"{item.id}.tiff", step).read_all()
         mask = Mask(item, slide.height, slide.width)
         label = np.stack([mask.read(y, 0, 1, slide.width)[0, ::step]
                           for y in range(0, slide.height, step)])
         if (label == VOID).any():
             legend = f"{LEGEND}    hatched: not labelled"
-        pictures.append((draw_outlines(small, probability[..., 0] >= threshold * 255, label),
+        pictures.append((draw_outlines(image, probability[..., 0] >= threshold * 255, label),
                          f"{item.id}: Dice {dice[item.id]:.3f}"))
     contact_sheet(folder / "preview.png", pictures, legend=legend)
     save_score(folder / "score.json", result, {
@@ -145,13 +157,14 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
 
 
 def summarize(out: Path, items: Sequence[Item], folds: Sequence[int]) -> None:
-    """Writes a run's summary.json once every fold has its model.pt. `folds`: the fold of each
-    image. ValueError names a prediction that is missing or does not fit."""
+    """Writes a run's summary.json if every fold has its model.pt; else prints which ones are
+    missing. `folds`: the fold of each image. ValueError names a prediction that is missing or does
+    not fit its mask."""
     names = [f"fold{fold}" for fold in sorted(set(folds))]
     missing = [name for name in names if not (out / name / "model.pt").exists()]
     if missing:
-        print(f"{', '.join(missing)} still to come (--folds {len(names)} trains what is not "
-              f"there), then {out / 'summary.json'}")
+        print(f"{', '.join(missing)} still to come (--folds {len(names)} trains the folds that are "
+              f"missing), then {out / 'summary.json'}")
         return
     counts = [count_saved(out / f"fold{fold}", item) for item, fold in zip(items, folds)]
     result = score(counts, items, folds)
@@ -161,8 +174,8 @@ def summarize(out: Path, items: Sequence[Item], folds: Sequence[int]) -> None:
 
 
 def open_saved(folder: Path, item: Item) -> tuple[Slide, Mask]:
-    """An image's probabilities as `predict` wrote them into a fold's folder, and its mask.
-    ValueError names what is missing or does not fit."""
+    """An image's probabilities, as `predict` wrote them into a fold's folder, and its mask.
+    ValueError if they are missing or do not fit the mask."""
     path = folder / "probabilities" / f"{item.id}.tiff"
     remedy = "were the data changed? Give another --out"
     if not path.exists():
@@ -175,8 +188,8 @@ def open_saved(folder: Path, item: Item) -> tuple[Slide, Mask]:
 
 
 def read_saved(folder: Path, item: Item) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """An image's probabilities in a fold's folder and its mask, uint8 (rows, width), band by band
-    from top to bottom."""
+    """An image's probabilities in a fold's folder, and its mask, in bands of rows from top to
+    bottom. Both are uint8 (rows, width)."""
     probabilities, mask = open_saved(folder, item)
     for y in range(0, probabilities.height, 256):
         area = y, 0, min(256, probabilities.height - y), probabilities.width
@@ -184,11 +197,13 @@ def read_saved(folder: Path, item: Item) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def count_saved(folder: Path, item: Item) -> Tensor:
-    """What `predict` returned for an image, from the probabilities in a fold's folder."""
-    return torch.stack([count_known(*pair) for pair in read_saved(folder, item)]).sum(0)
+    """What `predict` returned for an image, computed from its probabilities in a fold's folder."""
+    return torch.stack([count_known(levels, label)
+                        for levels, label in read_saved(folder, item)]).sum(0)
 
 
 def count_saved_objects(folder: Path, item: Item, threshold: float) -> dict[str, int]:
-    """The numbers of an image's objects that were found, missed and invented at a threshold."""
+    """How many of an image's objects were found and missed at a threshold, and how many false
+    positives ("invented") there were."""
     return count_objects(((levels >= threshold * 255) & (label != VOID), label == 1)
                          for levels, label in read_saved(folder, item))

@@ -1,19 +1,19 @@
 """# A training step that is fast and small, and still the same mathematics
 
 - **Mixed precision.** Convolutions run in 16 bits; losses, the statistics of norms and the weights
-  stay in 32. bfloat16 has the range of float32. float16 has not: small gradients would become 0, so
-  the loss is multiplied by a large number before the backward pass, and the gradients are divided
-  by it afterwards. Where that makes a gradient infinite, the step is skipped and the number halved
-  (`torch.amp.GradScaler`).
+  stay in 32. bfloat16 has the range of float32. float16 has a smaller one, and small gradients
+  would become 0. So the loss is multiplied by a large number, the loss scale, before the backward
+  pass, and the gradients are divided by it afterwards. If that makes a gradient infinite, the step
+  is skipped and the scale is halved (`torch.amp.GradScaler`).
 - **Recomputed activations** (activation checkpointing). The backward pass needs every map of the
-  forward pass. Keep only the input of each block, and run the block a second time when the backward
-  pass reaches it: a third more work for a fraction of the memory. Batch norm must not count the
-  same batch twice.
+  forward pass. We keep only the input of each block, and run the block a second time when the
+  backward pass reaches it. That is a third more work for a fraction of the memory. Batch norm must
+  not count the same batch twice.
 - **EMA.** Each step is noisy, because it sees only a few tiles. An exponential moving average of
   the weights removes most of that noise for one addition per step; the averaged network is the one
   that is scored and saved.
-- **No waiting.** Asking a GPU for the value of a loss stops the program until the value is there.
-  So losses stay on the device and are looked at once in 50 steps (`minseg.run.loop.Watch`).
+- **No waiting.** To read the value of a loss, the program has to wait until the GPU has computed
+  it. So losses stay on the device and are read once every 50 steps (`minseg.run.loop.Watch`).
 
 **Source.** Micikevicius et al., *Mixed Precision Training*, ICLR 2018, arXiv 1710.03740; Chen et
 al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174; Polyak and Juditsky,
@@ -35,8 +35,8 @@ from ..unet import UNet
 
 
 def seeded(*what: object) -> torch.Generator:
-    """A random generator that depends on `what` alone: (seed, "step", 17) gives the same numbers in
-    a run that was interrupted as in one that was not, and there is no state to save."""
+    """A random generator that depends only on `what`: seeded(seed, "step", 17) gives the same
+    numbers in a resumed run as in an uninterrupted one, and no state has to be saved."""
     digest = hashlib.sha256(repr(what).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -54,7 +54,7 @@ def blocks(net: UNet) -> list[nn.Module]:
 
 
 def recompute_activations(net: UNet) -> None:
-    """From now on the blocks of this `UNet` keep only their inputs for the backward pass."""
+    """Makes the blocks of this `UNet` keep only their inputs for the backward pass."""
     for block in blocks(net):
         block.forward = partial(_recomputed, type(block).forward, block)
 
@@ -62,7 +62,7 @@ def recompute_activations(net: UNet) -> None:
 def _recomputed(forward: Callable, block: nn.Module, *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(block, *inputs)
-    if torch.compiler.is_compiling():  # the compiler keeps the updates of norms out of it
+    if torch.compiler.is_compiling():  # the compiler does not repeat the norms' updates
         return checkpoint(forward, block, *inputs, use_reentrant=False)
     return checkpoint(forward, block, *inputs, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), _uncounted(block)))
@@ -83,8 +83,9 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
 
 
 class EMA:
-    """An exponential moving average of everything a network learns: `net` is a copy whose weights,
-    and batch norm statistics, follow the network's. The last 1 / (1 - decay) steps count most.
+    """An exponential moving average of everything that a network learns. `net` is a copy of the
+    network; its weights and batch norm statistics are averages over roughly the last
+    1 / (1 - decay) steps.
 
         average = decay average + (1 - decay) current        (each step)
     """
