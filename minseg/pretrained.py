@@ -42,7 +42,8 @@ and segmentation_models.pytorch do the same. Mean and standard deviation are ave
 
 **Measured.** ImageNet instead of random weights: Dice +0.023 [-0.031, +0.076] on nuclei, +0.769
 [+0.740, +0.800] on synthetic slides (another seed alone changed Dice by 0.019 and 0.005; training
-of only about 100 and 200 steps; [study](../docs/study.md)). After ten epochs on the nuclei: 0.888 against 0.875.
+of only about 100 and 200 steps; [study](../docs/study.md)). After ten epochs on the nuclei: 0.888
+against 0.875.
 
 ![Held-out Dice, epoch by epoch](../docs/figures/compare-random-imagenet.png)
 
