@@ -284,16 +284,14 @@ def milliseconds(step: Callable[[], object], device: str, steps: int = 3) -> dic
     """The milliseconds of a step by group of operators, as torch.profiler measures them: on CUDA
     those of the kernels that an operator starts. The step must call `mark`."""
     cuda = device.startswith("cuda")
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
-    synchronize()
-    with profile(activities=activities) as profiler:
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as profiler:
         for _ in range(steps):
             step()
         synchronize()
     times: Counter[str] = Counter()
     part = "network"
     for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
-        if event.device_type != DeviceType.CPU:  # a kernel, which its operator's event includes
+        if event.device_type != DeviceType.CPU:  # a kernel: the operator's own event includes it
             continue
         if event.name.startswith(MARK):
             part = event.name.removeprefix(MARK)
