@@ -34,12 +34,11 @@ class Collector:
 
 def summarize(cases: list[dict]) -> dict:
     """A row's worst case, with the values of all of them."""
-    worst = max(cases, key=lambda case: (case["verdict"] == "DIFFERS", case["value"]))
-    names = ("dtype", "value", "gradient", "tolerance", "verdict", "remark")
+    row = dict(max(cases, key=lambda case: (case["verdict"] == "DIFFERS", case["value"])))
+    del row["case"]
     gradients = [case["gradient"] for case in cases if case["gradient"] is not None]
-    return {"what": worst["what"], "package": worst["package"],
-            "version": importlib.metadata.version(worst["package"]),
-            **{name: worst[name] for name in names}, "gradient": max(gradients, default=None),
+    return {**row, "version": importlib.metadata.version(row["package"]),
+            "gradient": max(gradients, default=None),
             "cases": {case["case"]: case["value"] for case in cases}}
 
 

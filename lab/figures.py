@@ -34,6 +34,7 @@ NETWORKS = {
     "every-trick": ("--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision"),
     "cbam": ("--attention", "cbam"),
 }
+RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
 
 
 def trained(name: str, runs: Path) -> nn.Module:
@@ -95,19 +96,20 @@ def draw_efficientnet():
                                    height=5.2)
     block = minseg.EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # has a shortcut
     thin, wide = block.branch[0].in_channels, block.branch[0].out_channels
-    for x, (name, channels) in enumerate({
-            "x": thin, "expand\n1 × 1": wide, "depthwise\n3 × 3": wide,
-            "squeeze:\nweigh channels": wide, "project\n1 × 1": thin, "+ x": thin}.items()):
-        bar = above.bar(name, channels, 0.56, -channels / 2, color=BLUE if x in (0, 4, 5) else RED)
-        above.bar_label(bar, label_type="center", color="white")
-        if x:
-            arrow(above, (x - 0.7, 0), (x - 0.3, 0))
+    names = ("x", "expand\n1 × 1", "depthwise\n3 × 3", "squeeze:\nweigh channels",
+             "project\n1 × 1", "+ x")
+    channels = np.array([thin, wide, wide, wide, thin, thin])
+    colours = np.where(channels == thin, BLUE, RED)
+    bars = above.bar(names, channels, 0.56, -channels / 2, color=colours)
+    above.bar_label(bars, label_type="center", color="white")
+    for x in range(1, 6):
+        arrow(above, (x - 0.7, 0), (x - 0.3, 0))
     above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], "v-", color=INK, markevery=[3])
     above.set(yticks=[], title="the shortcut: x is added again")
     with torch.device("meta"):  # shapes only, no memory
-        nets = {f"B{k}": minseg.EfficientNet(f"efficientnet-b{k}") for k in range(8)}
-    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets.values()]
-    below.bar_label(below.bar(list(nets), sizes, color=BLUE), fmt="%.1f")
+        nets = [minseg.EfficientNet(f"efficientnet-b{k}") for k in range(8)]
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets]
+    below.bar_label(below.bar([f"B{k}" for k in range(8)], sizes, color=BLUE), fmt="%.1f")
     below.set(title="Parameters of B0 to B7, in millions", yticks=[], ymargin=0.15)
     return figure, [above, below]
 
@@ -314,7 +316,7 @@ def draw_gates(net: nn.Module):
         with torch.inference_mode():
             alpha = net.get_submodule(gate).attention(skip, deeper)[0, 0]  # (h, w)
         plot.imshow(image.float().mean(2).numpy(), cmap="gray", extent=(0, 1, 0, 1))
-        show_map(plot, alpha, f"skip of stride {stride}", "{:.2f} (dark)\nto {:.2f} (yellow)",
+        show_map(plot, alpha, f"skip of stride {stride}", RANGE,
                  alpha=0.65, interpolation="bilinear", extent=(0, 1, 0, 1))
     return figure, axes[2:]
 
@@ -322,14 +324,13 @@ def draw_gates(net: nn.Module):
 @torch.inference_mode()
 def draw_scse(net: nn.Module):
     """One feature map, its channels' weights, its places' weights, and the sum."""
-    [((x,), result)] = watched(net, unseen()[0], ["block1.attention"])
-    block = net.block1.attention
-    c = block.expand(F.relu(block.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
-    s = block.spatial(x).sigmoid()
+    block = "block1.attention"
+    ((x,), result), (_, c), (_, s) = watched(
+        net, unseen()[0], [block, f"{block}.expand", f"{block}.spatial"])
     figure, axes = sheet(f"SCSE on the decoder's map of stride 2 ({size_of(x)})", 1, 4, height=2.8)
     show_map(axes[0], x, "x", "mean |x| over\nchannels")
-    show_channels(axes[1], c, f"c: {c.numel()} channels, sorted")
-    show_map(axes[2], s[0, 0], "s: every place", "{:.2f} (dark)\nto {:.2f} (yellow)")
+    show_channels(axes[1], c.sigmoid(), f"c: {c.numel()} channels, sorted")
+    show_map(axes[2], s[0, 0].sigmoid(), "s: every place", RANGE)
     show_map(axes[3], result, "c x + s x", "mean |x| over\nchannels")
     return figure, axes[1:3]
 
@@ -337,12 +338,11 @@ def draw_scse(net: nn.Module):
 @torch.inference_mode()
 def draw_cbam(net: nn.Module):
     """One feature map on its way through CBAM."""
-    [((x,), result)] = watched(net, unseen()[0], ["block1.attention"])
-    block = net.block1.attention
-    c = sum(block.mlp(v) for v in (x.amax((2, 3), keepdim=True),
-                                   x.mean((2, 3), keepdim=True))).sigmoid()
-    highest, mean = (x * c).amax(1, keepdim=True), (x * c).mean(1, keepdim=True)
-    s = block.norm(block.spatial(torch.cat([highest, mean], 1))).sigmoid()
+    name = "block1.attention"
+    ((x,), result), ((maps,), _), (_, s) = watched(
+        net, unseen()[0], [name, f"{name}.spatial", f"{name}.norm"])
+    mlp = net.get_submodule(name).mlp
+    c = (mlp(x.amax((2, 3), keepdim=True)) + mlp(x.mean((2, 3), keepdim=True))).sigmoid()
     figure, axes = sheet(
         f"CBAM on the decoder's map of stride 2 ({size_of(x)})", 2, 4, height=5.2, note="x, x' and "
         "s x': mean of the absolute values over channels. Each map has colours of its own range.")
@@ -350,9 +350,9 @@ def draw_cbam(net: nn.Module):
     show_channels(axes[0, 1], c, f"first c: {c.numel()} channels,\nsorted")
     show_map(axes[0, 2], x * c, "x' = c x")
     axes[0, 3].set_axis_off()
-    show_map(axes[1, 0], highest[0, 0], "max of x'\nover channels")
-    show_map(axes[1, 1], mean[0, 0], "mean of x'\nover channels")
-    show_map(axes[1, 2], s[0, 0], "then s", "{:.2f} (dark)\nto {:.2f} (yellow)")
+    show_map(axes[1, 0], maps[0, 0], "max of x'\nover channels")
+    show_map(axes[1, 1], maps[0, 1], "mean of x'\nover channels")
+    show_map(axes[1, 2], s[0, 0].sigmoid(), "then s", RANGE)
     show_map(axes[1, 3], result, "s x'")
     return figure, axes[1, 1:3]
 

@@ -118,10 +118,10 @@ def study_chart(name: str, kind: str, found: dict):
 
 def draw_study(folder: Path, name: str, found: dict) -> list[Path]:
     """Draws the charts of a study into `folder`, and says where they are."""
-    paths = [folder / f"study-{name}-{kind}.png" for kind in KINDS]
-    for kind, path in zip(KINDS, paths):
+    paths = {kind: folder / f"study-{name}-{kind}.png" for kind in KINDS}
+    for kind, path in paths.items():
         save(study_chart(name, kind, found), path)
-    return paths
+    return list(paths.values())
 
 
 def comparison(rows: Sequence[dict]):
