@@ -7,7 +7,6 @@ Some show a network at work: two small ones are trained first, into runs/figures
 what was measured are drawn from docs/results/; nothing is measured anew."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,14 +25,13 @@ from minseg.run.report import Parser
 from minseg.tta import flips_and_turns
 
 from . import style
+from .measure import RESULTS
 from .plots import KINDS, stored_chart
 from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
 SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
-NETWORKS = {
-    "every-trick": ("--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision"),
-    "cbam": ("--attention", "cbam"),
-}
+NETWORKS = {"every-trick": "--gates --attention scse --hypercolumn --deep-supervision",
+            "cbam": "--attention cbam"}
 RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
 
 
@@ -42,7 +40,7 @@ def trained(name: str, runs: Path) -> nn.Module:
     model = runs / f"figures-{name}" / "fold0" / "model.pt"
     if not model.exists():
         torch.set_num_threads(1)  # the same network whatever the number of cores
-        train.main(["--encoder", "efficientnet-lite0", *NETWORKS[name], "--device", "cpu",
+        train.main(["--encoder", "efficientnet-lite0", *NETWORKS[name].split(), "--device", "cpu",
                     "--resume", "--out", str(runs / f"figures-{name}")])
     return load_model(model, "cpu")[0]
 
@@ -376,14 +374,14 @@ def draw_hypercolumn(net: nn.Module):
         "by its part of W while\nit is small, enlarge, add. They differ by "
         f"{difference:.0e} of the largest value. d0 to d4: mean over channels of\nthe absolute "
         f"values; the others: channel {channel} of {literal.shape[1]}, before norm and ReLU.")
-    left = 0
+    widths = [m.shape[1] for m in maps]
+    bars = axes["stack"].barh([0] * 5, widths, 1, np.cumsum(widths) - widths, ec="white",
+                              color=[BLUE, RED, BLUE, RED, BLUE])
+    axes["stack"].bar_label(bars, range(5), label_type="center", color="white")
     for k, (m, term, small) in enumerate(zip(maps, terms, projected)):
         show_map(axes[f"d{k}"], m, f"d{k}\n{size_of(m)}")
         show_map(axes[f"up{k}"], term[0, channel], f"up(W{k} d{k})" if k else "W0 d0",
                  f"from\n{size_of(small)}")
-        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=RED if k % 2 else BLUE, ec="white")
-        axes["stack"].bar_label(bar, [k], label_type="center", color="white")
-        left += m.shape[1]
     axes["stack"].set(title=f"d0 to d4, stacked: {size_of(stack)}", xticks=[], yticks=[],
                       ylim=(-1, 1))
     show_map(axes["literal"], literal[0, channel], "W stack",
@@ -420,16 +418,13 @@ def worst_seam(probability: Tensor, tile: int) -> tuple[int, int, int]:
     return (seam + 1) * tile, row, row + tile
 
 
+@torch.inference_mode()
 def draw_seam(net: nn.Module):
     """The worst seam of a slide that was predicted without overlap, and the same place with it."""
     image, mask = unseen(1024)
-
-    @torch.inference_mode()
-    def predict(tiles: Tensor) -> Tensor:
-        return net(tiles / 255).sigmoid()
-
     without, overlapping = (
-        minseg.predict_image(predict, image.numpy(), tile=TILE, stride=stride, window=window)[0]
+        minseg.predict_image(lambda tiles: net(tiles / 255).sigmoid(), image.numpy(), tile=TILE,
+                             stride=stride, window=window)[0]
         for stride, window in ((TILE, "uniform"), (TILE // 2, "linear")))
     column, top, bottom = worst_seam(without, TILE)
     here = slice(top, bottom), slice(column - TILE // 2, column + TILE // 2)
@@ -456,13 +451,13 @@ CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind 
           "compare-random-imagenet"]
 
 
-def make(name: str, runs: Path, results: Path):
+def make(name: str, runs: Path):
     """A figure by name, and those of its axes that go into its small copy."""
     if name in NETWORK_FIGURES:
         return NETWORK_FIGURES[name](trained("cbam" if name == "cbam" else "every-trick", runs))
     if name in FIGURES:
         return FIGURES[name]()
-    figure = stored_chart(name, results)
+    figure = stored_chart(name, RESULTS)
     return figure, figure.axes if name.startswith("compare") else []
 
 
@@ -470,24 +465,22 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m lab.figures", description=__doc__.split("\n")[0])
     names = [*FIGURES, *NETWORK_FIGURES, *CHARTS]
-    parser.add_argument("figures", nargs="*", metavar="NAME", choices=[[], *names],
-                        help="which (default all): " + ", ".join(names))
-    for name, default, text in (("runs", "runs", "of the networks that some figures show"),
-                                ("results", "docs/results", "of the measurements in the charts"),
-                                ("out", "docs/figures", "to draw into")):
-        parser.add_argument(f"--{name}", type=Path, default=Path(default), metavar="DIR",
-                            help=f"folder {text} (default {default})")
+    add = parser.add_argument
+    add("figures", nargs="*", metavar="NAME", choices=[[], *names],
+        help="which (default all): " + ", ".join(names))
+    add("--runs", type=Path, default=Path("runs"), metavar="DIR",
+        help="folder of the networks that some figures show (default runs)")
+    add("--out", type=Path, default=Path("docs/figures"), metavar="DIR",
+        help="folder to draw into (default docs/figures)")
     args = parser.parse_args(argv)
     try:
         style.need_matplotlib()
-        args.out.mkdir(parents=True, exist_ok=True)
         for name in args.figures or names:
-            figure, small = make(name, args.runs, args.results)
-            style.save(figure, args.out / f"{name}.png", list(small))
+            figure, small = make(name, args.runs)
+            style.save(figure, args.out / f"{name}.png", small)
             print(args.out / f"{name}.png", flush=True)
     except (ValueError, OSError) as error:
-        print(f"figures: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.error(error)
 
 
 if __name__ == "__main__":
