@@ -9,11 +9,12 @@ know are passed to `train.py` and change the baseline. Every arm has the same fo
 tiles, augmentation, number of steps and seeds. (The first weights are not always the same, because
 a network with more layers draws more random numbers.)
 
-Each run that ends becomes one line of OUT/HOST.jsonl. So a study can stop (Ctrl-C) and go on, and
-several processes or machines can share OUT. The one that finds nothing left to do writes
-docs/results/study-NAME.jsonl and .json and draws docs/figures/study-NAME-*.png.
+Each run has a folder in OUT/runs and leaves its result there, in result.json. So a study can stop
+(Ctrl-C) and go on, and several processes or machines can share OUT. The one that finds nothing left
+to do writes docs/results/study-NAME.jsonl, a line for each run, and .json, and draws
+docs/figures/study-NAME-*.png.
 
-For each group, a line holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
+For each group, a result holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
 that a fold can be cut at the threshold that is best on the others. `lab.effects` compares them.
 """
 
@@ -22,7 +23,6 @@ import contextlib
 import csv
 import io
 import json
-import platform
 import shlex
 import statistics
 import sys
@@ -159,47 +159,38 @@ def jobs(args: argparse.Namespace) -> list[Job]:
             for fold in range(args.folds) for arm in arms] + [(COSTS, 0, 0)]
 
 
-def read_lines(folder: Path) -> dict[Job, dict]:
-    """The runs that have ended. A line that a dying machine left unfinished does not count."""
-    lines = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                lines[row["arm"], row["seed"], row["fold"]] = row
-    return lines
+def read_result(args: argparse.Namespace, job: Job) -> dict:
+    """What a run that has ended left behind; {} where it has not."""
+    path = folder_of(args, *job) / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def is_left(args: argparse.Namespace, job: Job, lines: dict[Job, dict]) -> bool:
+def is_left(args: argparse.Namespace, job: Job) -> bool:
     """Whether a job is still to be done, and can be: another way to predict needs the baseline's
     network. Costs are measured anew, all in turn, when arms have been added."""
     arm, seed, fold = job
-    if arm == COSTS and job in lines:
-        return not set(args.arms) <= set(lines[job]["rows"])
-    possible = arm == COSTS or arm in TRAINING or ("baseline", seed, fold) in lines
-    return possible and job not in lines
+    if arm == COSTS:
+        return not set(args.arms) <= read_result(args, job).get("rows", {}).keys()
+    possible = arm in TRAINING or read_result(args, ("baseline", seed, fold))
+    return bool(possible and not read_result(args, job))
 
 
 def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
-    """Does one job and adds its line. False where it failed; Ctrl-C ends the program."""
-    (arm, seed, fold), log = job, io.StringIO()
+    """Does one job and writes its result. False where it failed; Ctrl-C ends the program."""
+    (arm, seed, fold), folder, log = job, folder_of(args, *job), io.StringIO()
     work = measure_costs if arm == COSTS else run_training if arm in TRAINING else run_inference
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             result = work(args, *job)
-        line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **result, **facts},
-                          ensure_ascii=False).encode()
-        with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
-            # The first newline closes what a full disk or a power cut may have left unfinished.
-            if file.write(b"\n" + line + b"\n") < len(line) + 2:
-                raise OSError(f"{file.name}: cannot be written: is the disk full?")
+        measure.write_json(folder / "result.json",
+                           {"arm": arm, "seed": seed, "fold": fold, **result, **facts})
     except (SystemExit, ValueError, OSError, RuntimeError) as error:
         if getattr(error, "code", None) == STOPPED:
             raise KeyboardInterrupt
         if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise
         last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
-        print(f"{arm}, seed {seed}, fold {fold}: {last}", file=sys.stderr, flush=True)
+        print(f"{folder.name}: {last}", file=sys.stderr, flush=True)
         return False
     return True
 
@@ -266,26 +257,25 @@ def main(argv: list[str] | None = None) -> None:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
     facts, todo, failed = measure.environment(given.device), jobs(args), False
-    lines = read_lines(args.out)
-    bar = Progress(len(todo), args.name, sum(job in lines for job in todo))
+    ended = [job for job in todo if read_result(args, job)]
+    bar = Progress(len(todo), args.name, len(ended))
     for job in todo:
-        name, start = "{}, seed {}, fold {}".format(*job), time.monotonic()
-        claim = args.out / "claims" / name
-        claim.mkdir(parents=True, exist_ok=True)
-        with locked(claim) as free:
-            if free and is_left(args, job, read_lines(args.out)):
+        folder, start = folder_of(args, *job), time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder) as free:
+            if free and is_left(args, job):
                 if run(args, job, facts):
-                    bar.say(f"{name}: {duration(time.monotonic() - start)}")
+                    bar.say(f"{folder.name}: {duration(time.monotonic() - start)}")
                 else:
                     failed = True
-        bar.step(job not in lines)  # another process may have done it meanwhile
-    lines = read_lines(args.out)
-    if missing := sum(job not in lines for job in todo):
+        bar.step(job not in ended)  # another process may have done it meanwhile
+    lines = {job: result for job in todo if (result := read_result(args, job))}
+    if missing := len(todo) - len(lines):
         print(f"{missing} of {len(todo)} runs are missing. Another process may be working on them; "
               "the same command goes on, and writes the results when all are there")
         sys.exit(failed)
     try:
-        report(args, {job: lines[job] for job in todo})
+        report(args, lines)
     except OSError as error:
         sys.exit(f"study: {error}: the same command tries again")
 
