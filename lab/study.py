@@ -48,9 +48,9 @@ from minseg.run.scores import count_saved, predict
 from . import measure
 from .effects import dice_of_groups, effect, holm
 from .measure import in_turn
-from .plots import draw_study, signed
+from .plots import KINDS, signed, stored_chart
 from .seams import seams
-from .style import need_matplotlib
+from .style import need_matplotlib, save
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
 BASELINE = "--encoder efficientnet-lite0 --weights imagenet --loss bce+dice --negatives all"
@@ -352,7 +352,6 @@ def table(studies: dict[str, dict]) -> str:
 def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     """Writes the lines and the summary, draws the figures, and prints the table of all studies
     whose summaries lie in the same folder."""
-    found = summarize(args, lines)
     words = ["--quick"] if args.quick else [
         *([] if args.synthetic else ["--data", args.data.name]),
         "--folds", str(args.folds), "--seeds", str(args.seeds),
@@ -364,10 +363,14 @@ def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     summary = args.docs / "results" / f"study-{args.name}.json"
     measure.write_text(summary.with_suffix(".jsonl"), "".join(
         json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
-    measure.write_json(summary, {**facts, **found})
+    measure.write_json(summary, {**facts, **summarize(args, lines)})
     print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
                  for path in sorted(summary.parent.glob("study-*.json"))}))
-    print(summary, *draw_study(args.docs / "figures", args.name, found), sep="\n")
+    print(summary)
+    for kind in KINDS:
+        chart = args.docs / "figures" / f"{summary.stem}-{kind}.png"
+        save(stored_chart(chart.stem, summary.parent), chart)
+        print(chart)
 
 
 if __name__ == "__main__":
