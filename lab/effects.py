@@ -19,7 +19,7 @@ Everything is paired: the same group, folds, steps and seeds, with the trick and
 intervals of *training* arms are too optimistic.
 
 Each fold is cut at the threshold that is best on the other folds (`minseg.crossval`), separately
-for each arm; for `at_own_cut`, at the one that is best on itself.
+for each arm.
 
 **Source.** Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, section 13.3; Fisher,
 *The Design of Experiments*, 1935, section 21; Holm, *A Simple Sequentially Rejective Multiple Test
@@ -71,19 +71,18 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def dice_of_groups(folds: Sequence[dict[str, list]], own_cut: bool = False) -> dict[str, float]:
-    """The Dice of each group, with each fold at the threshold that is best on the others, or with
-    `own_cut` on itself. `folds` holds for each group of a fold 2 |A and B| and |A| + |B| at each of
-    some increasing thresholds; of equally good ones, the one nearest to the middle is taken."""
-    folds = [{group: np.array(pairs) for group, pairs in fold.items()} for fold in folds]
+def dice_of_groups(folds: Sequence[dict[str, list]]) -> dict[str, float]:
+    """The Dice of each group, with each fold at the threshold that is best on the others. `folds`
+    holds for each group of a fold 2 |A and B| and |A| + |B| at each of some increasing thresholds;
+    of equally good ones, the one nearest to the middle is taken."""
     result = {}
-    for i, fold in enumerate(folds):
-        shared, total = sum(pairs for j, other in enumerate(folds) if (j == i) == own_cut
-                            for pairs in other.values()).T
+    for fold in folds:
+        others = [pairs for other in folds if other is not fold for pairs in other.values()]
+        shared, total = np.sum(others, 0).T
         dice = shared / np.maximum(total, 1)
         best = min(np.flatnonzero(dice == dice.max()), key=lambda k: abs(k - len(dice) // 2))
         for group, pairs in fold.items():
-            shared, total = pairs[best].tolist()
+            shared, total = pairs[best]
             result[group] = shared / total if total else 1.0
     return result
 

@@ -283,20 +283,18 @@ def main(argv: list[str] | None = None) -> None:
 def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     """The results: effects by family, with costs, and the error at each distance from a seam."""
 
-    def dices(arm: str, own_cut: bool = False) -> list[dict[str, float]]:
-        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)],
-                               own_cut) for seed in range(args.seeds)]
+    def dices(arm: str) -> list[dict[str, float]]:
+        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)])
+                for seed in range(args.seeds)]
 
     def overall(seeds: Iterable[dict[str, float]]) -> float:
         return statistics.mean(dice for seed in seeds for dice in seed.values())
 
-    baseline, own, costs = dices("baseline"), dices("baseline", True), lines[COSTS, 0, 0]["rows"]
+    baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
     families = {}
     for family, arms in (("training", args.arms[1:]), ("inference", INFERENCE)):
-        rows = families[family] = [
-            {"arm": arm, **effect(dices(arm), baseline),
-             "at_own_cut": effect(dices(arm, True), own)["difference"]}
-            for arm in arms if (arm, 0, 0) in lines]
+        rows = families[family] = [{"arm": arm, **effect(dices(arm), baseline)}
+                                   for arm in arms if (arm, 0, 0) in lines]
         for row, p in zip(rows, holm([row["p"] for row in rows])):
             row["p_holm"] = p
             if family == "training":
@@ -314,7 +312,7 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
             "steps": sorted({line["steps"] for line in runs}),
             "median_run_seconds": statistics.median(line["seconds"] for line in runs),
             "baseline": {"dice": overall(baseline), "seeds": [overall([s]) for s in baseline],
-                         "at_own_cut": overall(own), **costs["baseline"]},
+                         **costs["baseline"]},
             "same_again": chance, "effects": families, "error_by_distance": errors}
 
 
