@@ -31,7 +31,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor
 
 import train
@@ -291,19 +291,20 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         return statistics.mean(dice for seed in seeds for dice in seed.values())
 
     baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
-    families = {}
-    for family, arms in (("training", args.arms[1:]), ("inference", INFERENCE)):
-        rows = families[family] = [{"arm": arm, **effect(dices(arm), baseline)}
-                                   for arm in arms if (arm, 0, 0) in lines]
+    families = {
+        "training": [{"arm": arm, **effect(dices(arm), baseline), **costs[arm],
+                      "cost": round(costs[arm]["seconds_a_step"]
+                                    / costs["baseline"]["seconds_a_step"], 3)}
+                     for arm in args.arms[1:]],
+        "inference": [{"arm": arm, **effect(dices(arm), baseline)}
+                      for arm in INFERENCE if (arm, 0, 0) in lines]}
+    for rows in families.values():
         for row, p in zip(rows, holm([row["p"] for row in rows])):
             row["p_holm"] = p
-            if family == "training":
-                cost = costs[row["arm"]]["seconds_a_step"] / costs["baseline"]["seconds_a_step"]
-                row.update(costs[row["arm"]], cost=round(cost, 3))
-    ways: dict[str, Tensor | int] = {}
-    for way, counts in ((way, counts) for (arm, _, _), line in lines.items() if arm == SEAMS
-                        for way, counts in line["ways"].items()):
-        ways[way] = ways.get(way, 0) + torch.tensor([counts["wrong"], counts["pixels"]])
+    ways: dict[str, np.ndarray | int] = {}
+    for line in lines.values():
+        for way, counts in line.get("ways", {}).items():
+            ways[way] = ways.get(way, 0) + np.array([counts["wrong"], counts["pixels"]])
     errors = {way: [round(wrong / pixels, 6) for wrong, pixels in total.T.tolist() if pixels]
               for way, total in ways.items()}
     runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
