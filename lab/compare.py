@@ -81,9 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m lab.compare", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folders of complete runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"),
-                        help="default docs/figures")
+    parser.add_argument("--docs", type=Path, default=RESULTS.parent, metavar="DIR",
+                        help="for results/ and figures/ (default docs)")
     args = parser.parse_args(argv)
     try:
         style.need_matplotlib()
@@ -93,10 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     print(table(rows))
     name = "compare-" + "-".join(run.name for run in args.runs)
     command = shlex.join(["python", "-m", "lab.compare", *map(str, args.runs)])
-    print(write_json(args.out / f"{name}.json",
+    print(write_json(args.docs / "results" / f"{name}.json",
                      {**environment("cpu"), "command": command, "rows": rows}))
-    style.save(comparison(rows), args.figures / f"{name}.png")
-    print(args.figures / f"{name}.png")
+    print(style.save(comparison(rows), args.docs / "figures" / f"{name}.png"))
 
 
 if __name__ == "__main__":

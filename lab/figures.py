@@ -477,8 +477,7 @@ def main(argv: list[str] | None = None) -> None:
         style.need_matplotlib()
         for name in args.figures or names:
             figure, small = make(name, args.runs)
-            style.save(figure, args.out / f"{name}.png", small)
-            print(args.out / f"{name}.png", flush=True)
+            print(style.save(figure, args.out / f"{name}.png", small), flush=True)
     except (ValueError, OSError) as error:
         parser.error(error)
 

@@ -367,9 +367,8 @@ def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
                  for path in sorted(summary.parent.glob("study-*.json"))}))
     print(summary)
     for kind in KINDS:
-        chart = args.docs / "figures" / f"{summary.stem}-{kind}.png"
-        save(stored_chart(chart.stem, summary.parent), chart)
-        print(chart)
+        name = f"{summary.stem}-{kind}"
+        print(save(stored_chart(name, summary.parent), args.docs / "figures" / f"{name}.png"))
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def draw(figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def save(figure, path: Path, small: Sequence = ()) -> None:
-    """Writes the PNG, in 256 colours. What the axes `small` show goes into small/ beside it, too,
-    240 x 160 pixels large."""
+def save(figure, path: Path, small: Sequence = ()) -> Path:
+    """Writes the PNG, in 256 colours, and returns its path. What the axes `small` show goes into
+    small/ beside it, too, 240 x 160 pixels large."""
     picture = draw(figure)
     (path.parent / ("small" if len(small) else "")).mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -111,3 +111,4 @@ def save(figure, path: Path, small: Sequence = ()) -> None:
         crop = picture.crop((left, picture.height - high, right, picture.height - low))
         with atomic(path.parent / "small" / path.name) as temporary:
             ImageOps.pad(crop, (240, 160), Image.Resampling.LANCZOS, "white").save(temporary)
+    return path

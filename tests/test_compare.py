@@ -42,13 +42,13 @@ def test_it_says_which_options_differ_and_when_each_run_passes_the_others_end(ru
 
 def test_it_writes_a_table_json_and_a_picture(runs, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    main([*map(str, runs), "--out", str(tmp_path / "o"), "--figures", str(tmp_path / "f")])
+    main([*map(str, runs), "--docs", str(tmp_path / "docs")])
     out = capsys.readouterr().out
     assert "| random | 0.7000 | 0.6000 ± 0.1000 | 1 of 2 groups | never |" in out
     assert "| imagenet | 0.7000 | 0.6000 ± 0.1000 | 1 of 2 groups | in epoch 2 of 3 |" in out
-    found = json.loads((tmp_path / "o" / "compare-random-imagenet.json").read_text())
+    found = json.loads((tmp_path / "docs/results/compare-random-imagenet.json").read_text())
     assert found["rows"][1]["name"] == "imagenet" and found["commit"] and found["command"]
-    assert Image.open(tmp_path / "f" / "compare-random-imagenet.png").width == 1600
+    assert Image.open(tmp_path / "docs/figures/compare-random-imagenet.png").width == 1600
 
 
 def test_runs_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
@@ -56,7 +56,7 @@ def test_runs_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
 
     def refused(other):
         with pytest.raises(SystemExit) as error:
-            main([str(runs[0]), str(other), "--out", str(tmp_path), "--figures", str(tmp_path)])
+            main([str(runs[0]), str(other), "--docs", str(tmp_path)])
         assert error.value.code == 2
         return capsys.readouterr().err
 
