@@ -287,11 +287,10 @@ def draw_unet(net: nn.Module):
         show_map(axes[f"x{k}"], maps, f"x{k}: {size_of(maps)}")
     for k, (_, maps) in enumerate(watched(net, image, [f"block{k}" for k in range(5)])):
         show_map(axes[f"d{k}"], maps, f"d{k}: {size_of(maps)}")
-    for tail, head, start, end in (
-            *((f"x{k}", f"d{k}", (1.05, 0.5), (-0.05, 0.5)) for k in range(1, 5)),
-            ("x4", "x5", (0.5, -0.1), (-0.1, 0.5)), ("x5", "d4", (1.1, 0.5), (0.5, -0.1)),
-            ("d0", "probability", (1.05, 0.5), (-0.05, 0.5))):
-        arrow(axes[head], start, end, axes[tail].transAxes)
+    for tail, head in (*((f"x{k}", f"d{k}") for k in range(1, 5)), ("d0", "probability")):
+        arrow(axes[head], (1.05, 0.5), (-0.05, 0.5), axes[tail].transAxes)
+    arrow(axes["x5"], (0.5, -0.1), (-0.1, 0.5), axes["x4"].transAxes)
+    arrow(axes["d4"], (1.1, 0.5), (0.5, -0.1), axes["x5"].transAxes)
     for k in range(5):
         axes[f"x{k}"].set_ylabel(f"stride {2**k}", rotation=0, ha="right", va="center")
     axes["x5"].set_xlabel("stride 32")

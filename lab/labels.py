@@ -142,13 +142,13 @@ def rank(run: Path) -> list[dict]:
     config, summary = read_run(run)
     side = max(1, config["tile"] * config["scale"] // 2)
     items = leave_out(find_slides(config["data"], **of_masks(config)), config.get("exclude"))
+    folders = {path.stem: path.parents[1] for path in run.glob("fold*/probabilities/*.tiff")}
     rows, progress = [], Progress(len(items), "comparing")
     for item in items:
-        held_out = [fold for fold in range(len(summary["thresholds"]))
-                    if (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()]
-        if not held_out:
+        if item.id not in folders:
             raise ValueError(f"{run}: holds no prediction of {item.id}: were the data changed?")
-        folder, threshold = run / f"fold{held_out[0]}", summary["thresholds"][held_out[0]]
+        folder = folders[item.id]
+        threshold = summary["thresholds"][int(folder.name.removeprefix("fold"))]
         row = disagreement(*open_saved(folder, item), threshold, side)
         rows.append({"id": item.id, "group": item.group, "item": item, "folder": folder, **row,
                      "threshold": threshold, "side": side,
@@ -220,10 +220,8 @@ def plant(folder: Path, seed: int) -> dict[str, dict]:
         image = np.asarray(Image.open(folder / "images" / paths[index].name)).mean(2)
         if kind == "shifted":
             angle = rng.uniform(0, 2 * math.pi)
-            shift = round(40 * math.sin(angle)), round(40 * math.cos(angle))
-            moved = Image.new("L", mask.size)
-            moved.paste(mask, (-shift[1], -shift[0]))
-            mask = moved
+            shift = dy, dx = round(40 * math.sin(angle)), round(40 * math.cos(angle))
+            mask = mask.transform(mask.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy))
         while kind == "missing" and np.count_nonzero(mask) > whole / 2:
             y, x = rng.choice(np.argwhere(mask))
             ImageDraw.floodfill(mask, (int(x), int(y)), 0)  # removes one glomerulus
@@ -262,7 +260,6 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                              "of": len(ranked), "found": place <= len(planted),
                              **{name: row[name] for name in ("score", "dice", "shifted_dice")},
                              "best_shift": row["shift"], "named": row["shifted"]})
-                print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
     found = statistics.fmean(row["found"] for row in rows)
     error = max(abs(planted - best) for row in rows if row["shift"]
                 for planted, best in zip(row["shift"], row["best_shift"]))
