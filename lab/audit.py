@@ -11,7 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from minseg.run.report import Parser
+from minseg.run.report import Parser, Progress
 
 from .measure import RESULTS, environment, write_json
 
@@ -49,10 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     args, rows = parser.parse_args(argv), []
     try:
         tests = runpy.run_path(str(TESTS))
+        progress = Progress(len(tests["ROWS"]), "comparing")
         for row in tests["ROWS"]:
             cases = {str(case): tests["check"](row, case) for case in row.cases}
             rows.append({"what": row.what, "package": row.package, "remark": row.remark,
                          "version": importlib.metadata.version(row.package), **summarize(cases)})
+            progress.step()
     except ImportError as error:
         parser.error(f"{error}: python -m pip install -e '.[audit]'")
     print(table(rows))
