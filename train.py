@@ -138,7 +138,6 @@ def train(args, tiles, train_on, held_out, folder):
         recompute_activations(net)
     if args.compile:
         forward = torch.compile(net, dynamic=False)
-        losses = [torch.compile(loss, dynamic=False) for loss in losses]
 
     states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
     # With --resume, Run restores the saved states and continues after the last saved step.

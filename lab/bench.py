@@ -240,7 +240,7 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False,
              compiled: bool = False) -> Step:
     """segmentation_models.pytorch's U-Net in the loop that its documentation shows. `added`: with
     channels-last memory, a fused optimiser and, with --amp, autocast. `compiled`: with the network
-    and the loss compiled."""
+    compiled."""
     import segmentation_models_pytorch as smp
 
     images, masks = measure.random_batch(args.images, args.size, args.device)
@@ -258,9 +258,7 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False,
     def loss_of(logits: Tensor, masks: Tensor) -> Tensor:
         return dice(logits, masks) + lovasz(logits, masks)
 
-    forward = net
-    if compiled:
-        forward, loss_of = (torch.compile(part, dynamic=False) for part in (net, loss_of))
+    forward = torch.compile(net, dynamic=False) if compiled else net
 
     def step() -> Tensor:
         optimizer.zero_grad()

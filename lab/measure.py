@@ -330,9 +330,7 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
     kind = batch[0].device.type
     dtype = autocast_dtype(kind) if amp else None
     scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
-    ema, forward = EMA(net, 0.99), net
-    if compiled:
-        forward, loss = (torch.compile(function, dynamic=False) for function in (net, loss))
+    ema, forward = EMA(net, 0.99), torch.compile(net, dynamic=False) if compiled else net
 
     def network(images: Tensor) -> Tensor | list[Tensor]:
         logits = forward(images)
