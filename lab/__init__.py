@@ -9,7 +9,6 @@ docs/results/ and docs/figures/.
 | `lab.bench` | how fast and how large things are |
 | `lab.audit` | whether everything computes what other libraries compute |
 | `lab.labels` | which labels are wrong |
-| `lab.annotations` | polygons of large slides, and regions that nobody labelled |
 | `lab.compare` | two runs side by side |
 | `lab.figures` | the figures of the docstrings |
 | `lab.plots` | charts of results |

@@ -7,40 +7,23 @@ what they measured and writes docs/results/audit.json.
 """
 
 import importlib.metadata
+import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
-from minseg.run.report import Parser
+from minseg.run.report import Parser, Progress
 
 from .measure import RESULTS, environment, write_json
 
 TESTS = Path(__file__).parent.parent / "tests" / "audit" / "test_rows.py"
 
 
-class Collector:
-    """A plugin for pytest that keeps what the tests recorded, and counts those that were skipped.
-    """
-
-    def __init__(self):
-        self.cases, self.skipped = {}, 0  # cases: by the name of the row
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.skipped += report.skipped
-        for name, value in report.user_properties:
-            if name == "audit" and report.when == "call":
-                self.cases.setdefault((value["what"], value["package"]), []).append(value)
-
-
-def summarize(cases: list[dict]) -> dict:
-    """A row's worst case, with the values of all of them."""
-    worst = max(cases, key=lambda case: (case["verdict"] == "DIFFERS", case["value"]))
-    names = ("dtype", "value", "gradient", "tolerance", "verdict", "remark")
-    gradients = [case["gradient"] for case in cases if case["gradient"] is not None]
-    return {"what": worst["what"], "package": worst["package"],
-            "version": importlib.metadata.version(worst["package"]),
-            **{name: worst[name] for name in names}, "gradient": max(gradients, default=None),
-            "cases": {case["case"]: case["value"] for case in cases}}
+def summarize(cases: dict[str, dict]) -> dict:
+    """The worst of a row's cases, with the values of all of them."""
+    worst = max(cases.values(), key=lambda case: (case["verdict"] == "DIFFERS", case["value"]))
+    gradients = [case["gradient"] for case in cases.values() if case["gradient"] is not None]
+    return {**worst, "gradient": max(gradients, default=None),
+            "cases": {name: case["value"] for name, case in cases.items()}}
 
 
 def table(rows: list[dict]) -> str:
@@ -63,19 +46,20 @@ def main(argv: list[str] | None = None) -> None:
     """Runs every comparison, prints the table and writes audit.json."""
     parser = Parser(prog="python -m lab.audit", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
-    args, collector = parser.parse_args(argv), Collector()
+    args, rows = parser.parse_args(argv), []
     try:
-        import pytest
-    except ImportError:
-        parser.error("needs pytest: python -m pip install -e '.[audit]'")
-    status = pytest.main(["-q", "-rs", "--import-mode=importlib", str(TESTS)],
-                         plugins=[collector])
-    if collector.skipped or not collector.cases:
-        parser.error("not all comparisons ran: python -m pip install -e '.[audit]'")
-    rows = [summarize(cases) for cases in collector.cases.values()]
+        tests = runpy.run_path(str(TESTS))
+        progress = Progress(len(tests["ROWS"]), "comparing")
+        for row in tests["ROWS"]:
+            cases = {str(case): tests["check"](row, case) for case in row.cases}
+            rows.append({"what": row.what, "package": row.package, "remark": row.remark,
+                         "version": importlib.metadata.version(row.package), **summarize(cases)})
+            progress.step()
+    except ImportError as error:
+        parser.error(f"{error}: python -m pip install -e '.[audit]'")
     print(table(rows))
     print(write_json(args.out / "audit.json", {**environment("cpu"), "rows": rows}))
-    sys.exit(status)
+    sys.exit(any(row["verdict"] == "DIFFERS" for row in rows))
 
 
 if __name__ == "__main__":

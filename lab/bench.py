@@ -2,29 +2,27 @@
 
     python -m lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
     python -m lab.bench hypercolumn
-    python -m lab.bench rle
     python -m lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
-    python -m lab.bench train --against smp
+    python -m lab.bench train --against smp --amp --compile
+    python -m lab.bench spread
     python -m lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
-    python -m lab.bench loader
 """
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minseg.data.rle import Encoder, rle_encode
 from minseg.data.slides import shrink
 from minseg.data.synthetic import synthetic_slide
-from minseg.data.tiles import Tiles
 from minseg.dice import dice_score
 from minseg.efficientnet import SCALES
 from minseg.hypercolumn import Hypercolumn
@@ -38,7 +36,7 @@ from minseg.tiling import predict_image
 from minseg.unet import UNet
 
 from . import measure
-from .measure import RESULTS, alive_after, in_turn, measured, peak
+from .measure import RESULTS, alive_after, in_turn, measured
 
 TILE, OVERLAP = 512, 0.25  # of the tiling bench
 LOSS = "dice+lovasz"  # of the training steps
@@ -48,8 +46,13 @@ TRICKS = {
     "deep": {"deep_supervision": True},
     "all": {"gates": True, "attention": "scse", "hypercolumn": True, "deep_supervision": True},
 }
+PAPER_BANDWIDTH = 3.0e12  # bytes per second, of a large GPU
+PAPER_PIXELS = 2**20  # of a batch; `spread` only counts larger ones on a CPU, it does not run them
 UNUSED = "encoder._conv_head", "encoder._bn1"  # parts that smp's U-Net has but never computes
-Step = tuple[nn.Module, Callable[[], Tensor]]  # a network, and a function that takes one step
+# Nobody's freed memory stays in the process unless a program asks for it, as minseg's do.
+RETURNING = "smp", "monai + smp", "minseg, memory returned"
+FLOAT32 = "smp", "smp, memory kept"  # as documented
+Step = Callable[[], Tensor]  # takes one training step
 
 
 def rounded(values: dict[str, float], digits: int) -> dict[str, float]:
@@ -138,25 +141,6 @@ def bench_hypercolumn(args: argparse.Namespace) -> Iterator[dict]:
            "seconds": rounded(seconds, 4)}
 
 
-def bench_rle(args: argparse.Namespace) -> Iterator[dict]:
-    """Run-length coding of a mask with 600 discs: in bands of 256 rows, and as a whole."""
-    rng, size = np.random.default_rng(0), args.size
-    mask = np.zeros((size, size), bool)
-    radius = size // 150
-    y, x = np.ogrid[-1:1 : 2j * radius, -1:1 : 2j * radius]
-    for top, left in rng.integers(0, size - 2 * radius, (600, 2)):
-        mask[top : top + 2 * radius, left : left + 2 * radius] |= y**2 + x**2 < 1
-    before, start = peak(), time.perf_counter()
-    coder = Encoder(size, size)
-    for top in range(0, size, 256):
-        coder.add(mask[top : top + 256])
-    code = coder.encode()
-    seconds, memory = time.perf_counter() - start, peak() - before
-    yield {"size": [size, size], "blobs": 600, "runs": len(code.split()) // 2,
-           "seconds": round(seconds, 2), "peak_mib_beyond_the_mask": round(memory * 2**10, 1),
-           "equals_the_whole_mask_s": code == rle_encode(mask)}
-
-
 def prepare_slide(folder: str, height: int, width: int, model: Path | None, device: str,
                   amp: bool) -> Callable[[], None]:
     """Writes a slide and returns a function that segments it, with the network of `model` or, where
@@ -226,8 +210,9 @@ def against_monai(args: argparse.Namespace) -> Iterator[dict]:
         return partial(predict_image, predict, image, tile=tile, stride=192, window="gaussian",
                        batch=batch, device=args.device)
 
-    ways = {"monai + smp": monai, "minseg": minseg(False), "minseg, bfloat16": minseg(True)}
-    seconds, expected = in_turn(ways, args.rounds), monai()
+    ways = {"monai + smp": monai, "monai + smp, memory kept": monai, "minseg": minseg(False),
+            "minseg, bfloat16": minseg(True)}
+    seconds, expected = in_turn(ways, args.rounds, returning=RETURNING), monai()
     for name, way in ways.items():
         result = way()
         yield {"bench": "tiling against monai", "way": name, "size": [size, size],
@@ -238,19 +223,28 @@ def against_monai(args: argparse.Namespace) -> Iterator[dict]:
                "dice_of_masks": dice_score(result >= 0.5, expected >= 0.5)}
 
 
-def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False) -> Step:
-    """train.py's own step on one batch that lies on the device already; nothing is augmented."""
+def numbers(amp: bool, device: str) -> str:
+    """The type that the network computes in."""
+    return str(autocast_dtype(device))[6:] if amp else "float32"
+
+
+def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False,
+                **options: Any) -> Step:
+    """train.py's own step on one batch that lies on the device already; nothing is augmented.
+    `options` are those of `measure.train_step`."""
     net = UNet(name, **TRICKS[tricks]).to(args.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
     if recompute:
         recompute_activations(net)
     batch = measure.random_batch(args.images, args.size, args.device)
-    return net, measure.train_step(net, optimizer, make_loss(LOSS), batch, args.amp)
+    return measure.train_step(net, optimizer, make_loss(LOSS), batch, args.amp, **options)
 
 
-def smp_step(args: argparse.Namespace, name: str, added: bool = False) -> Step:
+def smp_step(args: argparse.Namespace, name: str, added: bool = False,
+             compiled: bool = False) -> Step:
     """segmentation_models.pytorch's U-Net in the loop that its documentation shows. `added`: with
-    channels-last and a fused optimiser. With --amp, autocast is on either way."""
+    channels-last memory, a fused optimiser and, with --amp, autocast. `compiled`: with the network
+    compiled."""
     import segmentation_models_pytorch as smp
 
     images, masks = measure.random_batch(args.images, args.size, args.device)
@@ -262,57 +256,117 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False) -> Step:
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=added)
     mean, std = (torch.tensor(values, device=args.device).view(1, 3, 1, 1)
                  for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    kind, dtype = torch.device(args.device).type, autocast_dtype(args.device)
-    scaler = torch.amp.GradScaler(kind, enabled=args.amp and dtype == torch.float16)
+    amp, kind, dtype = args.amp and added, args.device, autocast_dtype(args.device)
+    scaler = torch.amp.GradScaler(kind, enabled=amp and dtype == torch.float16)
+
+    def loss_of(logits: Tensor, masks: Tensor) -> Tensor:
+        return dice(logits, masks) + lovasz(logits, masks)
+
+    forward = torch.compile(net, dynamic=False) if compiled else net
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(kind, dtype, enabled=args.amp):
-            logits = net((images - mean) / std)
-            loss = dice(logits, masks) + lovasz(logits, masks)
+        with torch.autocast(kind, dtype, enabled=amp):
+            logits = forward((images - mean) / std)
+            loss = loss_of(logits, masks)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         return loss.detach()
 
-    return net, step
+    return step
 
 
 def two_steps(make: Callable[[], Step]) -> Callable[[], None]:
     """Makes a network, so that all is imported, and drops it. The function that is returned makes
-    another one and takes two steps; on CUDA only the second step's peak counts."""
+    another one and takes two steps."""
     make()
 
     def job() -> None:
-        _, step = make()
+        step = make()
         step()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         step()
 
     return job
 
 
 def bench_train(args: argparse.Namespace) -> Iterator[dict]:
-    """Images a second and peak memory of a training step, with every encoder and set of tricks."""
-    for name, tricks in ((name, tricks) for name in args.encoders for tricks in args.tricks):
-        ours = partial(minseg_step, args, name, tricks)
-        makers = {"minseg": ours, "minseg, recomputed": partial(ours, recompute=True)}
+    """Images a second and peak memory of a training step, with every encoder and set of tricks.
+    The post's epoch had 18,000 images. On a CPU a compiler's own memory would count, so that of
+    compiled steps is left out there."""
+    for name, tricks in product(args.encoders, args.tricks):
+        torch.compiler.reset()  # a function is compiled for eight networks at most
+        ours, theirs = partial(minseg_step, args, name, tricks), partial(smp_step, args, name)
+        makers = {"minseg": ours, "minseg, memory returned": ours,
+                  "minseg, recomputed": partial(ours, recompute=True)}
+        if args.device == "cuda":  # the setting is for the memory of a CPU
+            del makers["minseg, memory returned"]
+        if args.compile:
+            makers["minseg, compiled"] = partial(ours, compiled=True)
         if args.against == "smp" and tricks == "plain":
-            makers["smp"] = partial(smp_step, args, name)
-            makers["smp, everything added"] = partial(smp_step, args, name, added=True)
-        memory = {way: measured(two_steps, make, threads=1, device=args.device)[2]
-                  for way, make in makers.items()}
-        made = {way: make() for way, make in makers.items()}
-        seconds = in_turn({way: step for way, (_, step) in made.items()}, args.rounds)
-        for way, (net, _) in made.items():
+            makers |= {"smp": theirs, "smp, memory kept": theirs,
+                       "smp, everything added": partial(theirs, added=True)}
+            if args.device == "cuda":
+                del makers["smp, memory kept"]
+            if args.compile:
+                makers["smp, everything added, compiled"] = partial(theirs, True, compiled=True)
+        steps, memory = {}, {}
+        for way, make in makers.items():
+            if args.device == "cuda":
+                steps[way], memory[way] = measure.step_and_peak(make)
+            else:
+                steps[way] = make()
+                if "compiled" not in way:
+                    memory[way] = measured(two_steps, make, threads=1)[2]
+        seconds = in_turn(steps, args.rounds, calls=2 if args.device == "cuda" else 1,
+                          returning=RETURNING)
+        for way in steps:
             yield {"encoder": name, "tricks": tricks, "way": way, "images": args.images,
                    "size": args.size, "loss": LOSS,
-                   "amp": str(autocast_dtype(args.device))[6:] if args.amp else "float32",
-                   "parameters": sum(p.numel() for p in net.parameters()),
+                   "amp": "float32" if way in FLOAT32 else numbers(args.amp, args.device),
                    "seconds_a_step": round(seconds[way], 4),
                    "images_a_second": round(args.images / seconds[way], 3),
-                   "peak_gib": round(memory[way], 3)}
+                   "seconds_per_18000_images": round(18_000 / args.images * seconds[way], 1),
+                   "peak_gib": round(memory[way], 3) if way in memory else None}
+
+
+def bench_spread(args: argparse.Namespace) -> Iterator[dict]:
+    """Where a training step's time goes. For each group of operators: the bytes that it moves on
+    paper, its share of them and, where the step really runs, its milliseconds. Then a row for the
+    whole step, with the images a second that the bandwidth would allow if each operator moved its
+    bytes at full speed. The bytes are those of separate operators; compiled code moves fewer, so
+    it can exceed that bound. Without --amp, 32-bit and 16-bit numbers are shown."""
+    runs = args.device == "cuda" or args.images * args.size**2 <= PAPER_PIXELS
+    speed = measure.bandwidth(args.device) if runs else PAPER_BANDWIDTH
+    for name, tricks, amp in product(args.encoders, args.tricks,
+                                     (True,) if args.amp else (False, True)):
+        torch.compiler.reset()  # a function is compiled for eight networks at most
+        moved, operations = measure.count_step(
+            partial(UNet, name, **TRICKS[tricks]), make_loss(LOSS), args.images, args.size, amp)
+        total = sum(moved.values())
+        for compiled in (False, True) if args.compile and runs else (False,):
+            row = {"encoder": name, "tricks": tricks, "compiled": compiled, "images": args.images,
+                   "size": args.size, "amp": numbers(amp, args.device)}
+            whole = {"operators": "all", "gib": round(total / 2**30, 2),
+                     "tflop": round(operations / 1e12, 3),
+                     "bandwidth_tb_a_second": round(speed / 1e12, 3),
+                     "bound_images_a_second": round(args.images * speed / total, 1)}
+            spent = {}
+            if runs:
+                step = minseg_step(argparse.Namespace(**{**vars(args), "amp": amp}), name, tricks,
+                                   compiled=compiled, begin=measure.mark)
+                seconds = in_turn({"step": step}, args.rounds, calls=5)["step"]
+                spent = measure.milliseconds(step, args.device)
+                whole |= {"milliseconds": round(1e3 * seconds, 2),
+                          "milliseconds_in_operators": round(sum(spent.values()), 2),
+                          "images_a_second": round(args.images / seconds, 2),
+                          "share_of_bound": round(total / speed / seconds, 3)}
+            for group in spent if compiled else {**moved, **spent}:
+                yield {**row, "operators": group,
+                       "gib": None if compiled else round(moved[group] / 2**30, 3),
+                       "share": None if compiled else round(moved[group] / total, 3),
+                       "milliseconds": round(spent.get(group, 0), 3) if runs else None}
+            yield {**row, **whole}
 
 
 def kept_bytes(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False) -> int:
@@ -341,46 +395,23 @@ def bench_memory(args: argparse.Namespace) -> Iterator[dict]:
     """What a batch needs at least: the maps that are kept for the backward pass, and 20 bytes for
     each parameter (weight, gradient, two moments and moving average). It is counted, not measured,
     so it holds on every device, but leaves out what single operators need while they run."""
-    for name, tricks in ((name, tricks) for name in args.encoders for tricks in args.tricks):
+    for name, tricks in product(args.encoders, args.tricks):
         parameters = sum(p.numel() for p in UNet(name, **TRICKS[tricks]).parameters())
         for recompute in (False, True):
             kept = kept_bytes(args, name, tricks, recompute)
-            yield {"encoder": name, "tricks": tricks, "recomputed": recompute,
+            row = {"encoder": name, "tricks": tricks, "recomputed": recompute,
                    "images": args.images, "size": args.size,
                    "numbers": "bfloat16" if args.amp else "float32", "parameters": parameters,
                    "kept_mib_an_image": round(kept / 2**20, 1),
                    "gib": round((args.images * kept + 20 * parameters) / 2**30, 2)}
+            if args.device == "cuda":
+                make = partial(minseg_step, args, name, tricks, recompute)
+                row["peak_gib"] = round(measure.step_and_peak(make)[1], 2)
+            yield row
 
 
-def bench_loader(args: argparse.Namespace) -> Iterator[dict]:
-    """Tiles a second that a warm cache of 1 GiB delivers, of `args.size` pixels with a margin."""
-    margin = args.size // 8
-    stored = (args.size + 2 * margin) ** 2 * 4  # bytes
-    tiles = max(1, 2**30 // stored)
-    with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
-        path = Path(folder, "slide-0.tiles")
-        with open(path, "wb") as file:
-            for _ in range(tiles):
-                file.write(torch.randint(0, 256, (stored,), dtype=torch.uint8).numpy())
-        cache = Tiles(Path(folder), [{"file": path.name, "places": [(0, 0)] * tiles,
-                                      "area": [0.5] * tiles, "blank": 0}], args.size, margin)
-        order = torch.randint(tiles, (40, args.images)).tolist()
-
-        def read_all(workers: int) -> None:
-            for _ in cache.batches(order, args.device, workers):
-                pass
-
-        for workers in (1, 2, 4):
-            seconds = in_turn({"read": partial(read_all, workers)}, rounds=1)["read"]
-            rate = 40 * args.images / seconds
-            yield {"workers": workers, "size": args.size, "margin": margin, "images": args.images,
-                   "images_a_second": round(rate, 1),
-                   "gib_a_second": round(rate * stored / 2**30, 2)}
-
-
-BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "rle": bench_rle,
-           "tiling": bench_tiling, "train": bench_train, "memory": bench_memory,
-           "loader": bench_loader}
+BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "tiling": bench_tiling,
+           "train": bench_train, "spread": bench_spread, "memory": bench_memory}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -393,18 +424,19 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", type=Path, metavar="FILE",
         help="lovasz, tiling: model.pt of a run on synthetic slides")
     add("--images", type=int, help="of a batch (default 16; hypercolumn 2)")
-    add("--size", type=int, help="side in pixels (default 640; tiling, rle 30000)")
-    add("--amp", action="store_true", help="tiling, train, memory: 16-bit numbers")
+    add("--size", type=int, help="side in pixels (default 640; tiling 30000)")
+    add("--amp", action="store_true", help="tiling, train, spread, memory: 16-bit numbers")
+    add("--compile", action="store_true", help="train, spread: also with torch.compile")
     add("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES, metavar="NAME",
-        help="train, memory: default efficientnet-b0")
+        help="train, spread, memory: default efficientnet-b0")
     add("--tricks", nargs="+", default=["plain"], choices=TRICKS, metavar="NAME",
-        help=f"train, memory: {', '.join(TRICKS)} (default plain)")
+        help=f"train, spread, memory: {', '.join(TRICKS)} (default plain)")
     add("--rounds", type=int, default=7, help="that count, after one of warm-up (default 7)")
-    add("--device", default="cpu", help="cpu (default) or cuda")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
     add("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
     args.images = args.images or (2 if args.what == "hypercolumn" else 16)
-    args.size = args.size or (30_000 if args.what in ("tiling", "rle") else 640)
+    args.size = args.size or (30_000 if args.what == "tiling" else 640)
     try:
         measure.record(args.out / f"bench-{args.what}.json", args.device,
                        ({"bench": args.what, **row} for row in BENCHES[args.what](args)))

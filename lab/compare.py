@@ -9,43 +9,38 @@ Prints a table, writes docs/results/compare-A-B.json and draws docs/figures/comp
 
 import csv
 import json
+import shlex
 import statistics
 from pathlib import Path
 
-from minseg.data.files import atomic
 from minseg.run.report import Parser
 
 from . import style
-from .measure import RESULTS, environment
+from .measure import RESULTS, environment, write_json
 from .plots import comparison
 
 
-def load(run: Path) -> dict:
-    """A run's options, scores, and held-out Dice after each epoch (the mean over its folds).
-    ValueError where the run is not complete."""
+def read_run(run: Path) -> tuple[dict, dict]:
+    """A run's options and its summary. ValueError where the run is not complete."""
     try:
-        config = json.loads((run / "config.json").read_text())
-        summary = json.loads((run / "summary.json").read_text())
-        logs = [list(csv.DictReader(path.read_text().splitlines()))
-                for path in sorted(run.glob("fold*/log.csv"))]
+        return tuple(json.loads((run / name).read_text(encoding="utf-8"))
+                     for name in ("config.json", "summary.json"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
+
+
+def load(run: Path) -> dict:
+    """A run's options, scores, and held-out Dice after each epoch (the mean over its folds)."""
+    config, summary = read_run(run)
     config["data"] = Path(config.get("data") or "").name  # the path means nothing on other machines
+    logs = [list(csv.DictReader(path.read_text().splitlines()))
+            for path in sorted(run.glob("fold*/log.csv"))]
     curves = [[float(row["held_out_dice"]) for row in rows] for rows in logs]
     seconds = sum(float(row["seconds"]) for rows in logs for row in rows)
-    return {"name": run.name, "config": config, "groups": summary["groups"],
-            "pooled_dice": summary["pooled_dice"], "mean_dice": summary["mean_dice"],
-            "sd_dice": summary["sd_dice"], "minutes": round(seconds / 60, 1),
+    return {"name": run.name, "config": config,
+            **{name: summary[name] for name in ("groups", "pooled_dice", "mean_dice", "sd_dice")},
+            "minutes": round(seconds / 60, 1),
             "held_out_dice": [round(statistics.mean(values), 5) for values in zip(*curves)]}
-
-
-def passes(curve: list[float], other: list[float]) -> int | None:
-    """The first epoch, from 1, at which `curve` lies above the end of `other`.
-
-    >>> passes([0.1, 0.6, 0.7], [0.2, 0.3, 0.5]), passes([0.2, 0.3, 0.5], [0.1, 0.6, 0.7])
-    (2, None)
-    """
-    return next((i for i, dice in enumerate(curve, 1) if dice > other[-1]), None)
 
 
 def compare(runs: list[Path]) -> list[dict]:
@@ -56,16 +51,17 @@ def compare(runs: list[Path]) -> list[dict]:
         raise ValueError(f"{runs[1]}: was not scored on the same groups as {runs[0]}")
     if len(first["held_out_dice"]) != len(second["held_out_dice"]):
         raise ValueError(f"{runs[1]}: was not trained for as many epochs as {runs[0]}")
+    configs = [row.pop("config") for row in rows]
     for row, other in ((first, second), (second, first)):
-        row["passes_the_others_end_in_epoch"] = passes(row["held_out_dice"],
-                                                       other["held_out_dice"])
+        row["passes_the_others_end_in_epoch"] = next(
+            (epoch for epoch, dice in enumerate(row["held_out_dice"], 1)
+             if dice > other["held_out_dice"][-1]), None)
         row["groups_above_the_other"] = sum(dice > other["groups"][group]
                                             for group, dice in row["groups"].items())
-    shared = {key for key, value in first["config"].items() if second["config"].get(key) == value}
-    for row in rows:
-        config = row.pop("config")
-        row["apart"] = {key: value for key, value in config.items() if key not in shared}
-        row["alike"] = {key: value for key, value in config.items() if key in shared}
+    shared = {name for name, value in configs[0].items() if configs[1].get(name) == value}
+    for row, config in zip(rows, configs):
+        row["apart"] = {name: value for name, value in config.items() if name not in shared}
+        row["alike"] = {name: value for name, value in config.items() if name in shared}
     return rows
 
 
@@ -74,12 +70,10 @@ def table(rows: list[dict]) -> str:
     lines = ["| run | pooled Dice | mean of groups ± deviation | above in | "
              "passes the other's end |", "|---|---|---|---|---|"]
     for row in rows:
-        epoch = row["passes_the_others_end_in_epoch"]
-        lines.append(f"| {row['name']} | {row['pooled_dice']:.4f} | {row['mean_dice']:.4f} ± "
-                     f"{row['sd_dice']:.4f} | {row['groups_above_the_other']} of "
-                     f"{len(row['groups'])} groups | "
-                     + (f"in epoch {epoch} of {len(row['held_out_dice'])}" if epoch else "never")
-                     + " |")
+        epoch, epochs = row["passes_the_others_end_in_epoch"], len(row["held_out_dice"])
+        lines.append("| {name} | {pooled_dice:.4f} | {mean_dice:.4f} ± {sd_dice:.4f} | "
+                     "{groups_above_the_other} of ".format(**row) + f"{len(row['groups'])} groups "
+                     f"| {f'in epoch {epoch} of {epochs}' if epoch else 'never'} |")
     return "\n".join(lines)
 
 
@@ -87,9 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m lab.compare", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="folders of complete runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="default docs/results")
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"),
-                        help="default docs/figures")
+    parser.add_argument("--docs", type=Path, default=RESULTS.parent, metavar="DIR",
+                        help="for results/ and figures/ (default docs)")
     args = parser.parse_args(argv)
     try:
         style.need_matplotlib()
@@ -98,14 +91,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(error)
     print(table(rows))
     name = "compare-" + "-".join(run.name for run in args.runs)
-    for folder in (args.out, args.figures):
-        folder.mkdir(parents=True, exist_ok=True)
-    with atomic(args.out / f"{name}.json") as temporary:
-        command = " ".join(["python -m lab.compare", *map(str, args.runs)])
-        temporary.write_text(json.dumps({**environment("cpu"), "command": command, "rows": rows},
-                                        indent=2) + "\n")
-    style.save(comparison(rows), args.figures / f"{name}.png")
-    print(args.out / f"{name}.json", args.figures / f"{name}.png", sep="\n")
+    command = shlex.join(["python", "-m", "lab.compare", *map(str, args.runs)])
+    print(write_json(args.docs / "results" / f"{name}.json",
+                     {**environment("cpu"), "command": command, "rows": rows}))
+    print(style.save(comparison(rows), args.docs / "figures" / f"{name}.png"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """# How sure is a difference?
 
 **Idea.** Two networks never score the same. Does a trick change the score more than chance does?
-The unit is the group (the patient, the slide), because a result is wanted for new patients, and two
-tiles of one patient are not two independent answers. Everything is paired: the same group, folds,
-steps and seeds, with the trick and without.
+The unit is the group (the patient, the slide), because a result is wanted for new patients.
+Everything is paired: the same group, folds, steps and seeds, with the trick and without.
 
     d(group) = mean over seeds of (Dice of the arm on the group - Dice of the baseline on it)
     effect   = mean over groups of d(group)
@@ -16,15 +15,11 @@ steps and seeds, with the trick and without.
 - **Holm's correction**: of twenty useless tricks one has p < 0.05. Sort the m values of p; multiply
   the smallest by m, the next by m - 1, and so on; none may be less than the one before it.
 
-**What this cannot know.** Groups of one fold are scored by the same networks, so luck in one
-training moves them together, and intervals and p of *training* arms are too optimistic: in
-simulations where half of the noise is the network's, 20 % of useless tricks had p <= 0.05, not 5 %.
-(Ways to predict are compared on the same networks: there p is right.) So look at the row that
-compares the baseline with itself at another seed, and believe what is much larger.
+**What this cannot know** is in docs/study.md: one network scores all groups of a fold, so p and the
+intervals of *training* arms are too optimistic.
 
 Each fold is cut at the threshold that is best on the other folds (`minseg.crossval`), separately
-for each arm. After short training that threshold may not suit the fold; `at_own_cut` is the
-difference when each fold is cut at its own best threshold, for arm and baseline alike.
+for each arm.
 
 **Source.** Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, section 13.3; Fisher,
 *The Design of Experiments*, 1935, section 21; Holm, *A Simple Sequentially Rejective Multiple Test
@@ -57,13 +52,12 @@ def sign_flip(differences: Sequence[float]) -> float:
     """The two-sided p of the mean under all choices of signs; from 23 values on, under about a
     million random ones."""
     total = sum(differences)
-    rng, sums = np.random.default_rng(0), np.zeros(1)
     if len(differences) > EXACT:
-        sums = np.zeros(2**20 - 1)
-        for value in differences:
-            sums += value * (rng.integers(0, 2, len(sums)) * 2 - 1)
+        rng = np.random.default_rng(0)
+        sums = sum(value * rng.choice((-1, 1), 2**20 - 1) for value in differences)
         sums = np.append(sums, total)  # the signs that were seen are one of the choices
     else:
+        sums = np.zeros(1)
         for value in differences:
             sums = np.concatenate([sums + value, sums - value])
     return float(np.mean(np.abs(sums) >= abs(total) * (1 - 1e-9)))
@@ -77,19 +71,18 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def dice_of_groups(folds: Sequence[dict[str, list]], own_cut: bool = False) -> dict[str, float]:
-    """The Dice of each group, with each fold at the threshold that is best on the others, or with
-    `own_cut` on itself. `folds` holds for each group of a fold 2 |A and B| and |A| + |B| at each of
-    some increasing thresholds; of equally good ones, the one nearest to the middle is taken."""
-    folds = [{group: np.array(pairs) for group, pairs in fold.items()} for fold in folds]
+def dice_of_groups(folds: Sequence[dict[str, list]]) -> dict[str, float]:
+    """The Dice of each group, with each fold at the threshold that is best on the others. `folds`
+    holds for each group of a fold 2 |A and B| and |A| + |B| at each of some increasing thresholds;
+    of equally good ones, the one nearest to the middle is taken."""
     result = {}
-    for i, fold in enumerate(folds):
-        shared, total = sum(pairs for j, other in enumerate(folds) if (j == i) == own_cut
-                            for pairs in other.values()).T
+    for fold in folds:
+        others = [pairs for other in folds if other is not fold for pairs in other.values()]
+        shared, total = np.sum(others, 0).T
         dice = shared / np.maximum(total, 1)
         best = min(np.flatnonzero(dice == dice.max()), key=lambda k: abs(k - len(dice) // 2))
         for group, pairs in fold.items():
-            shared, total = pairs[best].tolist()
+            shared, total = pairs[best]
             result[group] = shared / total if total else 1.0
     return result
 

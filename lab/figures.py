@@ -7,7 +7,6 @@ Some show a network at work: two small ones are trained first, into runs/figures
 what was measured are drawn from docs/results/; nothing is measured anew."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,14 +25,14 @@ from minseg.run.report import Parser
 from minseg.tta import flips_and_turns
 
 from . import style
+from .measure import RESULTS
 from .plots import KINDS, stored_chart
 from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
 SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
-NETWORKS = {
-    "every-trick": ("--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision"),
-    "cbam": ("--attention", "cbam"),
-}
+NETWORKS = {"every-trick": "--gates --attention scse --hypercolumn --deep-supervision",
+            "cbam": "--attention cbam"}
+RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
 
 
 def trained(name: str, runs: Path) -> nn.Module:
@@ -41,7 +40,7 @@ def trained(name: str, runs: Path) -> nn.Module:
     model = runs / f"figures-{name}" / "fold0" / "model.pt"
     if not model.exists():
         torch.set_num_threads(1)  # the same network whatever the number of cores
-        train.main(["--encoder", "efficientnet-lite0", *NETWORKS[name], "--device", "cpu",
+        train.main(["--encoder", "efficientnet-lite0", *NETWORKS[name].split(), "--device", "cpu",
                     "--resume", "--out", str(runs / f"figures-{name}")])
     return load_model(model, "cpu")[0]
 
@@ -95,19 +94,20 @@ def draw_efficientnet():
                                    height=5.2)
     block = minseg.EfficientNet("efficientnet-b0", num_classes=0).blocks[2]  # has a shortcut
     thin, wide = block.branch[0].in_channels, block.branch[0].out_channels
-    for x, (name, channels) in enumerate({
-            "x": thin, "expand\n1 × 1": wide, "depthwise\n3 × 3": wide,
-            "squeeze:\nweigh channels": wide, "project\n1 × 1": thin, "+ x": thin}.items()):
-        bar = above.bar(name, channels, 0.56, -channels / 2, color=BLUE if x in (0, 4, 5) else RED)
-        above.bar_label(bar, label_type="center", color="white")
-        if x:
-            arrow(above, (x - 0.7, 0), (x - 0.3, 0))
+    names = ("x", "expand\n1 × 1", "depthwise\n3 × 3", "squeeze:\nweigh channels",
+             "project\n1 × 1", "+ x")
+    channels = np.array([thin, wide, wide, wide, thin, thin])
+    colours = np.where(channels == thin, BLUE, RED)
+    bars = above.bar(names, channels, 0.56, -channels / 2, color=colours)
+    above.bar_label(bars, label_type="center", color="white")
+    for x in range(1, 6):
+        arrow(above, (x - 0.7, 0), (x - 0.3, 0))
     above.plot([0, 0, 5, 5], [thin, wide * 0.64, wide * 0.64, thin], "v-", color=INK, markevery=[3])
     above.set(yticks=[], title="the shortcut: x is added again")
     with torch.device("meta"):  # shapes only, no memory
-        nets = {f"B{k}": minseg.EfficientNet(f"efficientnet-b{k}") for k in range(8)}
-    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets.values()]
-    below.bar_label(below.bar(list(nets), sizes, color=BLUE), fmt="%.1f")
+        nets = [minseg.EfficientNet(f"efficientnet-b{k}") for k in range(8)]
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in nets]
+    below.bar_label(below.bar([f"B{k}" for k in range(8)], sizes, color=BLUE), fmt="%.1f")
     below.set(title="Parameters of B0 to B7, in millions", yticks=[], ymargin=0.15)
     return figure, [above, below]
 
@@ -287,11 +287,10 @@ def draw_unet(net: nn.Module):
         show_map(axes[f"x{k}"], maps, f"x{k}: {size_of(maps)}")
     for k, (_, maps) in enumerate(watched(net, image, [f"block{k}" for k in range(5)])):
         show_map(axes[f"d{k}"], maps, f"d{k}: {size_of(maps)}")
-    for tail, head, start, end in (
-            *((f"x{k}", f"d{k}", (1.05, 0.5), (-0.05, 0.5)) for k in range(1, 5)),
-            ("x4", "x5", (0.5, -0.1), (-0.1, 0.5)), ("x5", "d4", (1.1, 0.5), (0.5, -0.1)),
-            ("d0", "probability", (1.05, 0.5), (-0.05, 0.5))):
-        arrow(axes[head], start, end, axes[tail].transAxes)
+    for tail, head in (*((f"x{k}", f"d{k}") for k in range(1, 5)), ("d0", "probability")):
+        arrow(axes[head], (1.05, 0.5), (-0.05, 0.5), axes[tail].transAxes)
+    arrow(axes["x5"], (0.5, -0.1), (-0.1, 0.5), axes["x4"].transAxes)
+    arrow(axes["d4"], (1.1, 0.5), (0.5, -0.1), axes["x5"].transAxes)
     for k in range(5):
         axes[f"x{k}"].set_ylabel(f"stride {2**k}", rotation=0, ha="right", va="center")
     axes["x5"].set_xlabel("stride 32")
@@ -314,7 +313,7 @@ def draw_gates(net: nn.Module):
         with torch.inference_mode():
             alpha = net.get_submodule(gate).attention(skip, deeper)[0, 0]  # (h, w)
         plot.imshow(image.float().mean(2).numpy(), cmap="gray", extent=(0, 1, 0, 1))
-        show_map(plot, alpha, f"skip of stride {stride}", "{:.2f} (dark)\nto {:.2f} (yellow)",
+        show_map(plot, alpha, f"skip of stride {stride}", RANGE,
                  alpha=0.65, interpolation="bilinear", extent=(0, 1, 0, 1))
     return figure, axes[2:]
 
@@ -322,14 +321,13 @@ def draw_gates(net: nn.Module):
 @torch.inference_mode()
 def draw_scse(net: nn.Module):
     """One feature map, its channels' weights, its places' weights, and the sum."""
-    [((x,), result)] = watched(net, unseen()[0], ["block1.attention"])
-    block = net.block1.attention
-    c = block.expand(F.relu(block.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
-    s = block.spatial(x).sigmoid()
+    block = "block1.attention"
+    ((x,), result), (_, c), (_, s) = watched(
+        net, unseen()[0], [block, f"{block}.expand", f"{block}.spatial"])
     figure, axes = sheet(f"SCSE on the decoder's map of stride 2 ({size_of(x)})", 1, 4, height=2.8)
     show_map(axes[0], x, "x", "mean |x| over\nchannels")
-    show_channels(axes[1], c, f"c: {c.numel()} channels, sorted")
-    show_map(axes[2], s[0, 0], "s: every place", "{:.2f} (dark)\nto {:.2f} (yellow)")
+    show_channels(axes[1], c.sigmoid(), f"c: {c.numel()} channels, sorted")
+    show_map(axes[2], s[0, 0].sigmoid(), "s: every place", RANGE)
     show_map(axes[3], result, "c x + s x", "mean |x| over\nchannels")
     return figure, axes[1:3]
 
@@ -337,12 +335,11 @@ def draw_scse(net: nn.Module):
 @torch.inference_mode()
 def draw_cbam(net: nn.Module):
     """One feature map on its way through CBAM."""
-    [((x,), result)] = watched(net, unseen()[0], ["block1.attention"])
-    block = net.block1.attention
-    c = sum(block.mlp(v) for v in (x.amax((2, 3), keepdim=True),
-                                   x.mean((2, 3), keepdim=True))).sigmoid()
-    highest, mean = (x * c).amax(1, keepdim=True), (x * c).mean(1, keepdim=True)
-    s = block.norm(block.spatial(torch.cat([highest, mean], 1))).sigmoid()
+    name = "block1.attention"
+    ((x,), result), ((maps,), _), (_, s) = watched(
+        net, unseen()[0], [name, f"{name}.spatial", f"{name}.norm"])
+    mlp = net.get_submodule(name).mlp
+    c = (mlp(x.amax((2, 3), keepdim=True)) + mlp(x.mean((2, 3), keepdim=True))).sigmoid()
     figure, axes = sheet(
         f"CBAM on the decoder's map of stride 2 ({size_of(x)})", 2, 4, height=5.2, note="x, x' and "
         "s x': mean of the absolute values over channels. Each map has colours of its own range.")
@@ -350,9 +347,9 @@ def draw_cbam(net: nn.Module):
     show_channels(axes[0, 1], c, f"first c: {c.numel()} channels,\nsorted")
     show_map(axes[0, 2], x * c, "x' = c x")
     axes[0, 3].set_axis_off()
-    show_map(axes[1, 0], highest[0, 0], "max of x'\nover channels")
-    show_map(axes[1, 1], mean[0, 0], "mean of x'\nover channels")
-    show_map(axes[1, 2], s[0, 0], "then s", "{:.2f} (dark)\nto {:.2f} (yellow)")
+    show_map(axes[1, 0], maps[0, 0], "max of x'\nover channels")
+    show_map(axes[1, 1], maps[0, 1], "mean of x'\nover channels")
+    show_map(axes[1, 2], s[0, 0].sigmoid(), "then s", RANGE)
     show_map(axes[1, 3], result, "s x'")
     return figure, axes[1, 1:3]
 
@@ -376,14 +373,14 @@ def draw_hypercolumn(net: nn.Module):
         "by its part of W while\nit is small, enlarge, add. They differ by "
         f"{difference:.0e} of the largest value. d0 to d4: mean over channels of\nthe absolute "
         f"values; the others: channel {channel} of {literal.shape[1]}, before norm and ReLU.")
-    left = 0
+    widths = [m.shape[1] for m in maps]
+    bars = axes["stack"].barh([0] * 5, widths, 1, np.cumsum(widths) - widths, ec="white",
+                              color=[BLUE, RED, BLUE, RED, BLUE])
+    axes["stack"].bar_label(bars, range(5), label_type="center", color="white")
     for k, (m, term, small) in enumerate(zip(maps, terms, projected)):
         show_map(axes[f"d{k}"], m, f"d{k}\n{size_of(m)}")
         show_map(axes[f"up{k}"], term[0, channel], f"up(W{k} d{k})" if k else "W0 d0",
                  f"from\n{size_of(small)}")
-        bar = axes["stack"].barh(0, m.shape[1], 1, left, color=RED if k % 2 else BLUE, ec="white")
-        axes["stack"].bar_label(bar, [k], label_type="center", color="white")
-        left += m.shape[1]
     axes["stack"].set(title=f"d0 to d4, stacked: {size_of(stack)}", xticks=[], yticks=[],
                       ylim=(-1, 1))
     show_map(axes["literal"], literal[0, channel], "W stack",
@@ -420,16 +417,13 @@ def worst_seam(probability: Tensor, tile: int) -> tuple[int, int, int]:
     return (seam + 1) * tile, row, row + tile
 
 
+@torch.inference_mode()
 def draw_seam(net: nn.Module):
     """The worst seam of a slide that was predicted without overlap, and the same place with it."""
     image, mask = unseen(1024)
-
-    @torch.inference_mode()
-    def predict(tiles: Tensor) -> Tensor:
-        return net(tiles / 255).sigmoid()
-
     without, overlapping = (
-        minseg.predict_image(predict, image.numpy(), tile=TILE, stride=stride, window=window)[0]
+        minseg.predict_image(lambda tiles: net(tiles / 255).sigmoid(), image.numpy(), tile=TILE,
+                             stride=stride, window=window)[0]
         for stride, window in ((TILE, "uniform"), (TILE // 2, "linear")))
     column, top, bottom = worst_seam(without, TILE)
     here = slice(top, bottom), slice(column - TILE // 2, column + TILE // 2)
@@ -456,13 +450,13 @@ CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind 
           "compare-random-imagenet"]
 
 
-def make(name: str, runs: Path, results: Path):
+def make(name: str, runs: Path):
     """A figure by name, and those of its axes that go into its small copy."""
     if name in NETWORK_FIGURES:
         return NETWORK_FIGURES[name](trained("cbam" if name == "cbam" else "every-trick", runs))
     if name in FIGURES:
         return FIGURES[name]()
-    figure = stored_chart(name, results)
+    figure = stored_chart(name, RESULTS)
     return figure, figure.axes if name.startswith("compare") else []
 
 
@@ -470,24 +464,21 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m lab.figures", description=__doc__.split("\n")[0])
     names = [*FIGURES, *NETWORK_FIGURES, *CHARTS]
-    parser.add_argument("figures", nargs="*", metavar="NAME", choices=[[], *names],
-                        help="which (default all): " + ", ".join(names))
-    for name, default, text in (("runs", "runs", "of the networks that some figures show"),
-                                ("results", "docs/results", "of the measurements in the charts"),
-                                ("out", "docs/figures", "to draw into")):
-        parser.add_argument(f"--{name}", type=Path, default=Path(default), metavar="DIR",
-                            help=f"folder {text} (default {default})")
+    add = parser.add_argument
+    add("figures", nargs="*", metavar="NAME", choices=[[], *names],
+        help="which (default all): " + ", ".join(names))
+    add("--runs", type=Path, default=Path("runs"), metavar="DIR",
+        help="folder of the networks that some figures show (default runs)")
+    add("--out", type=Path, default=Path("docs/figures"), metavar="DIR",
+        help="folder to draw into (default docs/figures)")
     args = parser.parse_args(argv)
     try:
         style.need_matplotlib()
-        args.out.mkdir(parents=True, exist_ok=True)
         for name in args.figures or names:
-            figure, small = make(name, args.runs, args.results)
-            style.save(figure, args.out / f"{name}.png", list(small))
-            print(args.out / f"{name}.png", flush=True)
+            figure, small = make(name, args.runs)
+            print(style.save(figure, args.out / f"{name}.png", small), flush=True)
     except (ValueError, OSError) as error:
-        print(f"figures: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.error(error)
 
 
 if __name__ == "__main__":

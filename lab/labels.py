@@ -5,14 +5,12 @@
                                                    OPTIONS are train.py's
 
 **Idea.** In cross-validation every image is predicted by a network that did not train on it. Where
-that network is sure and the label says otherwise, one of the two is wrong. The images on which they
-disagree most are worth a look, before they spoil a score or a network.
+that network is sure and the label says otherwise, one of the two is wrong.
 
     score = sum (p - y)^2 / (sum p^2 + sum y^2 + m)        p: out-of-fold probabilities, y: labels
 
-Without m this is 1 minus the Dice of V-Net. It needs no threshold, and pixels that the network is
-not sure of count little. m is the mean size of a label: it keeps a few doubtful pixels on an image
-without any label from giving a high score.
+Without m this is 1 minus the Dice of V-Net: no threshold. m is the mean size of a label: with it, a
+few doubtful pixels on an image without any label do not give a high score.
 
 **The shift.** A mask that was drawn on another copy of the slide is right but displaced. Move it by
 every (dy, dx) up to `REACH` pixels: the overlap with the prediction is a correlation, so all shifts
@@ -40,7 +38,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +48,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import train
-from minseg.data.datasets import Item, find_slides
+from minseg.data.datasets import find_slides
 from minseg.data.masks import VOID, Mask
 from minseg.data.slides import Slide, open_slide
 from minseg.data.synthetic import write_slides
@@ -58,32 +56,13 @@ from minseg.run.prepare import leave_out, mask_options
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
 
+from .compare import read_run
 from .measure import RESULTS, environment, write_json, write_text
 
 REACH, BLOCK = 128, 512  # pixels: the longest shift that is tried; what is read at once
 GAIN, GOOD = 0.05, 0.5  # what a shift must add to Dice, and the Dice it must reach, to be reported
 SHOWN = 9  # regions in the picture, at most three of an image
 KINDS = ("shifted", "missing", "added", "another's")  # of planted faults
-
-
-def load(run: Path) -> tuple[dict, list[tuple[Item, Path, float]]]:
-    """A run's options, and each of its images with its fold's folder and threshold. ValueError
-    where the run is not complete."""
-    try:
-        config = json.loads((run / "config.json").read_text())
-        summary = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
-    images = []
-    items = find_slides(config["data"], **mask_options(config))
-    for item in leave_out(items, config.get("exclude")):
-        folders = [(run / f"fold{fold}", threshold)
-                   for fold, threshold in enumerate(summary["thresholds"])
-                   if (run / f"fold{fold}" / "probabilities" / f"{item.id}.tiff").exists()]
-        if not folders:
-            raise ValueError(f"{run}: holds no prediction of {item.id}: were the data changed?")
-        images.append((item, *folders[0]))
-    return config, images
 
 
 def around(mask: Mask, height: int, width: int, y: int, x: int) -> Tensor:
@@ -103,41 +82,40 @@ def disagreement(result: Slide, mask: Mask, threshold: float, side: int) -> dict
     cell = 2 ** max(4, min(9, int(math.log2(max(side, 4) / 4))))  # 16 pixels or more
     grid = torch.zeros(-(-height // BLOCK) * BLOCK // cell, -(-width // BLOCK) * BLOCK // cell,
                        dtype=torch.float64)
-    spectrum, predicted = 0, 0
-    totals = dict.fromkeys(("apart", "size", "label"), 0.0)
-    for y, x in ((y, x) for y in range(0, height, BLOCK) for x in range(0, width, BLOCK)):
+    spectrum = torch.zeros(BLOCK + 2 * REACH, BLOCK // 2 + REACH + 1, dtype=torch.complex128)
+    apart = size = labelled = predicted = 0.0
+    for y, x in product(range(0, height, BLOCK), range(0, width, BLOCK)):
         h, w = min(BLOCK, height - y), min(BLOCK, width - x)
-        p = torch.from_numpy(result.read(y, x, h, w)[..., 0]) / 255.0
-        label = around(mask, height, width, y, x)
-        p[label[REACH : REACH + h, REACH : REACH + w] == VOID] = 0  # nothing to disagree with
-        label = (label == 1).double()
-        block = label[REACH : REACH + h, REACH : REACH + w]
-        apart = (p.double() - block) ** 2
-        for name, part in (("apart", apart), ("size", p.double() ** 2 + block), ("label", block)):
-            totals[name] += part.sum().item()
-        apart = F.pad(apart, (0, BLOCK - w, 0, BLOCK - h))[None]
-        grid[y // cell : (y + BLOCK) // cell, x // cell : (x + BLOCK) // cell] = (
-            F.avg_pool2d(apart, cell)[0] * cell**2)
+        levels = torch.from_numpy(result.read(y, x, h, w)[..., 0])
+        p = F.pad(levels / 255.0, (0, BLOCK - w, 0, BLOCK - h))
+        surrounded = around(mask, height, width, y, x)
+        p[surrounded[REACH:-REACH, REACH:-REACH] == VOID] = 0  # there is nothing to disagree with
+        surrounded = (surrounded == 1).double()
+        label = surrounded[REACH:-REACH, REACH:-REACH]
         positive = (p >= threshold).double()
+        p = p.double()
+        squares = (p - label) ** 2
+        apart += squares.sum().item()
+        size += (p**2 + label).sum().item()
+        labelled += label.sum().item()
         predicted += positive.sum().item()
-        if positive.any() and label.any():
-            spectrum = spectrum + (torch.fft.rfft2(positive, label.shape).conj()
-                                   * torch.fft.rfft2(label))
-    dice, shift, shifted_dice = best_shift(spectrum, predicted + totals["label"])
+        grid[y // cell : (y + BLOCK) // cell, x // cell : (x + BLOCK) // cell] = (
+            F.avg_pool2d(squares[None], cell)[0] * cell**2)
+        if positive.any() and surrounded.any():
+            spectrum += (torch.fft.rfft2(positive, surrounded.shape).conj()
+                         * torch.fft.rfft2(surrounded))
+    dice, shift, shifted_dice = best_shift(spectrum, predicted + labelled)
     regions = [(score, min(y, height - 1), min(x, width - 1))
                for score, y, x in worst_squares(grid, cell, side)]
-    return {**totals, "dice": dice, "shift": shift, "shifted_dice": shifted_dice,
-            "regions": regions}
+    return {"apart": apart, "size": size, "label": labelled, "dice": dice, "shift": shift,
+            "shifted_dice": shifted_dice, "regions": regions}
 
 
-def best_shift(spectrum: Tensor | int, size: float) -> tuple[float, tuple[int, int], float]:
+def best_shift(spectrum: Tensor, size: float) -> tuple[float, tuple[int, int], float]:
     """From the correlation's spectrum: Dice as it is, the best shift (dy, dx) of the mask, and the
     Dice that it gives. `size` is |a| + |y|."""
-    if not isinstance(spectrum, Tensor):  # no prediction near any label
-        dice = 0.0 if size else 1.0
-        return dice, (0, 0), dice
-    shared = torch.fft.irfft2(spectrum, (2 * REACH + BLOCK,) * 2)
-    dice = 2 * shared[: 2 * REACH + 1, : 2 * REACH + 1].round() / size  # at REACH - dy, REACH - dx
+    shared = torch.fft.irfft2(spectrum, (2 * REACH + BLOCK,) * 2)[: 2 * REACH + 1, : 2 * REACH + 1]
+    dice = 2 * shared.round() / size if size else torch.ones_like(shared)  # at REACH - (dy, dx)
     y, x = divmod(int(dice.argmax()), dice.shape[1])
     if dice[y, x] == dice[REACH, REACH]:
         y = x = REACH
@@ -161,10 +139,16 @@ def rank(run: Path) -> list[dict]:
     """The images of a run, the most suspicious first: id, group, score, whether its shift is worth
     reporting (shifted), and what `disagreement` returns. ValueError where the run is not complete,
     or its data have changed."""
-    config, images = load(run)
-    side, rows = max(1, config["tile"] * config["scale"] // 2), []
-    progress = Progress(len(images), "comparing")
-    for item, folder, threshold in images:
+    config, summary = read_run(run)
+    side = max(1, config["tile"] * config["scale"] // 2)
+    items = leave_out(find_slides(config["data"], **mask_options(config)), config.get("exclude"))
+    folders = {path.stem: path.parents[1] for path in run.glob("fold*/probabilities/*.tiff")}
+    rows, progress = [], Progress(len(items), "comparing")
+    for item in items:
+        if item.id not in folders:
+            raise ValueError(f"{run}: holds no prediction of {item.id}: were the data changed?")
+        folder = folders[item.id]
+        threshold = summary["thresholds"][int(folder.name.removeprefix("fold"))]
         row = disagreement(*open_saved(folder, item), threshold, side)
         rows.append({"id": item.id, "group": item.group, "item": item, "folder": folder, **row,
                      "threshold": threshold, "side": side,
@@ -198,21 +182,20 @@ def draw_regions(path: Path, rows: Sequence[dict]) -> None:
 def report(run: Path) -> list[dict]:
     """Ranks a run's images; writes its labels.csv and labels.png, and prints the worst."""
     rows, text = rank(run), io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
+    writer = csv.writer(text)
     writer.writerow(("id", "group", "score", "dice", "shift_y", "shift_x", "shifted_dice",
                      "region_y", "region_x"))
-    print("score   Dice    image")
-    for place, row in enumerate(rows):
+    for row in rows:
+        shift = (*row["shift"], round(row["shifted_dice"], 4)) if row["shifted"] else ("", "", "")
         region = row["regions"][0][1:] if row["regions"] else ("", "")
-        shift, note = ("", "", ""), ""
-        if row["shifted"]:
-            shift = (*row["shift"], round(row["shifted_dice"], 4))
-            note = f"   its mask fits better moved by {row['shift']}: Dice {shift[2]:.3f}"
         writer.writerow((row["id"], row["group"], round(row["score"], 4), round(row["dice"], 4),
                          *shift, *region))
-        if place < 10:
-            print(f"{row['score']:.3f}   {row['dice']:.3f}   {row['id']}{note}")
     write_text(run / "labels.csv", text.getvalue())
+    print("score   Dice    image")
+    for row in rows[:10]:
+        note = (f"   its mask fits better moved by {row['shift']}: Dice {row['shifted_dice']:.3f}"
+                if row["shifted"] else "")
+        print(f"{row['score']:.3f}   {row['dice']:.3f}   {row['id']}{note}")
     if any(row["regions"] for row in rows):
         draw_regions(run / "labels.png", rows)
         print(f"look at {run / 'labels.png'}")
@@ -237,10 +220,8 @@ def plant(folder: Path, seed: int) -> dict[str, dict]:
         image = np.asarray(Image.open(folder / "images" / paths[index].name)).mean(2)
         if kind == "shifted":
             angle = rng.uniform(0, 2 * math.pi)
-            shift = round(40 * math.sin(angle)), round(40 * math.cos(angle))
-            moved = Image.new("L", mask.size)
-            moved.paste(mask, (-shift[1], -shift[0]))
-            mask = moved
+            shift = dy, dx = round(40 * math.sin(angle)), round(40 * math.cos(angle))
+            mask = mask.transform(mask.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy))
         while kind == "missing" and np.count_nonzero(mask) > whole / 2:
             y, x = rng.choice(np.argwhere(mask))
             ImageDraw.floodfill(mask, (int(x), int(y)), 0)  # removes one glomerulus
@@ -262,13 +243,11 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
     figure.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         folder, run = args.out / f"slides{seed}", args.out / f"run{seed}"
-        if not folder.exists():
-            draft = folder.with_suffix(".draft")  # an interrupted one is drawn anew
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            write_slides(draft, args.slides, seed=seed)
-            (draft / "planted.json").write_text(json.dumps(plant(draft, seed)))
-            draft.rename(folder)
+        if not (folder / "planted.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # an interrupted one is drawn anew
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_slides(folder, args.slides, seed=seed)
+            write_json(folder / "planted.json", plant(folder, seed))
         planted = json.loads((folder / "planted.json").read_text())
         train.main(["--data", str(folder), "--scale", "4", "--tile", "128", "--folds", "3",
                     "--seed", str(seed), "--out", str(run), "--resume", *options])
@@ -281,17 +260,16 @@ def check(args: argparse.Namespace, options: Sequence[str]) -> None:
                              "of": len(ranked), "found": place <= len(planted),
                              **{name: row[name] for name in ("score", "dice", "shifted_dice")},
                              "best_shift": row["shift"], "named": row["shifted"]})
-                print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
-    found = sum(row["found"] for row in rows) / len(rows)
+    found = statistics.fmean(row["found"] for row in rows)
     error = max(abs(planted - best) for row in rows if row["shift"]
                 for planted, best in zip(row["shift"], row["best_shift"]))
     command = shlex.join(["python", "-m", "lab.labels", "--check", "--slides", str(args.slides),
                           "--seeds", str(args.seeds), "--", *options])
     print(f"{found:.0%} of the planted faults are in the first tenth; shifts are right to within "
-          f"{error} pixels", write_json(args.docs / "results" / "labels.json", {
-              **environment("cuda" if torch.cuda.is_available() else "cpu"), "command": command,
-              "found_in_first_tenth": found, "largest_error_of_shift": error, "rows": rows}),
-          sep="\n")
+          f"{error} pixels")
+    print(write_json(args.docs / "results" / "labels.json", {
+        **environment("cuda" if torch.cuda.is_available() else "cpu"), "command": command,
+        "found_in_first_tenth": found, "largest_error_of_shift": error, "rows": rows}))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,9 @@
 places where they use the inside of `train.py` and `infer.py`."""
 
 import argparse
+import gc
 import json
+import math
 import multiprocessing
 import platform
 import re
@@ -10,23 +12,30 @@ import statistics
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tifffile
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import DeviceType
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import infer
 import train
 from minseg.data.datasets import Item
 from minseg.data.files import atomic
+from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.synthetic import synthetic_slide
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
@@ -85,17 +94,25 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def in_turn(functions: dict[str, Callable[[], object]], rounds: int, calls: int = 1,
+            returning: Collection[str] = ()) -> dict[str, float]:
     """The median seconds of each function, called in the order A B C A B C ..., after one round of
-    warm-up. Machines change their speed within a minute, and in this order it affects all alike."""
+    warm-up. Machines change their speed within a minute, and in this order it affects all alike.
+    With several `calls` each turn has so many, and nothing waits for the GPU between them. Freed
+    memory stays in the process (`minseg.data.memory`), as in train.py, except for the functions
+    named in `returning`: they return it to the system, as programs do that change nothing."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
+            keep_memory(name not in returning)
+            if name in returning:
+                trim_memory()
             synchronize()
             start = time.perf_counter()
-            function()
+            for _ in range(calls):
+                function()
             synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start) / calls)
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
@@ -154,6 +171,142 @@ def alive_after(function: Callable[[], object]) -> int:
     return size
 
 
+def step_and_peak(make: Callable[[], Callable]) -> tuple[Callable, float]:
+    """The function that `make` returns, which takes one step, and the GiB that its second step
+    holds at most on the GPU, beyond what was there before `make`."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before, step = torch.cuda.memory_allocated(), make()
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return step, (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second that the device reads and writes while it copies a large tensor."""
+    source = torch.ones(2**28 if device.startswith("cuda") else 2**24, device=device)
+    target = torch.empty_like(source)
+    seconds = in_turn({"copy": partial(target.copy_, source)}, rounds=20)["copy"]
+    return 2 * source.nbytes / seconds
+
+
+# What the operators of a training step move and how long they take
+
+GROUPS = {  # of the network's operators: an operator belongs to the first pattern in its name
+    "fused by the compiler": "^triton|Compiled",
+    "convolution, backward": "conv.*backward",
+    "convolution, forward": "conv",
+    "batch norm, backward": "batch_norm.*backward",
+    "batch norm, forward": "batch_norm",
+    "activations": "silu|relu|sigmoid|threshold",
+    "upsampling": "upsample",
+    "concatenation, padding": "cat$|pad|slice",
+    "sums, products, means": "add|sub|mul|div|sum|mean",
+    "copies, casts": "copy|clone",
+}
+FREE = re.compile("empty|detach|alias|_unsafe_view|lift|^device$")  # these move nothing
+WRITE_ONLY = re.compile(r"_like$|^new_|^zero_$|^fill_$")  # do not read the tensor they are given
+MARK = "begins: "
+
+
+def group_of(operator: str, part: str) -> str:
+    """The row of an operator, by its name and the part of the step that it belongs to."""
+    if part != "network":
+        return part
+    return next((group for group, names in GROUPS.items() if re.search(names, operator)), "other")
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes that operators move through memory, group by group: each tensor that goes
+    in is read once, each that comes out is written once, and views are free. Of fake tensors
+    (`FakeTensorMode`), which have no values, each value is taken to be 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved: Counter[str] = Counter()
+        self.part = "network"
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            return 1
+        result = function(*args, **kwargs or {})
+        if not function.is_view and not FREE.search(name):
+            self.moved[group_of(name, self.part)] += _moved(function, name, args, kwargs, result)
+        return result
+
+
+def _moved(function, name: str, args: tuple, kwargs: dict | None, result: object) -> int:
+    """The bytes that one call of an operator reads and writes."""
+    def nbytes(values: object) -> int:  # an expanded dimension has stride 0 and is read once
+        return sum(x.element_size() * math.prod(n for n, s in zip(x.shape, x.stride()) if s)
+                   for x in tree_flatten(values)[0] if isinstance(x, Tensor))
+
+    read = () if WRITE_ONLY.search(name) else args[1:] if name == "copy_" else (args, kwargs)
+    if function._schema.returns:
+        return nbytes(read) + nbytes(result)
+    written = [value for argument, value in zip(function._schema.arguments, args)
+               if argument.alias_info and argument.alias_info.is_write
+               and argument.name != "grads"]  # optimisers write these only to unscale them
+    return nbytes(read) + nbytes(written)
+
+
+def _backward_flops(grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed,
+                    _output_padding, _groups, output_mask, **_) -> int:
+    """The gradients of the input and of the weight cost as much as the forward pass, each.
+    PyTorch's own formula takes no account of groups."""
+    return sum(output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
+
+
+def count_step(make_net: Callable[[], nn.Module], loss: Callable, images: int, size: int,
+               amp: bool) -> tuple[Counter[str], int]:
+    """The bytes that a training step moves, by group of operators, and the floating-point
+    operations of its convolutions and matrix products. It computes nothing and allocates nothing,
+    so it takes seconds at any size; `amp` means autocast to bfloat16."""
+    backward = {torch.ops.aten.convolution_backward: _backward_flops}
+    with FakeTensorMode():
+        net = make_net().train()
+        net.__deepcopy__ = lambda memo: make_net()  # for the EMA: fake tensors cannot be copied
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+        traffic = Traffic()
+        batch = random_batch(images, size, "cpu")
+        step = train_step(net, optimizer, loss, batch, amp, begin=partial(setattr, traffic, "part"))
+        with traffic:
+            step()  # makes the optimiser's moments
+        traffic.moved.clear()
+        with FlopCounterMode(display=False, custom_mapping=backward) as flops, traffic:
+            step()
+    return traffic.moved, flops.get_total_flops()
+
+
+def mark(part: str) -> None:
+    """Leaves a mark in the profile: here a part of the step begins."""
+    with record_function(MARK + part):
+        pass
+
+
+def milliseconds(step: Callable[[], object], device: str, steps: int = 3) -> dict[str, float]:
+    """The milliseconds of a step by group of operators, as torch.profiler measures them: on CUDA
+    those of the kernels that an operator starts. The step must call `mark`."""
+    cuda = device.startswith("cuda")
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as profiler:
+        for _ in range(steps):
+            step()
+        synchronize()
+    times: Counter[str] = Counter()
+    part = "network"
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        if event.device_type != DeviceType.CPU:  # a kernel: the operator's own event includes it
+            continue
+        if event.name.startswith(MARK):
+            part = event.name.removeprefix(MARK)
+        elif re.search("^(aten::|triton_)|Compiled", event.name):
+            own = event.self_device_time_total if cuda else event.self_cpu_time_total
+            times[group_of(event.name.removeprefix("aten::"), part)] += own / 1e3 / steps
+    return {group: time for group, time in times.items() if time > 0}
+
+
 # The inside of train.py and infer.py
 
 
@@ -175,18 +328,32 @@ def forward(net: nn.Module, loss: Callable, batch: tuple[Tensor, Tensor], amp: b
 
 
 def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
-               batch: tuple[Tensor, Tensor], amp: bool) -> Callable[[], Tensor]:
-    """A function that takes one of train.py's own steps on `batch` and returns the loss."""
+               batch: tuple[Tensor, Tensor], amp: bool, compiled: bool = False,
+               begin: Callable[[str], None] = lambda part: None) -> Callable[[], Tensor]:
+    """A function that takes one of train.py's own steps on `batch` and returns the loss.
+    `compiled` does what train.py does with --compile. `begin` is called with the name of each part
+    of the step when it begins: "network", "loss", "optimiser" and "EMA"."""
     kind = batch[0].device.type
     dtype = autocast_dtype(kind) if amp else None
     scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
-    ema = EMA(net, 0.99)
+    ema, forward = EMA(net, 0.99), torch.compile(net, dynamic=False) if compiled else net
+
+    def network(images: Tensor) -> Tensor | list[Tensor]:
+        logits = forward(images)
+        finest = logits if isinstance(logits, Tensor) else logits[0]
+        # The backward pass comes here when it has gone through all of the loss.
+        finest.register_hook(lambda gradient: begin("network"))
+        begin("loss")
+        return logits
 
     def step() -> Tensor:
-        value = train.training_step(net, loss, [batch], optimizer, scaler, dtype)
+        begin("network")
+        value = train.training_step(network, loss, [batch], optimizer, scaler, dtype)
+        begin("EMA")
         ema.update()
         return value
 
+    optimizer.register_step_pre_hook(lambda *_: begin("optimiser"))
     return step
 
 

@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .style import BLUE, GREY, INK, RED, curves, save, sheet
+import numpy as np
+
+from .style import BLUE, GREY, INK, RED, curves, sheet
 
 KINDS = "effects", "costs", "seams"  # the charts of a study
 # Arms that take a trick away from the baseline are turned round, so that plus favours the trick.
@@ -40,19 +42,17 @@ def favouring(row: dict) -> dict:
 def forest(axes, rows: Sequence[dict | str]) -> None:
     """One line per row, from the top: an effect and its interval, as a point and as numbers; a
     string is a heading. What lies far outside becomes an arrow at the border."""
-    bounds = sorted(abs(row[side]) for row in rows if isinstance(row, dict)
-                    for side in ("low", "high"))
+    effects = [(y, row) for y, row in enumerate(rows) if isinstance(row, dict)]
+    bounds = sorted(abs(row[side]) for _, row in effects for side in ("low", "high"))
     typical = bounds[min(len(bounds) - 1, int(0.85 * len(bounds)) + 1)]
     limit = 1.1 * (bounds[-1] if bounds[-1] < 4 * typical else typical) or 1.0
-    words = [""] * len(rows)
-    for y, row in enumerate(rows):
-        if isinstance(row, str):
-            continue
+    names, words = list(rows), [""] * len(rows)
+    for y, row in effects:
         low, middle, high = row["low"], row["difference"], row["high"]
-        words[y] = f"{signed(middle)}  [{signed(low)}, {signed(high)}]"
+        names[y], words[y] = row["arm"], f"{signed(middle)}  [{signed(low)}, {signed(high)}]"
         counts = row["p_holm"] <= 0.05
         colour = GREY if not counts else BLUE if middle > 0 else RED
-        axes.plot([max(-limit, min(bound, limit)) for bound in (low, high)], [y, y], color=colour)
+        axes.plot(np.clip([low, high], -limit, limit), [y, y], color=colour)
         for x, visible, marker in ((middle, abs(middle) <= limit, "o"), (-limit, low < -limit, "<"),
                                    (limit, high > limit, ">")):
             if visible:
@@ -61,7 +61,7 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
     axes.axvline(0, color=INK, linewidth=1.5, zorder=1)
     axes.set(xlabel="Dice with the trick minus without", xlim=(-1.15 * limit, 1.15 * limit),
              ylim=(len(rows) - 0.4, -0.6))
-    axes.set_yticks(range(len(rows)), [row if isinstance(row, str) else row["arm"] for row in rows])
+    axes.set_yticks(range(len(rows)), names)
     for row, label in zip(rows, axes.get_yticklabels()):
         label.set_weight("bold" if isinstance(row, str) else "normal")
     axes.locator_params("x", nbins=5)
@@ -116,14 +116,6 @@ def study_chart(name: str, kind: str, found: dict):
     return figure
 
 
-def draw_study(folder: Path, name: str, found: dict) -> list[Path]:
-    """Draws the charts of a study into `folder`, and says where they are."""
-    paths = [folder / f"study-{name}-{kind}.png" for kind in KINDS]
-    for kind, path in zip(KINDS, paths):
-        save(study_chart(name, kind, found), path)
-    return paths
-
-
 def comparison(rows: Sequence[dict]):
     """The held-out Dice of runs, epoch by epoch, from the rows of `lab.compare`."""
     lines = {f"{row['name']}: {row['held_out_dice'][-1]:.3f}":
@@ -136,7 +128,9 @@ def comparison(rows: Sequence[dict]):
 
 def stored_chart(name: str, results: Path):
     """A chart, by the name of its file, from the files in `results`."""
-    study, _, kind = name.removeprefix("study-").rpartition("-")
-    stored = results / (f"study-{study}.json" if kind in KINDS else f"{name}.json")
+    study, _, kind = name.rpartition("-")
+    stored = results / f"{study if kind in KINDS else name}.json"
     found = json.loads(stored.read_text(encoding="utf-8"))
-    return study_chart(study, kind, found) if kind in KINDS else comparison(found["rows"])
+    if kind in KINDS:
+        return study_chart(study.removeprefix("study-"), kind, found)
+    return comparison(found["rows"])

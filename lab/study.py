@@ -9,15 +9,13 @@ know are passed to `train.py` and change the baseline. Every arm has the same fo
 tiles, augmentation, number of steps and seeds. (The first weights are not always the same, because
 a network with more layers draws more random numbers.)
 
-    d(group) = mean over seeds of (Dice of the arm - Dice of the baseline)       `effects.py` says
-                                                                                 how sure it is
+Each run has a folder in OUT/runs and leaves its result there, in result.json. So a study can stop
+(Ctrl-C) and go on, and several processes or machines can share OUT. The one that finds nothing left
+to do writes docs/results/study-NAME.jsonl, a line for each run, and .json, and draws
+docs/figures/study-NAME-*.png.
 
-Each run that ends becomes one line of OUT/HOST.jsonl. So a study can stop (Ctrl-C) and go on, and
-several processes or machines can share OUT. The one that finds nothing left to do writes
-docs/results/study-NAME.jsonl and .json and draws docs/figures/study-NAME-*.png.
-
-For each group, a line holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
-that a fold can be cut at the threshold that is best on the others.
+For each group, a result holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
+that a fold can be cut at the threshold that is best on the others. `lab.effects` compares them.
 """
 
 import argparse
@@ -25,18 +23,15 @@ import contextlib
 import csv
 import io
 import json
-import platform
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import takewhile
-from operator import itemgetter
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor
 
 import train
@@ -53,30 +48,21 @@ from minseg.run.scores import count_saved, predict
 from . import measure
 from .effects import dice_of_groups, effect, holm
 from .measure import in_turn
-from .plots import draw_study, signed
+from .plots import KINDS, signed, stored_chart
 from .seams import seams
-from .style import need_matplotlib
+from .style import need_matplotlib, save
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
-BASELINE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet", "--loss", "bce+dice",
-            "--negatives", "all")
+BASELINE = "--encoder efficientnet-lite0 --weights imagenet --loss bce+dice --negatives all"
 TRAINING = {
-    "baseline": (),
-    "random weights": ("--weights", "none"),
-    "gates": ("--gates",),
-    "SCSE": ("--attention", "scse"),
-    "CBAM": ("--attention", "cbam"),
-    "hypercolumn": ("--hypercolumn",),
-    "deep supervision": ("--deep-supervision",),
-    "all together": ("--gates", "--attention", "scse", "--hypercolumn", "--deep-supervision"),
-    "BCE": ("--loss", "bce"),
-    "Dice": ("--loss", "dice"),
-    "Lovász": ("--loss", "lovasz"),
-    "Dice + Lovász": ("--loss", "dice+lovasz"),
-    "BCE + Lovász": ("--loss", "bce+lovasz"),
-    "Dice, then Lovász": ("--loss", "dice", "--then", "lovasz"),
-    "negatives 1:1": ("--negatives", "1"),
-    "balanced bins": ("--negatives", "balanced"),
+    "baseline": "", "random weights": "--weights none",
+    "gates": "--gates", "SCSE": "--attention scse", "CBAM": "--attention cbam",
+    "hypercolumn": "--hypercolumn", "deep supervision": "--deep-supervision",
+    "all together": "--gates --attention scse --hypercolumn --deep-supervision",
+    "BCE": "--loss bce", "Dice": "--loss dice", "Lovász": "--loss lovasz",
+    "Dice + Lovász": "--loss dice+lovasz", "BCE + Lovász": "--loss bce+lovasz",
+    "Dice, then Lovász": "--loss dice --then lovasz",
+    "negatives 1:1": "--negatives 1", "balanced bins": "--negatives balanced",
 }
 INFERENCE = {
     **{f"overlap {share:g}, {window}": {"overlap": share, "window": window}
@@ -87,8 +73,7 @@ INFERENCE = {
 SEAMS, COSTS = "seams", "costs"  # jobs that are no arms
 SAME = "baseline, another seed"  # compared with the first seed: this is chance alone
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
-QUICK = ("overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns",
-         SEAMS)
+QUICK = "overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns", SEAMS
 STOPPED = 130  # the exit status of a program that was asked to stop
 Job = tuple[str, int, int]  # arm, seed, fold
 
@@ -100,9 +85,10 @@ def folder_of(args: argparse.Namespace, *job: object) -> Path:
 
 def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list[str]:
     """The command line of a run for `train.py`."""
-    return ["--data", str(args.data), *BASELINE, *args.options, *TRAINING[arm], "--folds",
-            str(args.folds), "--fold", str(fold), "--seed", str(seed), "--resume", "--out",
-            str(folder_of(args, arm, seed, fold))]
+    run = {"--data": args.data, "--folds": args.folds, "--fold": fold, "--seed": seed,
+           "--out": folder_of(args, arm, seed, fold)}
+    return [*BASELINE.split(), *args.options, *TRAINING[arm].split(), "--resume",
+            *(str(word) for pair in run.items() for word in pair)]
 
 
 def prepared(args: argparse.Namespace, arm: str,
@@ -116,9 +102,9 @@ def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[li
     """The numerator and denominator of each group's Dice at each of `THRESHOLDS`."""
     groups: dict[str, Tensor | int] = {}
     for item, count in zip(items, counts):
-        groups[item.group] = groups.get(item.group, 0) + torch.stack(
-            [dice_parts(count, threshold) for threshold in THRESHOLDS])
-    return {group: parts.tolist() for group, parts in groups.items()}
+        groups[item.group] = groups.get(item.group, 0) + count
+    return {group: [dice_parts(count, threshold).tolist() for threshold in THRESHOLDS]
+            for group, count in groups.items()}
 
 
 def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
@@ -129,7 +115,7 @@ def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> di
     folder = folder_of(args, arm, seed, fold) / f"fold{fold}"
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
     (folder / "resume.pt").unlink(missing_ok=True)  # large, and nothing is left to resume
-    return {"options": TRAINING[arm], "steps": int(rows[-1]["steps"]),
+    return {"options": TRAINING[arm].split(), "steps": int(rows[-1]["steps"]),
             "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
             "levels": levels(items, [count_saved(folder, item) for item in items])}
 
@@ -149,7 +135,7 @@ def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> d
             "seconds": round(time.monotonic() - start, 1)}
 
 
-def measure_costs(args: argparse.Namespace) -> dict:
+def measure_costs(args: argparse.Namespace, *_: object) -> dict:
     """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
     pass keeps for the backward pass, and the parameters. Of two losses the second one counts."""
     steps, rows = {}, {}
@@ -173,47 +159,38 @@ def jobs(args: argparse.Namespace) -> list[Job]:
             for fold in range(args.folds) for arm in arms] + [(COSTS, 0, 0)]
 
 
-def read_lines(folder: Path) -> dict[Job, dict]:
-    """The runs that have ended. A line that a dying machine left unfinished does not count."""
-    lines = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                lines[row["arm"], row["seed"], row["fold"]] = row
-    return lines
+def read_result(args: argparse.Namespace, job: Job) -> dict:
+    """What a run that has ended left behind; {} where it has not."""
+    path = folder_of(args, *job) / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def is_left(args: argparse.Namespace, job: Job, lines: dict[Job, dict]) -> bool:
+def is_left(args: argparse.Namespace, job: Job) -> bool:
     """Whether a job is still to be done, and can be: another way to predict needs the baseline's
     network. Costs are measured anew, all in turn, when arms have been added."""
     arm, seed, fold = job
-    if arm == COSTS and job in lines:
-        return not set(args.arms) <= set(lines[job]["rows"])
-    possible = arm == COSTS or arm in TRAINING or ("baseline", seed, fold) in lines
-    return possible and job not in lines
+    if arm == COSTS:
+        return not set(args.arms) <= read_result(args, job).get("rows", {}).keys()
+    possible = arm in TRAINING or read_result(args, ("baseline", seed, fold))
+    return bool(possible and not read_result(args, job))
 
 
 def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
-    """Does one job and adds its line. False where it failed; Ctrl-C ends the program."""
-    (arm, seed, fold), log = job, io.StringIO()
+    """Does one job and writes its result. False where it failed; Ctrl-C ends the program."""
+    (arm, seed, fold), folder, log = job, folder_of(args, *job), io.StringIO()
+    work = measure_costs if arm == COSTS else run_training if arm in TRAINING else run_inference
     try:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            result = (measure_costs(args) if arm == COSTS else
-                      (run_training if arm in TRAINING else run_inference)(args, *job))
-        line = json.dumps({"arm": arm, "seed": seed, "fold": fold, **result, **facts},
-                          ensure_ascii=False).encode()
-        with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
-            # The first newline closes what a full disk or a power cut may have left unfinished.
-            if file.write(b"\n" + line + b"\n") < len(line) + 2:
-                raise OSError(f"{file.name}: cannot be written: is the disk full?")
+            result = work(args, *job)
+        measure.write_json(folder / "result.json",
+                           {"arm": arm, "seed": seed, "fold": fold, **result, **facts})
     except (SystemExit, ValueError, OSError, RuntimeError) as error:
         if getattr(error, "code", None) == STOPPED:
             raise KeyboardInterrupt
         if isinstance(error, RuntimeError) and not out_of_memory(error):
             raise
         last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
-        print(f"{arm}, seed {seed}, fold {fold}: {last}", file=sys.stderr, flush=True)
+        print(f"{folder.name}: {last}", file=sys.stderr, flush=True)
         return False
     return True
 
@@ -235,21 +212,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--docs", type=Path, metavar="DIR", help="for results/ and figures/ (default docs, or with "
         "--quick the folder of --out)")
     args, args.options = parser.parse_known_args(argv)
-    for name in ("--seed", "--fold", "--resume", "--recipe"):
-        if name in args.options:
-            parser.error(f"{name}: this program sets it itself")
+    for name in {"--seed", "--fold", "--resume", "--recipe"} & {*args.options}:
+        parser.error(f"{name}: this program sets it itself")
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: needs a number from 1 up")
     args.synthetic = args.data is None
     args.name = args.name or ("quick" if args.quick else "synthetic" if args.synthetic
                               else args.data.resolve().name)
     args.out = args.out or Path("runs") / f"study-{args.name}"
-    docs = args.docs or (args.out if args.quick else Path("docs"))
-    args.results, args.figures = docs / "results", docs / "figures"
+    args.docs = args.docs or (args.out if args.quick else Path("docs"))
     if args.quick:
-        args.folds, args.seeds, args.arms = 2, 1, ["baseline", "SCSE", "Dice"]
-        args.options = ["--weights", "none", "--epochs", "2", "--tile", "64", "--scale", "4",
-                        *args.options]
+        args.folds, args.seeds, args.arms = 2, 1, ["SCSE", "Dice"]
+        args.options = [*"--weights none --epochs 2 --tile 64 --scale 4".split(), *args.options]
     args.arms = ["baseline", *(arm for arm in args.arms if arm != "baseline")]
     return args
 
@@ -283,66 +257,64 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
-    facts, todo, failed = measure.environment(given.device), jobs(args), 0
-    lines = read_lines(args.out)
-    bar = Progress(len(todo), args.name, sum(job in lines for job in todo))
+    facts, todo, failed = measure.environment(given.device), jobs(args), False
+    ended = [job for job in todo if read_result(args, job)]
+    bar = Progress(len(todo), args.name, len(ended))
     for job in todo:
-        name, start = "{}, seed {}, fold {}".format(*job), time.monotonic()
-        claim = args.out / "claims" / name
-        claim.mkdir(parents=True, exist_ok=True)
-        with locked(claim) as free:
-            if free and is_left(args, job, read_lines(args.out)):
+        folder, start = folder_of(args, *job), time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder) as free:
+            if free and is_left(args, job):
                 if run(args, job, facts):
-                    bar.say(f"{name}: {duration(time.monotonic() - start)}")
+                    bar.say(f"{folder.name}: {duration(time.monotonic() - start)}")
                 else:
-                    failed += 1
-        bar.step(job not in lines)  # another process may have done it meanwhile
-    lines = read_lines(args.out)
-    if missing := sum(job not in lines for job in todo):
+                    failed = True
+        bar.step(job not in ended)  # another process may have done it meanwhile
+    lines = {job: result for job in todo if (result := read_result(args, job))}
+    if missing := len(todo) - len(lines):
         print(f"{missing} of {len(todo)} runs are missing. Another process may be working on them; "
               "the same command goes on, and writes the results when all are there")
-        sys.exit(1 if failed else 0)
+        sys.exit(failed)
     try:
-        report(args, {job: lines[job] for job in todo})
+        report(args, lines)
     except OSError as error:
-        print(f"study: {error}: the same command tries again", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"study: {error}: the same command tries again")
 
 
 def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     """The results: effects by family, with costs, and the error at each distance from a seam."""
 
-    def dices(arm: str, own_cut: bool = False) -> list[dict[str, float]]:
-        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)],
-                               own_cut) for seed in range(args.seeds)]
+    def dices(arm: str) -> list[dict[str, float]]:
+        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)])
+                for seed in range(args.seeds)]
 
     def overall(seeds: Iterable[dict[str, float]]) -> float:
         return statistics.mean(dice for seed in seeds for dice in seed.values())
 
-    baseline, own, costs = dices("baseline"), dices("baseline", True), lines[COSTS, 0, 0]["rows"]
-    families, ways = {}, {}
-    for family, arms in (("training", args.arms[1:]), ("inference", INFERENCE)):
-        families[family] = [{"arm": arm, **effect(dices(arm), baseline),
-                             "at_own_cut": effect(dices(arm, True), own)["difference"]}
-                            for arm in arms if (arm, 0, 0) in lines]
-        ps = holm([row["p"] for row in families[family]])
-        for row, p in zip(families[family], ps):
+    baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
+    families = {
+        "training": [{"arm": arm, **effect(dices(arm), baseline), **costs[arm],
+                      "cost": round(costs[arm]["seconds_a_step"]
+                                    / costs["baseline"]["seconds_a_step"], 3)}
+                     for arm in args.arms[1:]],
+        "inference": [{"arm": arm, **effect(dices(arm), baseline)}
+                      for arm in INFERENCE if (arm, 0, 0) in lines]}
+    for rows in families.values():
+        for row, p in zip(rows, holm([row["p"] for row in rows])):
             row["p_holm"] = p
-            if family == "training":
-                cost = costs[row["arm"]]["seconds_a_step"] / costs["baseline"]["seconds_a_step"]
-                row.update(costs[row["arm"]], cost=round(cost, 3))
-    for (arm, _, _), line in lines.items():
-        for way, counts in line["ways"].items() if arm == SEAMS else ():
-            ways[way] = ways.get(way, 0) + torch.tensor([counts["wrong"], counts["pixels"]])
-    errors = {way: [round(wrong / pixels, 6) for wrong, pixels in
-                    takewhile(itemgetter(1), total.T.tolist())] for way, total in ways.items()}
+    ways: dict[str, np.ndarray | int] = {}
+    for line in lines.values():
+        for way, counts in line.get("ways", {}).items():
+            ways[way] = ways.get(way, 0) + np.array([counts["wrong"], counts["pixels"]])
+    errors = {way: [round(wrong / pixels, 6) for wrong, pixels in total.T.tolist() if pixels]
+              for way, total in ways.items()}
     runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
     chance = {"arm": SAME, **effect(baseline[1:2], baseline[:1])} if args.seeds > 1 else None
     return {"groups": len(baseline[0]), "seeds": args.seeds, "folds": args.folds,
             "steps": sorted({line["steps"] for line in runs}),
             "median_run_seconds": statistics.median(line["seconds"] for line in runs),
             "baseline": {"dice": overall(baseline), "seeds": [overall([s]) for s in baseline],
-                         "at_own_cut": overall(own), **costs["baseline"]},
+                         **costs["baseline"]},
             "same_again": chance, "effects": families, "error_by_distance": errors}
 
 
@@ -357,50 +329,47 @@ def cell(row: dict | None) -> str:
 
 def table(studies: dict[str, dict]) -> str:
     """Studies side by side as a Markdown table; costs are those of the first that has the arm."""
-    rows = {name: {row["arm"]: row for rows in study["effects"].values() for row in rows}
-            for name, study in studies.items()}
+    columns = [{row["arm"]: row for rows in study["effects"].values() for row in rows}
+               for study in studies.values()]
     bases = [study["baseline"] for study in studies.values()]
+    dices = " | ".join(f"Dice {base['dice']:.3f}" for base in bases)
     same = " | ".join(cell(study["same_again"]) for study in studies.values())
     lines = [f"| arm | {' | '.join(studies)} | time of a step | memory | parameters |",
              "|---" * (4 + len(studies)) + "|",
-             f"| baseline | {' | '.join('Dice {:.3f}'.format(base['dice']) for base in bases)} | "
-             f"1.00 × | 1.00 × | {bases[0]['parameters'] / 1e6:.2f} M |",
+             f"| baseline | {dices} | 1.00 × | 1.00 × | {bases[0]['parameters'] / 1e6:.2f} M |",
              f"| {SAME} | {same} | | | |"]
     for arm in (*TRAINING, *INFERENCE):
-        existing = [(base, rows[name][arm]) for name, base in zip(studies, bases)
-                    if arm in rows[name]]
-        if not existing:
-            continue
-        base, row = existing[0]
-        costs = " | | " if arm in INFERENCE else (
-            f"{row['cost']:.2f} × | {row['kept_bytes'] / base['kept_bytes']:.2f} × | "
-            f"{row['parameters'] / 1e6:.2f} M")
-        cells = " | ".join(cell(rows[name].get(arm)) for name in studies)
-        lines.append(f"| {arm} | {cells} | {costs} |")
+        if known := [(base, column[arm]) for base, column in zip(bases, columns) if arm in column]:
+            base, row = known[0]
+            costs = " | | " if arm in INFERENCE else (
+                f"{row['cost']:.2f} × | {row['kept_bytes'] / base['kept_bytes']:.2f} × | "
+                f"{row['parameters'] / 1e6:.2f} M")
+            cells = " | ".join(cell(column.get(arm)) for column in columns)
+            lines.append(f"| {arm} | {cells} | {costs} |")
     return "\n".join(lines)
 
 
-def report(args: argparse.Namespace, lines: dict[tuple[str, int, int], dict]) -> None:
+def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     """Writes the lines and the summary, draws the figures, and prints the table of all studies
     whose summaries lie in the same folder."""
-    found = summarize(args, lines)
-    data = [] if args.synthetic else ["--data", args.data.name]
-    arms = [] if len(args.arms) == len(TRAINING) else ["--arms", *args.arms]
     words = ["--quick"] if args.quick else [
-        *data, "--folds", str(args.folds), "--seeds", str(args.seeds), *arms, *args.options]
+        *([] if args.synthetic else ["--data", args.data.name]),
+        "--folds", str(args.folds), "--seeds", str(args.seeds),
+        *([] if len(args.arms) == len(TRAINING) else ["--arms", *args.arms]), *args.options]
     runs = [line for line in lines.values() if "commit" in line]
     facts = {name: sorted({line[name] for line in runs})
              for name in ("device", "torch", "threads", "commit", "date")}
     facts["command"] = shlex.join(["python", "-m", "lab.study", *words])
-    summary = args.results / f"study-{args.name}.json"
+    summary = args.docs / "results" / f"study-{args.name}.json"
     measure.write_text(summary.with_suffix(".jsonl"), "".join(
         json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
-    measure.write_json(summary, {**facts, **found})
-    args.figures.mkdir(parents=True, exist_ok=True)
-    pictures = draw_study(args.figures, args.name, found)
+    measure.write_json(summary, {**facts, **summarize(args, lines)})
     print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
-                 for path in sorted(args.results.glob("study-*.json"))}))
-    print(summary, *pictures, sep="\n")
+                 for path in sorted(summary.parent.glob("study-*.json"))}))
+    print(summary)
+    for kind in KINDS:
+        name = f"{summary.stem}-{kind}"
+        print(save(stored_chart(name, summary.parent), args.docs / "figures" / f"{name}.png"))
 
 
 if __name__ == "__main__":

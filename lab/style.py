@@ -97,16 +97,18 @@ def draw(figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def save(figure, path: Path, small: Sequence = ()) -> None:
-    """Writes the PNG, in 256 colours. What the axes `small` show goes into small/ beside it, too,
-    240 x 160 pixels large."""
+def save(figure, path: Path, small: Sequence = ()) -> Path:
+    """Writes the PNG, in 256 colours, and returns its path. What the axes `small` show goes into
+    small/ beside it, too, 240 x 160 pixels large."""
     picture = draw(figure)
+    (path.parent / ("small" if len(small) else "")).mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         picture.quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
     if len(small):
-        boxes = np.array([axes.get_tightbbox().extents for axes in small])
-        (left, low), (right, high) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+        from matplotlib.transforms import Bbox
+
+        left, low, right, high = Bbox.union([axes.get_tightbbox() for axes in small]).extents
         crop = picture.crop((left, picture.height - high, right, picture.height - low))
-        (path.parent / "small").mkdir(exist_ok=True)
         with atomic(path.parent / "small" / path.name) as temporary:
             ImageOps.pad(crop, (240, 160), Image.Resampling.LANCZOS, "white").save(temporary)
+    return path

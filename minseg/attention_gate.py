@@ -8,46 +8,53 @@ roughly *where* the object is. Let it weight the skip, by one number from 0 to 1
     alpha  = up(sigmoid(q))                       one map, in (0, 1)
     output = BN(W(alpha x))
 
-theta is a 2 x 2 convolution of stride 2 (it brings the skip down to the gate's size); phi, psi and
-W are 1 x 1 convolutions; up is bilinear upsampling. In the code W is `project`, BN is `norm`, and
-`theta`, `phi` and `psi` have their own names.
+theta is a 2 x 2 convolution of stride 2 (it brings the skip down to the gate's size) without bias,
+because phi already adds one to the same sum; phi, psi and W are 1 x 1 convolutions; up is bilinear
+upsampling (`align_corners=False`). W and BN are in the authors' code, not in the paper. Here W is
+`project` (without bias, because BN would cancel it) and BN is `norm`; `theta`, `phi` and `psi` have
+their own names.
 
-**Shapes.** `skip` (N, Cs, H, W), `gate` (N, Cg, H/2, W/2) -> (N, Cs, H, W); theta and phi output
-`inter_channels`; `attention` returns alpha, (N, 1, H, W).
+**Shapes.** `skip` (N, Cs, H, W), H and W at least 2, and `gate` (N, Cg, H/2, W/2) -> (N, Cs, H, W).
+A gate of any other size is resized. theta and phi output `inter_channels`; `attention` returns
+alpha, (N, 1, H, W).
 
 ![The maps of three gates over a slide](../docs/figures/gates.png)
 
 *alpha of a trained network's three gates, laid over a slide that it has not seen. The finest gate
-(stride 4) opens at glomeruli and at some other places, stride 8 does so more vaguely; the deepest
-(stride 16) is open nearly everywhere except in two corners, and has not found them. Nothing in the
-loss tells a gate where to open.*
+(on the map at 1/4 of the image's size) opens at glomeruli and at some other places, the next (1/8)
+does so more vaguely; the deepest (1/16) is open nearly everywhere except in two corners, and has
+not found the glomeruli. Nothing in the loss tells a gate where to open.*
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|
 | theta | 1 x 1, skip downsampled | 2 x 2, stride 2, no bias | 1 x 1, BN | as the authors' code |
-| g | one level deeper | the same; deepest: 1 x 1, BN, ReLU | the same, upsampled | as the paper |
+| g | one level deeper | as the paper (*) | as the paper, upsampled | as the paper |
 | psi | bias | bias | bias, BN | bias |
-| `inter_channels` | - | Cs / 2; in their networks Cs | an argument | Cs / 2 |
-| W | - | 1 x 1, BN; CT network: once more, ReLU | none | 1 x 1, BN |
+| `inter_channels` | - | default Cs / 2, but their CT networks pass Cs | an argument | Cs / 2 |
+| W | - | 1 x 1, BN; in CT networks 1 x 1, BN, ReLU after it | none | 1 x 1, BN |
 | finest skip | not gated | not gated | gated | not gated (see `minseg.unet`) |
 
-(W has no bias here because batch norm would cancel it.) The paper says that its gates start open;
-in its code, as here, alpha starts near 1/2. segmentation_models.pytorch and HuBMAP's winner (see
-`minseg.cbam`) have no such gates: what Kaggle calls attention is mostly `minseg.scse` or
-`minseg.cbam`, where a map computes its own weights.
+(*) Only the deepest map of all passes a 1 x 1 convolution, BN and ReLU before it serves as g.
+
+The paper says that its gates start open. Nothing in its code opens them, and nothing does here: the
+default initialisation keeps q near 0, so alpha starts near 1/2.
+
+segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
+calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
 **Measured.** Added to the baseline: Dice -0.011 [-0.018, -0.004] on nuclei, -0.115 [-0.141, -0.091]
-on synthetic slides (chance: +0.019 and +0.005; training of only about 100 and 200 steps;
-[study](../docs/study.md)).
+on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
+networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
-arXiv 1804.03999, equations 1 and 2 and figure 2; code: ozan-oktay/Attention-Gated-Networks,
-`grid_attention_layer.py`, `unet_CT_single_att_dsv_3D.py`.
+arXiv 1804.03999, equations 1 and 2 and figure 2. W, BN and the 2 x 2 theta: the authors' code,
+ozan-oktay/Attention-Gated-Networks, `grid_attention_layer.py`, `unet_CT_single_att_dsv_3D.py`.
 
 >>> import torch
 >>> from torch import nn
 >>> from minseg import AttentionGate
 >>> block = AttentionGate(skip_channels=1, gate_channels=1)
+>>> # theta ignores the skip, phi copies the gate, psi makes q = 8 ReLU(g) - 4 of it
 >>> for layer, weight in ((block.theta, 0), (block.phi, 1), (block.psi, 8)):
 ...     _ = nn.init.constant_(layer.weight, weight)
 >>> _ = nn.init.zeros_(block.phi.bias), nn.init.constant_(block.psi.bias, -4)
@@ -61,7 +68,9 @@ from torch.nn import functional as F
 
 
 class AttentionGate(nn.Module):
-    """Additive grid attention (arXiv 1804.03999, equations 1 and 2, as its authors coded it)."""
+    """Weights each pixel of the skip by what the skip and the gate say about it (arXiv 1804.03999,
+    equations 1 and 2, as its authors coded them). "Additive", because the two are added and not
+    multiplied; "grid", because the gate is a map and not one vector for the whole image."""
 
     def __init__(self, skip_channels: int, gate_channels: int, inter_channels: int | None = None):
         super().__init__()
@@ -75,7 +84,7 @@ class AttentionGate(nn.Module):
     def attention(self, skip: Tensor, gate: Tensor) -> Tensor:
         """alpha, the weight of each pixel of `skip`: (N, 1, H, W), in (0, 1)."""
         theta, phi = self.theta(skip), self.phi(gate)  # both (N, inter, H/2, W/2)
-        if phi.shape[2:] != theta.shape[2:]:  # if H or W is odd: theta rounds down
+        if phi.shape[2:] != theta.shape[2:]:  # for example where H is odd: theta rounds down
             phi = F.interpolate(phi, theta.shape[2:], mode="bilinear")
         alpha = self.psi(F.relu(theta + phi)).sigmoid()  # (N, 1, H/2, W/2)
         return F.interpolate(alpha, skip.shape[2:], mode="bilinear")  # (N, 1, H, W)

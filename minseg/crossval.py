@@ -5,11 +5,12 @@ not a public ranking. It is only as good as the split is honest: two pieces of o
 alike, so training on one and scoring on the other measures memory. The unit that is held out is
 therefore the *group* (the patient), never the image.
 
-    fold(image) = f(group(image)),      each fold with about the same number of positive pixels
+    fold(image) = f(group(image)),      positive pixels spread over the folds as evenly as possible
 
 Groups are assigned to folds one by one, the one with the most positive pixels first, each to the
 fold that has the fewest so far (then the fewest images). This is the greedy rule for number
-partitioning: its largest fold is at most 4/3 of the best possible.
+partitioning: its largest fold is at most 4/3 of the best possible. The best can still be uneven: a
+patient with most of the positive pixels makes one fold larger than all others together.
 
 ![Images of nine patients in three folds](../docs/figures/folds.png)
 
@@ -21,17 +22,24 @@ overstates the score, so choose it on images that the score does not use.
     t* = argmax_t Dice(p >= t, target),     Dice (`minseg.dice`) of the images it is chosen on
 
 So every image is predicted once, by the network that did not see its group, and each fold is
-thresholded at the value that is best on the images of all *other* folds; then
+thresholded at the value that is best on the images of all *other* folds. (This is not nested
+cross-validation: the networks that predicted the other folds were trained on this one, so its
+labels do influence its threshold. But only one number can leak, shared by millions of pixels.) Then
 
     pooled = Dice over the pixels of all images      group = Dice over those of one group
     mean and standard deviation: over the groups, because new patients are new groups
 
+The standard deviation tells how much patients differ, not how uncertain the mean is. For that,
+divide it by the square root of the number of groups, and even this is too small: the groups of one
+fold share a network, so their scores are not independent.
+
 **Shapes.** For each image only two histograms over 256 levels of probability are kept: of all its
 pixels and of its positive pixels, (2, 256). The Dice at every threshold follows from them.
 
-**Measured.** How far chance alone moves this score: the same baseline with another seed gives Dice
-+0.019 [+0.002, +0.044] on nuclei and +0.005 [-0.024, +0.046] on synthetic slides (training of only
-about 100 and 200 steps; [study](../docs/study.md)).
+**Measured.** How far chance alone moves this score: another seed changed the baseline's Dice by
+0.019 on nuclei and by 0.005 on synthetic slides. Over the groups, the 95 % intervals of seed 1
+minus seed 0 are [+0.002, +0.044] and [-0.024, +0.046] (networks trained for only about 100 and 200
+steps; [study](../docs/study.md)).
 
 **Source.** Graham, *Bounds on Multiprocessing Timing Anomalies*, SIAM J. Appl. Math. 1969 (the
 4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
@@ -56,8 +64,9 @@ from torch import Tensor
 
 def group_folds(groups: Sequence, positives: Sequence[float], k: int, seed: int = 0) -> list[int]:
     """The fold, 0 to k - 1, of each item; items of one group share a fold, and no fold is empty.
-    `positives` holds each item's number of positive pixels; the folds get nearly equal sums. `seed`
-    breaks ties. ValueError if there are fewer groups than folds."""
+    `positives` holds each item's number of positive pixels; their largest sum in a fold is at most
+    4/3 of the best possible. `seed` breaks ties. ValueError if there are fewer groups than folds.
+    """
     if len(groups) != len(positives):
         raise ValueError(f"{len(groups)} groups but {len(positives)} counts of positives")
     members: dict = {}

@@ -1,15 +1,15 @@
 """# Hypercolumns
 
-**Idea.** The decoder's last map has the full resolution but has lost much of what the deeper maps
-knew. So describe each pixel by *all* maps at once, from the finest to the coarsest: the column of
-values above that pixel.
+**Idea.** The decoder's last map has the full resolution but may have lost some of what the deeper
+maps knew. (A *map* is a tensor of several channels here.) So describe each pixel by *all* maps at
+once, from the finest to the coarsest: the column of values above that pixel.
 
-    z = BN and ReLU of  W [d0, up(d1), up(d2), up(d3), up(d4)]         [ , ]: channels side by side
+    z = ReLU(BN(W [d0, up(d1), up(d2), up(d3), up(d4)]))               [ , ]: channels side by side
 
 up is bilinear upsampling to the size of d0; W is a 1 x 1 convolution. Taken literally this is
-expensive: 496 channels at full size for decoder channels of 256, 128, 64, 32 and 16. But a 1 x 1
-convolution is a matrix applied to every pixel, and up is a weighted mean of neighbouring pixels, so
-the two commute; and a matrix times a stack is a sum:
+expensive: in `minseg.unet`, whose maps have 16, 32, 64, 128 and 256 channels, W reduces a stack of
+496 channels at full size to 16. But a 1 x 1 convolution is a matrix applied to every pixel, and up
+is a weighted mean of neighbouring pixels, so the two commute; and a matrix times a stack is a sum:
 
     W [d0, up(d1), ...] = W0 d0 + up(W1 d1) + ... + up(W4 d4)
 
@@ -21,24 +21,28 @@ up to rounding, and no map at full size has more channels than d0 or the sum. (W
 
 ![Two ways to the same picture](../docs/figures/hypercolumn.png)
 
-*Both ways on the maps of a trained network: the stack of 496 maps and its projection, and five
+*Both ways on the maps of a trained network: the stack of 496 channels and its projection, and five
 projections, upsampled and added. The results are the same; the projections, before they are
 upsampled, hold 23 times fewer numbers than the stack.*
 
-**What it saves**, forward and backward in float32 on 2 images of 640 x 640: it needs 0.21 GiB of
-memory beyond the maps, the concatenation 3.84 GiB; and on two CPU cores it takes 0.8 s, the
-concatenation 8.1 s (`python -m lab.bench hypercolumn`).
+**What it saves** depends on the output: with 16 channels, the projections hold 23 times fewer
+numbers than the stack, with 64 only 6 times fewer. With 16, forward and backward in float32 on 2
+images of 640 x 640, this module needs 0.21 GiB of memory beyond the maps, the concatenation 3.84
+GiB; on two CPU cores it takes 0.8 s, the concatenation 8.1 s (`python -m lab.bench hypercolumn`).
+Of a whole training step this is a small part: with the hypercolumn, the baseline's step takes 1.09
+times as long and 1.05 times the memory ([study](../docs/study.md)).
 
 **Measured.** Added to the baseline: Dice +0.004 [-0.012, +0.024] on nuclei, +0.000 [-0.016, +0.019]
-on synthetic slides (chance: +0.019 and +0.005; training of only about 100 and 200 steps;
-[study](../docs/study.md)).
+on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
+networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
 
 | what | paper | HuBMAP's winner | here |
 |---|---|---|---|
 | which maps | three layers of a classifier | the decoder's five | the decoder's five |
 | upsampling | bilinear | bilinear, corners aligned | bilinear, corners not aligned |
-| then | classifiers on a grid, interpolated | 3 x 3 to 64, ELU, 1 x 1 | 1 x 1, BN, ReLU, head |
-| built as | a sum of projected maps | the concatenation of 320 | a sum of projected maps |
+| channels | - | 5 x 64 = 320, to 64 | 496, to 16 |
+| then | classifiers on a grid, interpolated | 3 x 3, ELU, 1 x 1 | 1 x 1, BN, ReLU, head |
+| built as | a sum of projected maps | a concatenation | a sum of projected maps |
 
 segmentation_models.pytorch's U-Net has none. (The winner's 3 x 3 convolution does not commute with
 upsampling: this shortcut needs a 1 x 1.)

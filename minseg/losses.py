@@ -33,12 +33,12 @@ wider. `target` is in {0, 1, 255}.
 
 **Measured.** Against BCE + Dice, Dice and then Lovász: Dice -0.047 [-0.099, -0.015] on nuclei,
 -0.102 [-0.139, -0.070] on synthetic slides; BCE alone: -0.003 [-0.007, +0.001] and +0.004 [-0.008,
-+0.018] (chance: +0.019 and +0.005; training of only about 100 and 200 steps;
-[study](../docs/study.md)).
++0.018] (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005; networks
+trained for only about 100 and 200 steps; [study](../docs/study.md)).
 
-**Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice or
-cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section 2.3) trains with
-cross-entropy + Dice.
+**Source.** Yuanhao Wu, *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice
+or cross-entropy, or Dice first and Lovász later; nnU-Net (arXiv 1809.10486, section 2.3) trains
+with cross-entropy + Dice.
 
 >>> import torch
 >>> from minseg.losses import first_stage, make_loss

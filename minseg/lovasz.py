@@ -1,20 +1,27 @@
 """# The Lovász hinge
 
-**Idea.** Masks are scored by Dice, or by the Jaccard index |A and B| / |A or B|, which rises and
-falls with it; but both are defined on *sets* of pixels and have no gradient. The Lovász extension
-turns a set function into a function of real numbers that agrees with it on the sets. It is convex
-here because the Jaccard loss is submodular (an error adds less, the more pixels are wrong already).
-Applied to the hinge of each pixel, it gives a convex surrogate of 1 - Jaccard.
+**Idea.** Masks are scored by Dice, or by the Jaccard index |A and B| / |A or B| of the predicted
+region A and the true region B, which rises and falls with Dice; but both are defined on *sets* of
+pixels and have no gradient. The Lovász extension turns a function of sets into a function of one
+real number m_i per pixel, and equals the former whenever every m_i is 0 (pixel i is not in the set)
+or 1 (it is). It is convex here because the Jaccard loss is submodular (one and the same error adds
+less, the more pixels are wrong already). Applied to the hinge of each pixel, it gives a convex
+surrogate of 1 - Jaccard.
 
     Delta(M) = |M| / |{t = 1} union M|            1 - Jaccard if exactly the pixels in M are wrong
     e_i = 1 - z_i (2 t_i - 1)                     the error: what logit z_i lacks to be right by 1
     m_i = max(0, e_i)                             its hinge: 0 once it is right by 1 or more
-    loss = sum_k m_(k) (Delta({1..k}) - Delta({1..k-1}))       pixels sorted: m_(1) >= m_(2) >= ...
+    M_k = the k pixels with the largest hinges, which are m_(1) >= m_(2) >= ... >= m_(k)
+    loss = sum_k m_(k) (Delta(M_k) - Delta(M_(k-1)))                   Delta of the empty set is 0
 
 In words: let the pixels go wrong one by one, the worst first. Each contributes its hinge, weighted
-by how much the Jaccard loss grows when it joins. The later an error joins, the less it can add, and
-errors cost more if the image has few positives. The weights depend only on the targets and on the
-order; if no two hinges are equal, they are also the gradient of the loss with respect to m.
+by how much the Jaccard loss grows when it joins. (The weights need not fall with the rank: a missed
+positive adds more than a false positive.) Errors cost more if the image has few positives.
+
+**The gradient.** The weights depend only on the targets and on the order. If no two positive hinges
+are equal, they are the gradient of the loss with respect to those hinges; the logit of such a pixel
+gets its weight times -1 for a positive pixel, +1 for a negative one, and a logit that is right by
+more than 1 gets 0. (The mean divides all of this by the number of images and channels.)
 
 **Shapes.** `logits` and `target` (N, C, H, W), `target` in {0, 1} -> a scalar, the mean over all
 images and channels; with `per_image=False` a channel's pixels are sorted over the whole batch.
@@ -23,26 +30,27 @@ images and channels; with `per_image=False` a channel's pixels are sorted over t
 
 *Three losses over the logits of two pixels, one positive and one negative; dark is low, and a shade
 is a twelfth of the range. 1 - Jaccard is a staircase without slope: 0, 1/2 (the negative pixel is
-wrong), 1 (the positive one is). The Lovász hinge consists of planes, and its only minimum is the
-right answer. Dice (smooth = 0) is smooth, but flat again where both pixels are very wrong.*
+wrong), 1 (the positive one is). The Lovász hinge consists of planes; it is 0 where both pixels are
+right by 1 or more, and has no other minimum. Dice (smooth = 0) is smooth, but flat again where both
+pixels are very wrong.*
 
 **An image without positives** has Delta(M) = 1 for every M that is not empty: only the worst pixel
 contributes, and only it has a gradient. In an image of P positives and no negatives, Delta(M) is
 |M| / P, and the loss is the mean hinge.
 
 **Measured.** Alone instead of BCE + Dice: Dice -0.019 [-0.044, -0.004] on nuclei, -0.554 [-0.666,
--0.447] on synthetic slides (chance: +0.019 and +0.005; training of only about 100 and 200 steps;
-[study](../docs/study.md)).
+-0.447] on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and
+0.005; networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
-| hinge | max(0, e) | max(0, e) | elu(e) + 1: right pixels keep a pull | `margin`: relu |
+| hinge | max(0, e) | max(0, e) | elu(e) + 1, gradient never 0 | `margin`: relu |
 | both classes | foreground | foreground | the mean of both | `symmetric`: off |
 | images | each | the batch; or each, in a loop | each, in a loop | each, no loop; or the batch |
 
-A hinge of 0 contributes nothing wherever it is sorted, so only hinges above 0 need sorting. Late in
-training those are a few per cent of the pixels, and a CPU saves nearly the whole sort. On a GPU,
-counting them first would force a wait that is longer than the sort.
+With the ELU, pixels that are right by 1 or more are still pushed further, whereas a max(0, e) of 0
+teaches nothing. The symmetric form also optimises the Jaccard index of the background: in an image
+without positives its second term is the mean hinge, so that every wrong pixel has a gradient.
 
 **Source.** Yu and Blaschko, *The Lovász Hinge*, arXiv 1512.07797; Berman, Triki and Blaschko, *The
 Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1. The ELU and the
@@ -67,7 +75,7 @@ from torch.nn import functional as F
 
 
 def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor:
-    """Delta({1..k}) - Delta({1..k-1}) of each pixel, k being its rank among its row's hinges.
+    """Delta(M_k) - Delta(M_(k-1)) of each pixel, k being its rank among its row's hinges.
     `hinges` (R, P), none negative; `target` (R, P) in {0, 1}; `positives` (R, 1), |{t = 1}|.
     Returns (R, P) in the order of the pixels; each row is sorted by itself."""
     # The bits of a non-negative float, read as an integer, are in the same order as the floats, and
@@ -79,22 +87,26 @@ def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor
     k = torch.arange(1, hinges.shape[1] + 1, dtype=hinges.dtype, device=hinges.device)
     missed = positives - target.cumsum(1)  # positives that are not among the k worst
     union = missed + k  # |{t = 1} or M|
-    # Subtracting one Delta from the next would lose most of the digits; the step itself does not:
-    # k/U - (k-1)/U for a positive pixel, k/U - (k-1)/(U-1) for a negative one, U being the union.
+    # Subtracting one Delta from the next would lose most of the digits; a little algebra avoids it.
+    # A positive pixel leaves the union U as it was: k/U - (k-1)/U = 1/U. A negative one has
+    # enlarged it by 1: k/U - (k-1)/(U-1) = (U-k)/(U(U-1)), and U-k is `missed`.
     steps = torch.where(target > 0, 1 / union, missed / (union * (union - 1)))
-    steps[:, 0] = 1 / union[:, 0]  # Delta of the empty set is 0
+    steps[:, 0] = 1 / union[:, 0]  # the same, but without positives the formula above is 0/0
     return torch.empty_like(steps).scatter_(1, order, steps)
 
 
 def weights_of_positive_hinges(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor:
     """`jaccard_weights` for pixels whose hinge is above 0, and 0 for the others, whose weight does
     not matter. Packs each row's positive hinges at the left of a narrower array and sorts only
-    that; the zeros that fill up shorter rows come last, so they do not change any other weight."""
+    that; the zeros that fill up shorter rows come last and change no other weight. CPU only."""
+    # Late in training only a few per cent of the hinges are above 0, and this saves nearly the
+    # whole sort. On a GPU, counting them first would force a wait that is longer than the sort.
     rows, pixels = hinges.shape
     index = hinges.flatten().nonzero()[:, 0]  # of the positive hinges, row by row
     row = index // pixels
     count = torch.bincount(row, minlength=rows)
-    column = torch.arange(len(index)) - (count.cumsum(0) - count)[row]  # 0, 1, 2 ... in each row
+    row_start = count.cumsum(0) - count  # where each row begins in `index`
+    column = torch.arange(len(index)) - row_start[row]  # 0, 1, 2 ... in each row
     width = max(1, int(count.max()))
     packed_hinges, packed_target = hinges.new_zeros(2, rows, width)
     packed_hinges[row, column] = hinges.flatten()[index]
@@ -130,7 +142,7 @@ def lovasz_hinge(logits: Tensor, target: Tensor, *, per_image: bool = True, marg
 
     with torch.no_grad():  # the weights are constant as long as the order of the hinges is
         positives = target.sum(1, keepdim=True)
-        sort_all = logits.device.type != "cpu" or margin == "elu"  # with ELU no hinge is 0
+        sort_all = logits.device.type != "cpu" or margin == "elu"  # ELU: hardly any 0
         if sort_all or 2 * hinges.count_nonzero() > hinges.numel():
             weights = jaccard_weights(hinges, target, positives)
         else:

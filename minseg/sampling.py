@@ -1,13 +1,15 @@
 """# Sampling the negatives
 
-**Idea.** Glomeruli, the kidney's filters, which are to be found, cover a few per cent of a kidney:
-most tiles contain none, look alike, and are soon learned. Train on every tile with an object
-(positive) and on a random share of the empty ones (negative), with a *new* random share in each
-epoch: every tile gets its turn, and an epoch takes a fraction of the time.
+**Idea.** Glomeruli, the kidney filters that a network has to find, cover a few per cent of a
+kidney, so most tiles contain none. Train on every tile with an object (positive) and on a random
+share of the empty ones (negative), with a *new* random share in each epoch: over the epochs the
+network sees many different negatives, and an epoch has only a fraction of the tiles.
 
-    epoch = all positives + R negatives for each positive, drawn anew       R: `negatives`
+    epoch = all P positives + R P negatives, drawn anew (all of them if there are fewer)
 
-With R = 1, an epoch has at most one empty tile for each tile with an object.
+R is `negatives`. With R = 1, an epoch has at most one empty tile for each tile with an object. The
+draws of different epochs are independent: if an epoch draws 4 % of the negatives, 44 % of them are
+still unseen after 20 epochs (0.96^20).
 
     all tiles           + + + - - - - - - - - - - - -        + : some pixel is positive
     epoch 1, R = 1      + + +     -       -     -
@@ -15,10 +17,14 @@ With R = 1, an epoch has at most one empty tile for each tile with an object.
 
 **Balanced bins** go one step further and also balance the positives: a tile with a sliver of a
 glomerulus teaches something else than a tile with three whole ones. Divide the range of mask areas,
-up to the largest, into equal bins, and draw the same number of tiles from each bin that is not
-empty, in total about as many as there are positives. Some tiles of a full bin then have to wait for
-a later epoch, while tiles of a sparse bin are drawn repeatedly (a single outlier as often as its
-bin has draws).
+up to the largest, into `bins` equal parts, and draw the same number of tiles, P / B rounded down,
+from each of the B parts that are not empty. These draws are the epoch's positives, and R negatives
+for each of them are added. Some tiles of a full bin have to wait for a later epoch, while tiles of
+a sparse bin are drawn repeatedly (a single outlier as often as its bin has draws).
+
+**Choosing R.** The winner (see below) took R = 1. If the network then finds objects in tissue where
+there are none, it has seen too few negatives: raise R; math.inf takes all of them. Blank tiles of
+glass do not count, because `minseg.data.tiles` leaves them out beforehand.
 
 ![Which tiles an epoch sees](../docs/figures/sampling.png)
 
@@ -33,21 +39,26 @@ random order, ready to be split into batches.
 | what | blog post | HuBMAP's winner | here |
 |---|---|---|---|
 | negatives per positive | a random share | one, with replacement | `negatives`, without |
-| a positive tile | - | more than 2.5 % of it | more than 0 |
+| a positive tile | - | more than 2.5 % positive; all others are negatives | more than 0 |
+| positives | - | a bootstrap sample, then the bins | all, then the bins |
 | bins | - | 2.5, 7.5, 12.5, 17.5 % and up | `bins` equal parts of the largest area |
 | draws from a bin | - | with replacement | every tile equally often, up to one draw |
 
 The drawback: the network sees a larger share of glomeruli than real slides have, and learns to
-expect it. The mask's threshold, chosen on whole held-out slides, corrects for that
-(`minseg.crossval`).
+expect it. The mask's threshold, chosen on whole held-out slides (`minseg.crossval`), compensates
+for this only in part: it moves the cut, but does not change which pixels rank above others.
 
-**Measured.** With R = 1 instead of all tiles, on synthetic slides where two tiles in three are
-empty: Dice +0.017 [+0.004, +0.034] (chance there: -0.033). Bins: +0.026 [-0.003, +0.078] on nuclei
-(chance: +0.019), +0.003 [-0.016, +0.024] on synthetic slides (chance: +0.005). Training of only
-about 100 to 200 steps ([study](../docs/study.md)).
+**Measured.** No difference could be told from chance. With R = 1 instead of all tiles, on synthetic
+slides where two tiles in three are empty: Dice +0.017 [+0.004, +0.034], where another seed alone
+made a difference of 0.033. With R = 1 and four bins: +0.026 [-0.003, +0.078] on nuclei (another
+seed: 0.019), +0.003 [-0.016, +0.024] on synthetic slides (another seed: 0.005). Brackets are 95 %
+intervals; networks trained for only about 100 to 200 steps, with and without the trick for equally
+many, so time saved was not measured ([study](../docs/study.md)).
 
-**Source.** *Tricks of Semantic Segmentation*, blog post, 30 May 2021; the bins: code of the winner
-of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap, `src/02_train`.
+**Source.** Yuanhao Wu, *Tricks of Semantic Segmentation*, blog post, 30 May 2021 (a copy:
+https://yuanhao666.medium.com/tricks-of-semantic-segmentation-38dd15d742d2); the bins: code of the
+winner of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap,
+`src/05_train_with_pseudo_labels/run.py`.
 
 >>> import torch
 >>> from minseg import epoch_indices
@@ -78,8 +89,10 @@ def epoch_indices(mask_area: Tensor, *, negatives: float = 1.0, bins: int | None
     """The tiles of one epoch, int64 (K,), in random order; K is the same in every epoch.
     `mask_area` (T,) is 0 for negatives. `negatives` is their number for each positive (math.inf:
     all); `bins` balances the positives over that many equal ranges of area. ValueError if no tile
-    is positive, for `negatives` below 0 and for `bins` below 1."""
+    is positive, if an area is NaN, for `negatives` below 0 and for `bins` below 1."""
     area = torch.as_tensor(mask_area)
+    if area.isnan().any():
+        raise ValueError(f"the mask area of tile {int(area.isnan().nonzero()[0])} is NaN")
     positive, negative = (area > 0).nonzero()[:, 0], (area <= 0).nonzero()[:, 0]
     if not len(positive):
         raise ValueError(f"none of {len(area)} tiles is positive: there is nothing to sample for")

@@ -41,7 +41,7 @@ judge relevance.
 
 **Measured.** The baseline of all comparisons ([study](../docs/study.md)), after training of only
 about 100 and 200 steps: Dice 0.816 on nuclei, 0.869 on synthetic slides; another seed changes these
-by +0.019 and +0.005. With the same weights, the logits on B0 equal those of
+by 0.019 and 0.005. With the same weights, the logits on B0 equal those of
 segmentation_models.pytorch ([audit](../docs/results/audit.json)). On B1 to B7 they do only once
 that library's padding is corrected: it is fixed for the authors' image size, whatever the input's.
 

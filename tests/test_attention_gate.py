@@ -50,15 +50,15 @@ def naive(module, skip, gate):
     """alpha and the output for one image, pixel by pixel."""
     w = {k: v.double().numpy() for k, v in module.state_dict().items()}
     _channels, height, width = skip.shape
-    g = np.einsum("ig,ghw->ihw", w["phi.weight"][:, :, 0, 0], gate) + w["phi.bias"][:, None, None]
-    g = bilinear(g, height // 2, width // 2)
+    phi = np.einsum("ig,ghw->ihw", w["phi.weight"][:, :, 0, 0], gate)
+    phi = bilinear(phi + w["phi.bias"][:, None, None], height // 2, width // 2)
     q = np.zeros((1, height // 2, width // 2))
     for i in range(height // 2):
         for j in range(width // 2):
             patch = skip[:, 2 * i:2 * i + 2, 2 * j:2 * j + 2]
-            x = (w["theta.weight"] * patch).sum((1, 2, 3))
-            score = w["psi.weight"][0, :, 0, 0] @ np.maximum(0, x + g[:, i, j])
-            q[0, i, j] = score + w["psi.bias"][0]
+            theta = (w["theta.weight"] * patch).sum((1, 2, 3))
+            psi = w["psi.weight"][0, :, 0, 0] @ np.maximum(0, theta + phi[:, i, j])
+            q[0, i, j] = psi + w["psi.bias"][0]
     alpha = bilinear(sigmoid(q), height, width)
     out = np.zeros_like(skip)
     for i in range(height):
@@ -84,7 +84,7 @@ def test_it_is_its_equation(skip_size, gate_size):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (3, 2)])
 @pytest.mark.parametrize("gate_size", [(4, 4), (2, 1), (5, 7)])
-def test_attention_is_one_number_between_0_and_1_a_pixel_whatever_the_sizes(size, gate_size):
+def test_attention_is_one_number_from_0_to_1_for_each_pixel_whatever_the_sizes(size, gate_size):
     torch.manual_seed(0)
     alpha = random_gate().attention(torch.randn(2, 4, *size), torch.randn(2, 5, *gate_size))
     assert alpha.shape == (2, 1, *size) and (alpha > 0).all() and (alpha < 1).all()
@@ -104,7 +104,7 @@ def test_a_shut_gate_gives_zero_before_the_norm():
     assert seen[0].shape == (2, 4, 8, 6) and not seen[0].any()
 
 
-def test_a_fresh_gate_stands_near_a_half_everywhere():
+def test_a_fresh_gate_is_near_a_half_everywhere():
     torch.manual_seed(0)
     alpha = AttentionGate(32, 64).attention(torch.randn(4, 32, 16, 16), torch.randn(4, 64, 8, 8))
     assert alpha.min() > 0.2 and alpha.max() < 0.8
@@ -121,7 +121,7 @@ def test_every_parameter_and_both_maps_get_a_gradient(inter):
     assert skip.grad.any() and gate.grad.any()
 
 
-def test_inter_channels_are_half_the_skips_but_one_at_least():
+def test_inter_channels_are_half_of_the_skips_but_at_least_one():
     for skip, inter, wanted in [(24, None, 12), (5, None, 2), (1, None, 1), (24, 7, 7)]:
         module = AttentionGate(skip, 8, inter)
         assert module.theta.weight.shape == (wanted, skip, 2, 2)

@@ -67,7 +67,7 @@ def test_kept_bytes_are_those_of_the_larger_image_and_fewer_when_recomputed():
 def test_the_step_that_is_measured_learns():
     torch.manual_seed(0)
     args = argparse.Namespace(**{**SMALL, "size": 32})
-    _, step = minseg_step(args, "efficientnet-lite0", "plain")
+    step = minseg_step(args, "efficientnet-lite0", "plain")
     losses = [step().item() for _ in range(8)]
     assert min(losses[-2:]) < losses[0]
 
@@ -75,7 +75,7 @@ def test_the_step_that_is_measured_learns():
 @pytest.mark.slow
 @pytest.mark.parametrize("what, size, measure", [
     ("train", 32, "images_a_second"), ("memory", 32, "kept_mib_an_image"),
-    ("loader", 640, "images_a_second"), ("tiling", 600, "megapixels_a_second")])
+    ("tiling", 600, "megapixels_a_second")])
 def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp_path):
     main([what, "--images", "2", "--size", str(size), "--rounds", "1", "--encoders",
           "efficientnet-lite0", "--out", str(tmp_path)])
@@ -84,12 +84,6 @@ def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp
     if what == "train":
         assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
         assert all(row["peak_gib"] > 0 for row in rows)
-
-
-def test_the_run_length_bench_codes_the_same_mask_in_bands_and_as_a_whole(tmp_path):
-    main(["rle", "--size", "600", "--out", str(tmp_path)])
-    row = json.loads((tmp_path / "bench-rle.json").read_text())["rows"][0]
-    assert row["equals_the_whole_mask_s"] and row["runs"] > 600 and row["size"] == [600, 600]
 
 
 def test_the_page_of_measurements_quotes_what_the_bench_wrote():
@@ -103,7 +97,8 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
     for name in ("minseg", "concatenation"):
         gib, seconds = row["peak_gib"][name], row["seconds"][name]
         assert f"| {gib:.3f} GiB | {seconds:.3f} s |" in page
-        assert f"{gib:.2f} GiB" in hypercolumn.__doc__ and f"{seconds:.1f} s" in hypercolumn.__doc__
+        chapter = " ".join(hypercolumn.__doc__.split())
+        assert f"{gib:.2f} GiB" in chapter and f"{seconds:.1f} s" in chapter
     for row in json.loads((ROOT / "docs/results/bench-tiling.json").read_text())["rows"]:
         if row["bench"] == "tiling":
             size = " × ".join(f"{n:,}" for n in row["size"])
@@ -113,8 +108,6 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
             wanted = [f"| {row['seconds']} s | {row['times_as_fast']} × |",
                       f"| {row['dice_of_masks']:.5f} |"]
         assert any(all(part in line for part in wanted) for line in page.splitlines())
-    row = json.loads((ROOT / "docs/results/bench-rle.json").read_text())["rows"][0]
-    assert f"{row['seconds']} s and {row['peak_mib_beyond_the_mask']} MiB beyond" in page
 
 
 def test_the_page_of_measurements_quotes_the_training_steps():
@@ -139,5 +132,3 @@ def test_the_page_of_measurements_quotes_the_training_steps():
     assert ("Beyond the {:.0f} MiB per image that the plain B0 keeps: gates {gates:.0f}, SCSE "
             "{scse:.0f}, CBAM {cbam:.0f}, hypercolumn {hypercolumn:.0f}, deep supervision "
             "{deep:.1f} MiB".format(kept["plain"], **more)) in text
-    two = next(row for row in read("loader") if row["workers"] == 2)
-    assert f"feeds {two['images_a_second']:,.0f} images of 640 × 640" in text

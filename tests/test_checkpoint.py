@@ -74,12 +74,12 @@ def test_mean_and_deviation_come_back(path):
     assert torch.equal(loaded.std.flatten(), torch.tensor(NETWORK["std"]))
 
 
-def test_what_it_was_trained_for_comes_back(path):
+def test_scale_tile_threshold_and_the_other_facts_come_back(path):
     assert load_model(path)[1] == FACTS
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_old_checkpoint_that_does_not_know_pixels_white_or_label_says_none(
+def test_an_old_checkpoint_without_microns_white_or_label_has_none(
         path, checkpoint, name):
     old = {key: value for key, value in checkpoint.items() if key != name}  # as they were before
     torch.save(old, path)
@@ -97,7 +97,7 @@ def test_the_state_of_a_wrapped_network_is_that_of_the_network(path, net, wrap):
     assert facts == FACTS
     assert loaded.state_dict().keys() == net.state_dict().keys()
     for key, value in net.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
+        assert torch.equal(loaded.state_dict()[key], value.cpu()), key
 
 
 def test_a_prefix_that_some_names_lack_is_refused(path, net):
@@ -223,7 +223,7 @@ def test_facts_at_the_edge_are_read(path, checkpoint, name, value):
     assert load_model(path)[1] == {**FACTS, name: value}
 
 
-def test_mean_and_deviation_that_were_unets_default_are_again(path, net):
+def test_a_checkpoint_without_mean_and_deviation_gets_the_defaults_of_unet(path, net):
     network = {name: NETWORK[name] for name in ("encoder", "decoder_channels")}
     save_model(path, network, net.state_dict(), **FACTS)
     loaded, _ = load_model(path)

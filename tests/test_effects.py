@@ -63,11 +63,6 @@ def test_of_equally_good_thresholds_the_middle_one_is_taken():
     assert dice_of_groups([flat, steep])["b"] == 0.3
 
 
-def test_with_its_own_cut_a_fold_is_cut_where_it_is_best():
-    first, second = {"a": [[0, 10], [8, 10]]}, {"b": [[9, 10], [4, 10]]}
-    assert dice_of_groups([first, second], own_cut=True) == {"a": 0.8, "b": 0.9}
-
-
 def test_an_effect_is_the_mean_over_groups_of_the_mean_over_seeds():
     baseline = [{"a": 0.5, "b": 0.6}, {"a": 0.7, "b": 0.6}]
     found = effect([{"a": 0.7, "b": 0.5}, {"a": 0.8, "b": 0.7}], baseline)

@@ -37,7 +37,8 @@ def make():
                 patch.setattr(figures.minseg, "EfficientNet",
                               lambda name, **options: B0("efficientnet-b0", **options))
                 patch.setattr(figures, "trained", lambda network, runs: nets[network])
-                drawn[name] = figures.make(name, Path("runs"), ROOT / "docs/results")
+                patch.setattr(figures, "RESULTS", ROOT / "docs/results")
+                drawn[name] = figures.make(name, Path("runs"))
         figure, small = drawn[name]
         figure.set_dpi(100)  # as it is seen 800 pixels wide
         return figure, small

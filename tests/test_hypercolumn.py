@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from minseg import Hypercolumn
 
@@ -74,30 +76,48 @@ def test_a_small_case_by_hand():
     torch.testing.assert_close(column([fine, deep]).detach().numpy(), out)
 
 
-def full_size_channels(function, column, maps):
-    """Channels of every tensor of full size that autograd keeps."""
-    channels, (height, width) = [], maps[0].shape[2:]
+class WidestMap(TorchDispatchMode):
+    """The most channels of any tensor of a given size that an operation returns."""
 
-    def keep(x):
-        if x.dim() == 4 and x.shape[2:] == (height, width):
-            channels.append(x.shape[1])
-        return x
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.channels = size, 0
 
-    with saved_tensors_hooks(keep, lambda x: x):
-        function(column, maps)
-    return channels
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2:] == self.size:
+                self.channels = max(self.channels, x.shape[1])
+        return result
 
 
-def test_nothing_wider_than_the_finest_map_or_the_sum_is_kept_at_full_size():
+def test_no_map_at_full_size_is_wider_than_the_finest_map_or_the_sum():
     column, maps = Hypercolumn(CHANNELS, 7), maps_of(32, 32)
-    kept = full_size_channels(lambda column, maps: column(maps), column, maps)
-    assert kept and max(kept) <= max(CHANNELS[0], 7)
-    assert max(full_size_channels(literal, column, maps)) == sum(CHANNELS)  # as a check would see
+    for function, widest in ((literal, sum(CHANNELS)),
+                             (lambda column, maps: column(maps), max(CHANNELS[0], 7))):
+        with WidestMap(maps[0].shape[2:]) as seen:
+            function(column, maps).sum().backward()
+        assert seen.channels == widest
 
 
-def test_the_projected_maps_hold_23_times_fewer_numbers_than_the_stack():
-    channels, sizes = (16, 32, 64, 128, 256), [(256 >> k) ** 2 for k in range(5)]
-    assert round(sum(channels) * sizes[0] / sum(channels[0] * size for size in sizes)) == 23
+@pytest.mark.parametrize("out_channels, fewer", [(16, 23), (64, 6)])
+def test_the_projections_hold_as_few_numbers_as_the_chapter_says(out_channels, fewer):
+    channels = (16, 32, 64, 128, 256)
+    column, maps, numbers = Hypercolumn(channels, out_channels), maps_of(64, 64, channels), []
+    for layer in column.project:
+        layer.register_forward_hook(lambda _layer, _given, result: numbers.append(result.numel()))
+    column(maps)
+    assert len(numbers) == 5 and round(stack(maps).numel() / sum(numbers)) == fewer
+
+
+def test_projecting_first_takes_16_times_fewer_multiplications():
+    channels = (16, 32, 64, 128, 256)
+    column, maps = Hypercolumn(channels, 16), maps_of(64, 64, channels)
+    with FlopCounterMode(display=False) as projected_first:
+        column(maps)
+    with FlopCounterMode(display=False) as stacked_first:
+        literal(column, maps)
+    assert stacked_first.get_total_flops() / projected_first.get_total_flops() == 16
 
 
 def test_weights_start_as_those_of_one_convolution():

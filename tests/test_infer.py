@@ -468,7 +468,7 @@ def test_files_carry_the_settings_that_made_them(model, again):
         0.5, 2, 64, 0.5, False)
 
 
-def test_another_tile_than_that_of_training_is_said_in_one_line(model, slides, tmp_path, capsys):
+def test_a_tile_other_than_in_training_is_one_line_of_warning(model, slides, tmp_path, capsys):
     start(slides[1:], model, tmp_path / "a", "--tile", "48")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "--tile 48" in lines[0] and "trained on tiles of 64" in lines[0]
@@ -479,7 +479,7 @@ def test_another_tile_than_that_of_training_is_said_in_one_line(model, slides, t
 
 @pytest.mark.parametrize("microns, warned", [
     (0.5, False), (0.525, False), (0.475, False), (0.56, True), (0.44, True), (None, False)])
-def test_a_slide_of_another_resolution_than_the_models_is_said_in_one_line(
+def test_a_slide_of_another_resolution_than_the_models_is_one_line_of_warning(
         model, tmp_path, capsys, microns, warned):
     net, facts = load_model(model)
     save_model(tmp_path / "model.pt", NETWORK, net.state_dict(),
@@ -497,7 +497,7 @@ def test_a_slide_of_another_resolution_than_the_models_is_said_in_one_line(
         assert capsys.readouterr().err == ""
 
 
-def test_glass_is_left_out_where_asked(model, tmp_path):
+def test_glass_is_skipped_if_asked_for(model, tmp_path):
     image = synthetic_slide(0, 200, 500)[0]
     image[:, 200:] = 244
     Image.fromarray(image).save(tmp_path / "a.png")
@@ -559,7 +559,7 @@ def drawn(path, mask):
     return content["features"], Polygons(read_polygons(path), *mask.shape).window(0, 0, *mask.shape)
 
 
-def test_polygons_drawn_again_are_the_mask(model, slides, tmp_path):
+def test_polygons_drawn_as_a_mask_give_the_mask(model, slides, tmp_path):
     infer.main([slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--geojson",
                 "--probabilities"])
     mask = tifffile.imread(tmp_path / "o" / "kidney0.tiff")
@@ -594,7 +594,7 @@ def test_specks_are_left_out_of_the_polygons_and_areas_are_in_micrometres(tmp_pa
     assert large[0]["properties"]["classification"]["name"] == "glomerulus"
 
 
-def test_polygons_know_their_own_and_are_not_overwritten(model, slides, tmp_path, capsys):
+def test_polygons_of_other_settings_are_not_overwritten(model, slides, tmp_path, capsys):
     command = [slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--geojson"]
     infer.main(command)
     before = (tmp_path / "o" / "kidney0.geojson").read_bytes()

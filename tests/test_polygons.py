@@ -16,6 +16,7 @@ from minseg.data.polygons import (
     read_note,
     read_polygons,
     write_features,
+    write_objects,
 )
 
 SQUARE = [[1, 1], [4, 1], [4, 5], [1, 5], [1, 1]]
@@ -336,3 +337,16 @@ def test_a_written_mask_is_read_back_unchanged(tmp_path):
     write(tmp_path / "a.geojson", *[feature(each, "a") for each in objects])
     polygons = read_polygons(tmp_path / "a.geojson")
     assert np.array_equal(Polygons(polygons, 30, 40).window(0, 0, 30, 40), mask)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_polygons_become_a_mask_and_polygons_again_band_by_band_without_a_pixel_of_difference(
+        tmp_path, seed):
+    drawn, bands = Polygons(some_polygons(seed, 40, 60), 40, 60), [(0, 13), (13, 1), (14, 26)]
+    with write_objects(tmp_path / "a.geojson", 40, 60) as add:
+        for y, rows in bands:
+            mask = drawn.window(y, 0, rows, 60)
+            add(mask, mask)
+    again = Polygons(read_polygons(tmp_path / "a.geojson"), 40, 60)
+    before = drawn.window(0, 0, 40, 60)
+    assert before.any() and np.array_equal(before, again.window(0, 0, 40, 60))

@@ -1,11 +1,12 @@
 """What makes a trained network fast does not change what it says."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from minseg import UNet
-from minseg.run.predictor import fold_batch_norm, predictor, skip_flat
+from minseg import UNet, predict_bands
+from minseg.run.predictor import fill_up, fold_batch_norm, predictor, skip_flat
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 SMALL = {"encoder": "efficientnet-lite0", "decoder_channels": (16, 16, 8, 8, 8)}
@@ -149,6 +150,57 @@ def test_networks_are_compiled_only_where_asked(net, tiles, monkeypatch):
     assert not compiled
     found = predictor([net, net], device="cpu", compile=True)(tiles)
     assert len(compiled) == 2 and torch.equal(found, plain)
+
+
+# Sizes of batches
+
+
+def sizes_of_batches(net, monkeypatch, images, skip=False, **options):
+    """How many tiles the network gets, call by call, and the results. A tile has 32 pixels."""
+    sizes, hooked = [], fold_batch_norm(net)
+    monkeypatch.setattr("minseg.run.predictor.fold_batch_norm", lambda net: hooked)
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    hooked.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    predict = predictor([net], device="cpu", **options)
+    predict = skip_flat(predict, 5.0) if skip else predict
+    results = [torch.cat([band for _, band in predict_bands(
+        predict, lambda y, x, h, w: image[y : y + h, x : x + w], *image.shape[:2], tile=32,
+        stride=16, batch=4)], 1) for image in images]
+    return sizes, results
+
+
+def two_images():
+    """64 x 112 pixels, 3 rows of 6 tiles, in part flat; 40 x 48 pixels, 2 rows of 2 tiles."""
+    images = [np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+              for size in ((64, 112), (40, 48))]
+    images[0][:, 40:] = 200
+    return images
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("tta, views", [(False, 1), (True, 8)])
+def test_a_compiled_network_gets_batches_of_one_size(net, monkeypatch, skip, tta, views):
+    plain, wanted = sizes_of_batches(net, monkeypatch, two_images(), skip, tta=tta)
+    sizes, results = sizes_of_batches(net, monkeypatch, two_images(), skip, tta=tta, compile=True,
+                                      batch=4)
+    assert len(set(plain)) > 1 and len(sizes) == len(plain) and set(sizes) == {4 * views}
+    for result, other in zip(results, wanted):
+        torch.testing.assert_close(result, other, atol=1e-5, rtol=0)
+
+
+def test_on_a_cpu_each_tile_goes_through_the_network_once(net, monkeypatch):
+    sizes, _ = sizes_of_batches(net, monkeypatch, two_images(), batch=4)
+    assert sizes == [4, 2] * 3 + [2] * 2
+
+
+def test_batches_are_filled_up_to_the_largest_so_far_and_answers_stay_in_order():
+    predict = Recorder()
+    full = fill_up(predict, 2)
+    for count in (1, 3, 2, 3, 1):
+        tiles = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8)
+        assert torch.equal(full(tiles), tiles[:, :1] / 255)
+    assert [len(tiles) for tiles in predict.asked] == [2, 3, 3, 3, 3]
+    assert torch.equal(predict.asked[-1], tiles.expand(3, -1, -1, -1))
 
 
 # Flat tiles

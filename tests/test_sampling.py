@@ -175,5 +175,13 @@ def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(ValueError, match="none of 0 tiles"):
         epoch_indices([])
     for options in ({"negatives": -1}, {"negatives": math.nan}, {"bins": 0}, {"bins": -2}):
-        with pytest.raises(ValueError, match=str(*options.values())):
+        [(name, value)] = options.items()
+        with pytest.raises(ValueError, match=f"{name} {value}"):
             epoch_indices(tiles(), **options)
+
+
+def test_an_area_that_is_not_a_number_is_refused_instead_of_lost():
+    for areas in ([0.1, 0.0, math.nan, 0.2], torch.tensor([0.1, 0.0, math.nan, math.nan]),
+                  np.array([0.1, 0.0, math.nan])):
+        with pytest.raises(ValueError, match="tile 2 is NaN"):
+            epoch_indices(areas)

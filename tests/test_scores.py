@@ -47,7 +47,7 @@ def predicted(folder, items, levels):
     return counts
 
 
-def test_a_fold_alone_is_cut_at_a_half_whatever_would_have_suited_it(items, tmp_path, capsys):
+def test_a_single_fold_is_scored_at_a_threshold_of_one_half(items, tmp_path, capsys):
     folder = tmp_path / "fold0"
     threshold = save_fold(folder, items, predicted(folder, items, [100] * 3))
     found = json.loads((folder / "score.json").read_text())
@@ -59,7 +59,7 @@ def test_a_fold_alone_is_cut_at_a_half_whatever_would_have_suited_it(items, tmp_
     assert "worst a" in capsys.readouterr().out
 
 
-def test_where_nothing_is_positive_no_threshold_is_learned(items):
+def test_without_any_positive_pixel_the_best_threshold_is_one_half(items):
     count = count_levels(torch.full((40, 50), 200, dtype=torch.uint8), torch.zeros(40, 50))
     found = score([count], items[2:])
     assert found["best_threshold"] == 0.5
@@ -115,7 +115,7 @@ def test_previews_of_large_images_are_reduced(tmp_path, monkeypatch):
     assert shown[0][0].size == (16, 10)  # 61 x 37, 4 times smaller
 
 
-def test_a_summary_cuts_each_fold_at_the_others_threshold(items, tmp_path):
+def test_a_summary_scores_each_fold_at_the_threshold_of_the_others(items, tmp_path):
     for fold, level in ((0, 100), (1, 200)):
         folder, some = tmp_path / f"fold{fold}", slice(fold, fold + 1)
         (folder / "probabilities").mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_summary_counts_every_row_of_a_high_image(tmp_path):
     assert found == score(counts, items, [0, 1])
 
 
-def test_an_image_that_is_void_has_no_score_and_flatters_no_mean():
+def test_an_image_that_is_entirely_void_has_no_score_and_does_not_change_means():
     items = [Item(name, None, None, f"group {name}") for name in "abc"]
     nothing = torch.zeros(2, 256, dtype=torch.int64)
     half = count_levels(torch.tensor([200, 200], dtype=torch.uint8), torch.tensor([1, 0]))
@@ -160,7 +160,7 @@ def test_an_image_that_is_void_has_no_score_and_flatters_no_mean():
         score([half, half, nothing], items, [0, 0, 1])
 
 
-def test_objects_are_counted_and_void_counts_nowhere(tmp_path, capsys):
+def test_objects_are_counted_and_void_pixels_are_left_out(tmp_path, capsys):
     label = np.zeros((300, 60), np.uint8)
     label[10:30, 10:30] = label[240:290, 10:50] = label[100:120, 5:25] = 1
     levels = np.where(label == 1, 200, 0).astype(np.uint8)
@@ -198,7 +198,7 @@ def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_a_summary_waits_until_every_fold_is_there(items, tmp_path, capsys):
+def test_there_is_no_summary_until_every_fold_is_complete(items, tmp_path, capsys):
     predicted(tmp_path / "fold0", items, [100] * 3)
     (tmp_path / "fold0" / "model.pt").touch()
     summarize(tmp_path, items, [0, 1, 2])

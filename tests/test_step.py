@@ -91,7 +91,7 @@ def test_compiled_for_this_machine_it_learns_the_same(recompute):
 
 
 @pytest.mark.parametrize("tricks", [{}, TRICKS[-1]], ids=["plain", "all"])
-def test_recomputing_changes_memory_and_nothing_else(tricks):
+def test_recomputed_activations_change_memory_and_nothing_else(tricks):
     torch.manual_seed(0)
     nets = [UNet("efficientnet-lite0", stochastic_depth=0.5, **tricks).double().train()]
     nets.append(copy.deepcopy(nets[0]))
@@ -120,7 +120,7 @@ def test_recomputing_changes_memory_and_nothing_else(tricks):
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_a_copy_of_a_recomputing_network_is_one_of_its_own():
+def test_a_copy_of_a_network_with_recomputed_activations_is_independent_of_it():
     net = UNet("efficientnet-lite0").train()
     recompute_activations(net)
     other = copy.deepcopy(net)
@@ -130,7 +130,7 @@ def test_a_copy_of_a_recomputing_network_is_one_of_its_own():
     assert not other(batch(device="cpu")[0]).any() and net(batch(device="cpu")[0]).any()
 
 
-def test_gradients_of_parts_add_up_to_those_of_the_whole():
+def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
     def gradient(accumulate, parts):
         torch.manual_seed(0)
         net = nn.Conv2d(3, 1, 3, padding=1).to(DEVICE)  # without batch norm
@@ -160,7 +160,7 @@ def test_16_bits_are_bfloat16_except_where_a_gpu_only_emulates_it(monkeypatch):
         assert autocast_dtype("cuda:1") == dtype
 
 
-def test_numbers_depend_on_all_that_they_are_seeded_with_and_on_nothing_else():
+def test_random_numbers_depend_on_every_part_of_their_seed_and_on_nothing_else():
     def draw(*what):
         return torch.rand(4, generator=seeded(*what)).tolist()
 
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_is_named_with_step_rate_and_tiles():
             watch.check()
 
 
-def test_losses_are_looked_at_once_in_a_while_without_being_asked():
+def test_losses_are_checked_on_their_own_once_there_are_enough_of_them():
     watch = Watch(str)
     watch.add(0, torch.tensor(torch.nan), Scaler(), 0.1, [[0]])
     for step in range(1, LOOK_EVERY - 1):
@@ -198,7 +198,7 @@ def test_losses_are_looked_at_once_in_a_while_without_being_asked():
         watch.add(LOOK_EVERY - 1, torch.tensor(0.5), Scaler(), 0.1, [[0]])
 
 
-def test_too_many_skipped_steps_in_a_row_stop_and_fewer_do_not():
+def test_too_many_skipped_steps_in_a_row_end_the_run_and_fewer_do_not():
     def skip(times, watch, step=0, scale=2.0**60):
         for k in range(times):
             scale /= 2
@@ -216,7 +216,7 @@ def test_too_many_skipped_steps_in_a_row_stop_and_fewer_do_not():
         watch.check()
 
 
-def test_a_real_scaler_that_skips_is_seen():
+def test_steps_skipped_by_a_real_scaler_are_noticed():
     net, watch = nn.Conv2d(3, 1, 1).to(DEVICE), Watch(str)
     optimizer, scaler = torch.optim.AdamW(net.parameters(), 1e-3), torch.amp.GradScaler(DEVICE)
 
@@ -228,7 +228,7 @@ def test_a_real_scaler_that_skips_is_seen():
         watch.check()
 
 
-def test_weights_that_are_not_finite_are_seen():
+def test_weights_that_are_not_finite_are_noticed():
     watch = Watch(str)
     watch.add(0, torch.tensor(0.5), Scaler(), 0.1, [[0]])
     with pytest.raises(FloatingPointError, match="step 0: the weights are no longer finite"):
@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite_are_seen():
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops_at_once(number, capsys):
+def test_the_first_signal_only_sets_the_event_and_the_second_stops_immediately(number, capsys):
     before = signal.getsignal(number)
     try:
         signal.signal(number, signal.default_int_handler)
@@ -288,7 +288,7 @@ def test_a_folder_is_claimed_by_one_process_until_it_ends(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_errors_of_full_memory_are_told_from_others():
+def test_out_of_memory_errors_are_distinguished_from_others():
     assert out_of_memory(MemoryError()) and out_of_memory(torch.OutOfMemoryError("CUDA"))
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert out_of_memory(RuntimeError("CUDA error: out of memory"))

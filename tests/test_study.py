@@ -56,7 +56,8 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     monkeypatch.setattr(train, "train", stops)
     with pytest.raises(KeyboardInterrupt):
         main(argv)
-    lines = list(study.read_lines(tmp_path / "s").values())
+    lines = [json.loads(path.read_text("utf-8"))
+             for path in sorted((tmp_path / "s").rglob("result.json"))]
     assert [(line["arm"], line["fold"]) for line in lines] == [
         ("baseline", 0), ("negatives 1:1", 0)]
     assert lines[0]["steps"] == lines[1]["steps"]  # though its epoch is shorter
@@ -100,14 +101,6 @@ def test_jobs_are_paired_early_and_complete():
     assert todo[:4] == [("baseline", 0, 0), ("SCSE", 0, 0), ("baseline", 0, 1), ("SCSE", 0, 1)]
     assert len(todo) == len(set(todo)) == 2 * 4 + (len(INFERENCE) + 1) * 4 + 1
     assert (SEAMS, 1, 1) in todo and todo[-1] == (COSTS, 0, 0)
-
-
-def test_lines_of_several_machines_come_together(tmp_path):
-    line = {"arm": "SCSE", "seed": 0, "fold": 1, "levels": {}}
-    torn = json.dumps({**line, "arm": "Lovász"}, ensure_ascii=False).encode()[:14]  # within the á
-    (tmp_path / "a.jsonl").write_bytes(json.dumps(line).encode() + b"\n" + torn)
-    (tmp_path / "b.jsonl").write_text(json.dumps({**line, "fold": 2}) + "\n")
-    assert set(study.read_lines(tmp_path)) == {("SCSE", 0, 1), ("SCSE", 0, 2)}
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, capsys, monkeypatch):
@@ -226,10 +219,14 @@ def test_a_study_grows_but_does_not_shrink(tmp_path):
     assert args.arms == ["baseline", "gates", "SCSE"] and args.seeds == 2
     with pytest.raises(ValueError, match="other data, folds or options"):
         settle("--folds", "5", "--lr", "1e-3")
-    done = {(COSTS, 0, 0): {"rows": {"baseline": 1, "SCSE": 1}}}
-    assert study.is_left(args, (COSTS, 0, 0), done)  # gates have come since
-    assert not study.is_left(args, (SEAMS, 0, 0), done)  # there is no network yet
-    assert study.is_left(args, (SEAMS, 0, 0), {("baseline", 0, 0): {}})
+    assert study.is_left(args, (COSTS, 0, 0))
+    assert not study.is_left(args, (SEAMS, 0, 0))  # there is no network yet
+    for job, result in ((COSTS, {"rows": {"baseline": 1, "SCSE": 1}}), ("baseline", {"levels": 1})):
+        folder = study.folder_of(args, job, 0, 0)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+    assert study.is_left(args, (COSTS, 0, 0))  # gates have come since
+    assert study.is_left(args, (SEAMS, 0, 0)) and not study.is_left(args, ("baseline", 0, 0))
 
 
 def test_the_page_tells_the_error_at_seams():

@@ -88,7 +88,8 @@ def test_the_score_is_that_of_the_saved_network_on_whole_held_out_images(run, da
     assert len({item.group for item in items}) == 1  # a whole patient was held out
 
 
-def test_probabilities_are_the_networks_blended_ones_at_the_files_own_size(run, data, tmp_path):
+def test_written_probabilities_are_the_blended_predictions_at_the_size_of_the_file(
+        run, data, tmp_path):
     net, _ = load_model(run / "fold0" / "model.pt")
     args = train_options(["--data", str(data), *QUICK])
     item = find_slides(data)[0]
@@ -128,7 +129,7 @@ def test_it_learns_to_overfit_one_batch():
     assert dice_score(net(image.float() / 255) > 0, target) > 0.95
 
 
-def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_nothing():
+def test_the_learning_rate_warms_up_over_a_tenth_of_the_steps_and_falls_to_zero():
     rates = [train.learning_rate_share(step, 100, 100) for step in range(100)]
     assert rates[:10] == [(k + 1) / 10 for k in range(10)]
     assert max(rates) == rates[10] == 1 and rates[-1] < 1e-3
@@ -233,7 +234,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_one_line(data, tmp_pa
     assert not (tmp_path / "o" / "fold0" / "model.pt").exists()
 
 
-def test_stochastic_depth_comes_with_the_length_of_the_run(data):
+def test_the_rate_of_stochastic_depth_grows_with_the_length_of_the_run(data):
     args = train_options(["--data", str(data), *QUICK])
     for steps, share in [(1_000_000, 0.2), (50_000, 0.2), (1000, 0.004)]:
         net, network = train.build(args, steps)
@@ -261,8 +262,8 @@ def test_stochastic_depth_does_not_repeat_the_numbers_of_augmentation(data, tmp_
     assert not set(depth) & set(augmentation)
 
 
-def test_published_weights_come_with_their_settings_and_move_slowly(data, tmp_path, capsys,
-                                                                  monkeypatch):
+def test_published_weights_set_padding_and_mean_and_learn_at_a_lower_rate(
+        data, tmp_path, capsys, monkeypatch):
     torch.manual_seed(3)
     trained = EfficientNet("efficientnet-lite0", num_classes=0)
     file = tmp_path / "efficientnet_lite0_ra.pth"
@@ -349,7 +350,7 @@ def test_two_stages_in_a_run_of_one_step_are_refused_before_anything_is_written(
         train.prepare(train_options([*QUICK, *map(str, one_step), *enough]))
 
 
-def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, capsys):
+def test_folds_trained_separately_or_in_one_command_give_the_same_run(data, run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "apart")
     places = ["--data", str(data), "--out", str(tmp_path / "apart"), *QUICK, "--folds", "2"]
     train.main([*places, "--fold", "1"])
@@ -376,7 +377,7 @@ def test_folds_apart_and_folds_in_a_row_give_the_same_run(data, run, tmp_path, c
     assert groups[0] and groups[1] and not groups[0] & groups[1]
 
 
-def test_a_summary_waits_until_every_fold_is_there(run, capsys):
+def test_there_is_no_summary_until_every_fold_is_complete(run, capsys):
     assert not (run / "summary.json").exists()
     slides, folds = [], [0, 1]
     train.summarize(run, slides, folds)
@@ -392,7 +393,8 @@ def test_every_trick_together_trains_and_can_be_used(data, tmp_path):
     assert net(torch.rand(1, 3, 40, 40)).shape == (1, 1, 40, 40)
 
 
-def test_negatives_are_drawn_anew_each_epoch_as_many_as_asked(data, tmp_path, monkeypatch):
+def test_each_epoch_draws_as_many_negatives_as_asked_and_others_each_time(
+        data, tmp_path, monkeypatch):
     drawn = []
 
     def recording(mask_area, **options):
@@ -412,7 +414,7 @@ def test_negatives_are_drawn_anew_each_epoch_as_many_as_asked(data, tmp_path, mo
     assert set(first[1]) != set(second[1])
 
 
-def test_a_recipe_sets_other_options_prints_them_and_yields_to_the_user(capsys):
+def test_a_recipe_sets_and_prints_options_and_those_of_the_user_take_precedence(capsys):
     args = train_options(["--recipe", "post"])
     assert (args.tile, args.stride, args.batch, args.loss, args.then, args.negatives) == (
         640, 320, 16, "dice", "lovasz", 1.0)
@@ -435,7 +437,7 @@ def test_a_recipe_sets_other_options_prints_them_and_yields_to_the_user(capsys):
         assert vars(args) == vars(typed)
 
 
-def test_images_without_groups_are_said_to_be_groups_of_their_own(data, tmp_path, capsys):
+def test_a_line_says_that_each_image_without_a_group_is_a_group_of_its_own(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "groups.csv").unlink()
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "o")]
@@ -444,7 +446,7 @@ def test_images_without_groups_are_said_to_be_groups_of_their_own(data, tmp_path
     assert "each image is a group of its own" in out and "4 images in 4 groups" in out
 
 
-def test_a_fold_that_was_stopped_is_named_and_no_summary_is_made_up(run, data, tmp_path, capsys):
+def test_an_interrupted_fold_is_named_and_no_summary_is_written(run, data, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "o")
     (tmp_path / "o" / "fold1").mkdir()
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
@@ -454,14 +456,14 @@ def test_a_fold_that_was_stopped_is_named_and_no_summary_is_made_up(run, data, t
     assert not (tmp_path / "o" / "summary.json").exists()
 
 
-def test_a_folder_whose_only_fold_was_deleted_takes_other_settings(run, data, tmp_path):
+def test_a_folder_whose_only_fold_was_deleted_accepts_other_settings(run, data, tmp_path):
     (tmp_path / "o").mkdir()
     shutil.copy(run / "config.json", tmp_path / "o")
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--lr", "1e-3"])
     assert json.loads((tmp_path / "o" / "config.json").read_text())["lr"] == 1e-3
 
 
-def test_weights_that_are_not_finite_are_no_result_either(data, tmp_path, capsys, monkeypatch):
+def test_weights_that_are_not_finite_are_not_scored(data, tmp_path, capsys, monkeypatch):
     scored = []
     monkeypatch.setattr(train, "predict", lambda *arguments, **options: scored.append(arguments))
     # One step: the loss is computed before the step that ruins the weights.
@@ -472,7 +474,7 @@ def test_weights_that_are_not_finite_are_no_result_either(data, tmp_path, capsys
     assert not scored and not (tmp_path / "o" / "fold0" / "score.json").exists()
 
 
-def test_data_that_changed_since_are_not_summarised(data, run, tmp_path, capsys):
+def test_no_summary_is_written_if_a_prediction_is_missing(data, run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "o")
     next((tmp_path / "o" / "fold0" / "probabilities").iterdir()).unlink()
     with pytest.raises(SystemExit) as error:
@@ -482,7 +484,7 @@ def test_data_that_changed_since_are_not_summarised(data, run, tmp_path, capsys)
     assert not (tmp_path / "o" / "summary.json").exists()
 
 
-def test_positives_in_a_single_group_are_too_few_for_folds(data, tmp_path, capsys):
+def test_folds_are_refused_if_only_one_group_has_positives(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     for i in (2, 3):
         Image.fromarray(np.zeros((220, 180), np.uint8)).save(
@@ -491,7 +493,7 @@ def test_positives_in_a_single_group_are_too_few_for_folds(data, tmp_path, capsy
     assert "add images of other groups" in line and not (tmp_path / "o").exists()
 
 
-def test_too_large_a_tile_is_one_line(data, tmp_path, capsys, monkeypatch):
+def test_a_tile_too_large_for_memory_is_refused_in_one_line(data, tmp_path, capsys, monkeypatch):
     def no_memory(*arguments, **options):
         raise MemoryError("Unable to allocate 99 GiB")
 
@@ -601,7 +603,7 @@ def test_a_checkpoint_carries_the_size_of_a_pixel_by_the_slides_tags(hubmap_run)
 
 @pytest.mark.parametrize("microns, median", [
     ((None, 0.5, None, None), 0.5), ((0.4, 0.5, 9.0, None), 0.5), ((None,) * 4, None)])
-def test_slides_without_resolution_do_not_count_for_it(tmp_path, microns, median):
+def test_slides_without_resolution_do_not_enter_the_median(tmp_path, microns, median):
     args = train_options(["--data", str(write_hubmap(tmp_path / "data", microns)),
                         "--out", str(tmp_path / "o"), *QUICK])
     assert train.prepare(args).microns == (median and pytest.approx(median, rel=1e-3))
@@ -700,8 +702,8 @@ def undisturbed(small_networks, data, tmp_path_factory):
     ("training_step", 2), ("score", 1), ("save_log", 0), ("save_model", 0),
     *(pytest.param(*place, marks=pytest.mark.slow)
       for place in (("training_step", 1), ("score", 0), ("save_fold", 0)))])
-def test_a_run_that_died_anywhere_goes_on_to_the_same_bits(undisturbed, data, tmp_path, monkeypatch,
-                                                           where, after):
+def test_a_run_killed_anywhere_resumes_to_the_same_bits(
+        undisturbed, data, tmp_path, monkeypatch, where, after):
     module = loop if where == "save_log" else train
     calls, function = [], getattr(module, where)
 
@@ -727,8 +729,7 @@ def test_a_run_that_died_anywhere_goes_on_to_the_same_bits(undisturbed, data, tm
     assert scores[0] == scores[1]
 
 
-def test_it_goes_on_from_where_it_was_and_not_from_the_start(undisturbed, data, tmp_path,
-                                                             monkeypatch):
+def test_resuming_repeats_no_step_that_was_saved(undisturbed, data, tmp_path, monkeypatch):
     calls, function = [], train.training_step
 
     def count(*arguments, **options):
@@ -747,8 +748,8 @@ def test_it_goes_on_from_where_it_was_and_not_from_the_start(undisturbed, data, 
     assert len(calls) == 4 + int(rows[-1]["steps"]) - 3
 
 
-def test_ctrl_c_stops_after_the_step_saves_and_says_how_to_go_on(undisturbed, data, tmp_path,
-                                                                 monkeypatch, capsys):
+def test_ctrl_c_stops_after_the_step_saves_and_prints_the_command_that_resumes(
+        undisturbed, data, tmp_path, monkeypatch, capsys):
     function = train.training_step
 
     def ask(*arguments, **options):
@@ -769,8 +770,8 @@ def test_ctrl_c_stops_after_the_step_saves_and_says_how_to_go_on(undisturbed, da
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch,
-                                                                  capsys):
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+        data, tmp_path, monkeypatch, capsys):
     calls, function = [], train.training_step
 
     def spoil(net, loss, parts, *arguments, **options):
@@ -800,7 +801,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data, tmp_path
     assert built == [1e-3] and (tmp_path / "o" / "fold0" / "model.pt").exists()
 
 
-def test_a_run_goes_on_with_the_same_settings_only(undisturbed, data, capsys):
+def test_a_run_is_not_resumed_with_other_settings(undisturbed, data, capsys):
     line = refused(capsys, "--data", data, "--out", undisturbed, "--resume", "--epochs", "3",
                    "--loss", "dice", "--then", "bce+lovasz")
     assert "holds a run with other settings (--epochs)" in line
@@ -832,7 +833,8 @@ def test_a_damaged_resume_pt_is_one_line(undisturbed, data, tmp_path, capsys):
     assert f"{file}: is damaged" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_full_memory_is_one_line_that_says_what_to_lower(data, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_is_one_line_that_says_which_options_to_lower(
+        data, tmp_path, monkeypatch, capsys):
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
@@ -844,7 +846,7 @@ def test_full_memory_is_one_line_that_says_what_to_lower(data, tmp_path, monkeyp
     assert "lower --batch 4" in line and "--checkpoint-activations" in line
 
 
-def test_every_way_to_be_fast_and_small_trains_together(data, tmp_path):
+def test_all_options_that_save_time_or_memory_train_together(data, tmp_path):
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--scale", "4", "--amp",
                 "on", "--accumulate", "3", "--checkpoint-activations", "--workers", "1"])
     _net, _ = load_model(tmp_path / "o" / "fold0" / "model.pt")
@@ -859,7 +861,7 @@ def test_recomputed_activations_give_the_same_run(run, data, tmp_path):
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
 
 
-def test_a_checkpoint_does_not_go_on_with_other_data(undisturbed, data, tmp_path, capsys):
+def test_a_run_is_not_resumed_with_other_masks(undisturbed, data, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "o")
     shutil.copytree(data, tmp_path / "slides")
     (tmp_path / "o" / "fold0" / "model.pt").unlink()
@@ -874,7 +876,7 @@ def test_a_checkpoint_does_not_go_on_with_other_data(undisturbed, data, tmp_path
     assert "the data have changed since" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_run_does_not_go_on_when_images_have_changed_groups(undisturbed, data, tmp_path, capsys):
+def test_a_run_is_not_resumed_after_images_have_changed_groups(undisturbed, data, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "o")
     shutil.copytree(data, tmp_path / "slides")
     config = tmp_path / "o" / "config.json"
@@ -888,7 +890,7 @@ def test_a_run_does_not_go_on_when_images_have_changed_groups(undisturbed, data,
     assert "images were in other folds" in line and "give another --out" in line
 
 
-def test_full_precision_goes_on_in_half(undisturbed, data, tmp_path):
+def test_a_run_in_full_precision_can_be_resumed_in_mixed_precision(undisturbed, data, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "o")
     (tmp_path / "o" / "fold0" / "model.pt").unlink()
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume", "--amp",
@@ -948,7 +950,7 @@ def prepared(capsys, folder, *options):
     return capsys.readouterr().out
 
 
-def test_polygons_train_and_their_classes_are_told(tmp_path, capsys):
+def test_polygons_can_be_trained_on_and_their_classes_are_printed(tmp_path, capsys):
     features = [box(10, 20, 30, 40, "glomerulus"), box(0, 0, 64, 9, "fold")]
     data = small_set(tmp_path / "data", [features, features, square()])
     said, out = trained(capsys, data, "--ignore", "fold", "--folds", 3)
@@ -966,7 +968,7 @@ def test_polygons_train_and_their_classes_are_told(tmp_path, capsys):
     assert line.endswith("has the class Tumour: there are fold, glomerulus")
 
 
-def test_what_is_void_changes_neither_the_network_nor_its_score(tmp_path, capsys):
+def test_labels_of_void_pixels_change_neither_the_network_nor_its_score(tmp_path, capsys):
     """The labels that void hides may be anything."""
     states = []
     for name in ("a", "b"):
@@ -981,7 +983,7 @@ def test_what_is_void_changes_neither_the_network_nor_its_score(tmp_path, capsys
     assert score == other
 
 
-def test_masks_of_two_conventions_are_told_and_refused_where_255_may_be_void(tmp_path, capsys):
+def test_masks_of_two_conventions_are_named_and_refused_if_255_may_be_void(tmp_path, capsys):
     void = square(1)
     void[:9] = 255
     data = small_set(tmp_path / "mixed", [square(1), square(1), square(255)])
@@ -1003,7 +1005,7 @@ def test_a_fold_that_is_all_void_is_refused(tmp_path, capsys):
     assert "nothing to score: leave them out with --exclude" in line
 
 
-def test_what_files_do_not_say_is_told_once(tmp_path, capsys):
+def test_a_note_on_many_files_is_printed_once(tmp_path, capsys):
     images = [noise_image(i).astype(np.uint16) * 16 for i in range(3)]
     data = small_set(tmp_path / "data", [square()] * 3, images)
     said = prepared(capsys, data)
@@ -1013,7 +1015,7 @@ def test_what_files_do_not_say_is_told_once(tmp_path, capsys):
     assert load_model(out / "fold0" / "model.pt")[1]["white"] == 4095
 
 
-def test_run_length_code_is_used_beside_polygons_and_their_agreement_is_told(tmp_path, capsys):
+def test_run_length_code_is_preferred_to_polygons_and_their_agreement_is_printed(tmp_path, capsys):
     (tmp_path / "data" / "train").mkdir(parents=True)
     lines = ["id,encoding"]
     for i in range(2):
@@ -1029,7 +1031,7 @@ def test_run_length_code_is_used_beside_polygons_and_their_agreement_is_told(tmp
     assert "agree" not in said and "2 glomerulus (to be found)" in said
 
 
-def test_polygons_that_are_only_compared_with_stop_nothing(hubmap, tmp_path, capsys):
+def test_bad_polygons_that_are_only_compared_do_not_stop_the_run(hubmap, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(hubmap, folder)
     (folder / "train/slide0.json").write_text("{}")

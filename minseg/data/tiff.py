@@ -280,7 +280,7 @@ def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]
         raise UnsupportedImage("contains no image: export it again")
 
     def size(each: tifffile.TiffPageSeries) -> tuple[int, int]:
-        sizes = dict(zip(each.get_axes(squeeze=False), each.get_shape(squeeze=False)))
+        sizes = dict(zip(each.axes, each.shape))
         return sizes.get("Y", 1), sizes.get("X", 1)
 
     first, *others = sorted(series, key=lambda each: -math.prod(size(each)))
@@ -294,7 +294,7 @@ def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]
 
 def layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
     """The shape as (H, W, C); whether channels are stored as planes; whether a page is H x W."""
-    sizes = list(zip(level.get_shape(squeeze=False), level.get_axes(squeeze=False)))
+    sizes = list(zip(level.shape, level.axes))
     sizes = [(n, axis) for n, axis in sizes if n > 1 or axis in "YX"]
     shape, axes = tuple(n for n, _ in sizes), "".join(axis for _, axis in sizes)
     if len(shape) == 2:
@@ -321,7 +321,7 @@ def open_level(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeri
     shape, planes, page_is_plane = layout(level)
     page = level.keyframe
     check_colours(page)
-    if any(each is None or each.parent is not tiff for each in level.pages):
+    if any(each is None or each.parent is not tiff for each in level):
         raise UnsupportedImage("its channels lie in several files: save them in one file")
     if page.dtype is None:
         raise ValueError("its numbers have an unknown format")
@@ -356,7 +356,7 @@ def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageS
     """An image in tiles or strips. Strips that are too large to keep are unpacked. ValueError if
     the file is cut off; UnsupportedImage if a decoder is missing."""
     page, (shape, planes, _) = level.keyframe, layout(level)
-    segments = Segments(path, list(level.pages), shape, planes, 0)
+    segments = Segments(path, list(level), shape, planes, 0)
     ends = [offset + count for offset, count in zip(segments.offsets, segments.counts)]
     if max(ends) > path.stat().st_size:
         raise ValueError("it is cut off")

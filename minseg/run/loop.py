@@ -188,7 +188,7 @@ class Watch:
             tiles = self.describe([tile for batch in batches_of_step for tile in batch])
             raise FloatingPointError(f"step {step}: {failure}; learning rate {lr:.3g}, tiles "
                                      f"{tiles}")
-        if not all(weight.isfinite().all() for weight in weights):
+        if weights and not torch.stack([w.isfinite().all() for w in weights]).all():
             raise FloatingPointError(f"step {self.last_step}: the weights are no longer finite")
 
 

@@ -7,6 +7,8 @@ The mathematics of the trained network, with less work:
   + beta, with m and v the running mean and variance, g and beta the norm's weight and bias.
 - **Channels last**: the values of one pixel lie side by side, which suits fast convolutions.
 - **uint8 until the device**: a quarter of the bytes to copy.
+- **One size of batch**, on CUDA and where the network is compiled: a row of tiles rarely divides
+  into full batches, and each new size would cost a search or a compilation, see `fill_up`.
 - **Mixed precision** (`amp`): bfloat16 where there is hardware for it, else on CUDA float16.
 - **All eight views of a tile as one batch**, see `minseg.tta`.
 """
@@ -21,6 +23,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..tta import flips_and_turns
 from .step import autocast_dtype
+
+# cuDNN then times its algorithms on the first batch of each shape and keeps the fastest. That pays
+# where shapes stay, as they do in training (tiles of one size) and here (`fill_up`). Which one wins
+# can differ between two runs, and with it the last bits of a result. A CPU takes no notice. Both
+# programs import this module, so it holds from the first training step on.
+torch.backends.cudnn.benchmark = True
 
 
 def fold_batch_norm(net: nn.Module) -> nn.Module:
@@ -38,10 +46,11 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
 
 
 def predictor(nets: Sequence[nn.Module], *, device: str, tta: bool = False, amp: bool = False,
-              compile: bool = False) -> Callable[[Tensor], Tensor]:
+              compile: bool = False, batch: int = 1) -> Callable[[Tensor], Tensor]:
     """A function for `predict_bands`, the mean of what the networks predict: uint8 (N, 3, tile,
-    tile) -> probabilities (N, 1, tile, tile) on `device`. With `compile` the first tiles are
-    slow."""
+    tile) -> probabilities (N, 1, tile, tile) on `device`. With `compile` the first tiles are slow.
+    On CUDA and with `compile`, every batch is filled up to `batch` tiles, or to as many as the
+    largest one so far had; on a CPU no tile is predicted twice."""
     forwards: list[Callable[[Tensor], Tensor]] = []
     for net in nets:
         net = fold_batch_norm(net).to(device)
@@ -56,7 +65,24 @@ def predictor(nets: Sequence[nn.Module], *, device: str, tta: bool = False, amp:
             probabilities = [forward(images).float().sigmoid() for forward in forwards]
             return sum(probabilities[1:], probabilities[0]) / len(forwards)
 
-    return flips_and_turns(predict) if tta else predict
+    whole = flips_and_turns(predict) if tta else predict
+    return fill_up(whole, batch) if compile or kind == "cuda" else whole
+
+
+def fill_up(predict: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor], Tensor]:
+    """`predict`, which is always called with `batch` tiles, or with as many as the largest batch so
+    far had: smaller ones are filled up with copies of their last tile. So cuDNN searches, and
+    `torch.compile` compiles, only once. In eager mode a CPU has nothing to gain from it."""
+
+    def predict_full(tiles: Tensor) -> Tensor:
+        nonlocal batch
+        batch = max(batch, len(tiles))
+        if missing := batch - len(tiles):
+            full = torch.cat([tiles, tiles[-1:].expand(missing, *tiles.shape[1:])])
+            return predict(full)[: len(tiles)]
+        return predict(tiles)
+
+    return predict_full
 
 
 def skip_flat(predict: Callable[[Tensor], Tensor], contrast: float) -> Callable[[Tensor], Tensor]:
@@ -66,8 +92,9 @@ def skip_flat(predict: Callable[[Tensor], Tensor], contrast: float) -> Callable[
     def predict_others(tiles: Tensor) -> Tensor:
         keep = tiles[:, :, ::4, ::4].float().mean(1).flatten(1).std(1, correction=0) >= contrast
         answers = torch.zeros(len(tiles), 1, *tiles.shape[2:], device=tiles.device)
-        if keep.any():
-            answers[keep] = predict(tiles[keep])
+        kept = keep.nonzero()[:, 0]  # the one time that the program waits for the device
+        if len(kept):
+            answers[kept] = predict(tiles[kept])
         return answers
 
     return predict_others
