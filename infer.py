@@ -15,7 +15,7 @@ their height. A second start with the same arguments skips the slides that are c
 import sys
 
 from minseg import predict_bands
-from minseg.data.memory import trim_memory
+from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
 from minseg.run.checkpoint import load_ensemble
@@ -61,6 +61,7 @@ def segment(path, predict, ensemble, args, printed_notes):
 def main(argv=None):
     """Segment the slides one by one. A slide that fails does not stop the others."""
     args = infer_options(argv)
+    keep_memory()  # on a CPU, a tile takes a third less time
     try:
         ensemble = load_ensemble(args.model, tile=args.tile, threshold=args.threshold,
                                  white=args.white)

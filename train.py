@@ -28,6 +28,7 @@ import torch
 
 from minseg import UNet, deep_supervision_loss, load_weights
 from minseg.data.augment import augment
+from minseg.data.memory import keep_memory
 from minseg.losses import first_stage
 from minseg.run.checkpoint import save_model
 from minseg.run.errors import explained
@@ -138,7 +139,6 @@ def train(args, tiles, train_on, held_out, folder):
         recompute_activations(net)
     if args.compile:
         forward = torch.compile(net, dynamic=False)
-        losses = [torch.compile(loss, dynamic=False) for loss in losses]
 
     states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
     # With --resume, Run restores the saved states and continues after the last saved step.
@@ -191,6 +191,7 @@ def train_and_score(args, data, fold):
 def main(argv=None):
     """Prepare the data; train and score fold by fold; summarize."""
     args, start = train_options(argv), time.monotonic()
+    keep_memory()  # on a CPU, a step is up to twice as fast
     # `explained` turns an error into one line on stderr and an exit code. 2: the options or the
     # data are wrong, and no fold was begun. 1: it failed later, and some folds may be complete.
     with explained(args, argv, exit_code=2):

@@ -13,7 +13,7 @@ import subprocess
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import date
 from functools import partial
@@ -35,6 +35,7 @@ import infer
 import train
 from minseg.data.datasets import Item
 from minseg.data.files import atomic
+from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.synthetic import synthetic_slide
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
@@ -93,14 +94,19 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def in_turn(functions: dict[str, Callable[[], object]], rounds: int,
-            calls: int = 1) -> dict[str, float]:
+def in_turn(functions: dict[str, Callable[[], object]], rounds: int, calls: int = 1,
+            returning: Collection[str] = ()) -> dict[str, float]:
     """The median seconds of each function, called in the order A B C A B C ..., after one round of
     warm-up. Machines change their speed within a minute, and in this order it affects all alike.
-    With several `calls` each turn has so many, and nothing waits for the GPU between them."""
+    With several `calls` each turn has so many, and nothing waits for the GPU between them. Freed
+    memory stays in the process (`minseg.data.memory`), as in train.py, except for the functions
+    named in `returning`: they return it to the system, as programs do that change nothing."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
+            keep_memory(name not in returning)
+            if name in returning:
+                trim_memory()
             synchronize()
             start = time.perf_counter()
             for _ in range(calls):
@@ -330,9 +336,7 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
     kind = batch[0].device.type
     dtype = autocast_dtype(kind) if amp else None
     scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
-    ema, forward = EMA(net, 0.99), net
-    if compiled:
-        forward, loss = (torch.compile(function, dynamic=False) for function in (net, loss))
+    ema, forward = EMA(net, 0.99), torch.compile(net, dynamic=False) if compiled else net
 
     def network(images: Tensor) -> Tensor | list[Tensor]:
         logits = forward(images)

@@ -97,7 +97,7 @@ def test_the_state_of_a_wrapped_network_is_that_of_the_network(path, net, wrap):
     assert facts == FACTS
     assert loaded.state_dict().keys() == net.state_dict().keys()
     for key, value in net.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
+        assert torch.equal(loaded.state_dict()[key], value.cpu()), key
 
 
 def test_a_prefix_that_some_names_lack_is_refused(path, net):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from minseg.run import report
@@ -103,7 +104,6 @@ def test_shares_of_a_step_add_up_to_the_whole(clock, capsys):
     for _ in range(30):
         clock.now += 3
         progress.step(0.1)
-    assert functools.reduce(operator.add, [0.1] * 30) != 3  # floats are not exact
     lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
     assert [line.split("  ")[2] for line in lines] == ["1:00 min left", "30 s left", "0 s left"]
     assert lines[-1] == "slides  3/3  0 s left"
@@ -292,3 +292,17 @@ def test_labels_do_not_cover_each_other_wherever_the_curves_end(tmp_path, first,
     _, other_top, _, other_height, _ = box(pixels[:, 620:], BLUE)
     assert top + height <= other_top or other_top + other_height <= top
     assert min(top, other_top) > 20 and max(top + height, other_top + other_height) < 380
+
+
+def test_cuda_without_a_number_is_the_current_device(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = []
+    # set_device's own check, which refuses "cuda": it is not told which one.
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(
+        torch.cuda._utils._get_device_index(device)))
+    assert report.Parser().device(None) == "cuda"
+    assert chosen == []
+    assert report.Parser().device("cuda:1") == "cuda:1"
+    assert chosen == [1]

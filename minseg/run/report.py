@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         name = name or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             torch.zeros(1, device=name).item()
-            if torch.device(name).type == "cuda":
+            if torch.device(name).type == "cuda" and torch.device(name).index is not None:
                 torch.cuda.set_device(name)  # some calls use the current device
         except (RuntimeError, AssertionError, ImportError):
             self.error(f"--device {name}: there is no such device: use --device cpu")
