@@ -82,7 +82,8 @@ def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp
     rows = json.loads((tmp_path / f"bench-{what}.json").read_text())["rows"]
     assert len(rows) >= 2 and all(row["bench"] == what and row[measure] > 0 for row in rows)
     if what == "train":
-        assert [row["way"] for row in rows] == ["minseg", "minseg, recomputed"]
+        assert [row["way"] for row in rows] == ["minseg", "minseg, memory returned",
+                                                "minseg, recomputed"]
         assert all(row["peak_gib"] > 0 for row in rows)
 
 
@@ -108,6 +109,22 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
             wanted = [f"| {row['seconds']} s | {row['times_as_fast']} × |",
                       f"| {row['dice_of_masks']:.5f} |"]
         assert any(all(part in line for part in wanted) for line in page.splitlines())
+
+
+def test_the_page_of_measurements_quotes_the_gpu():
+    page = " ".join((ROOT / "docs/measured.md").read_text().split())
+    rows = json.loads((ROOT / "docs/results/h200/bench-spread.json").read_text())["rows"]
+    for row in rows:
+        if row["milliseconds"] >= 0.5:
+            assert (f"| {row['operators']} | {row['gib']:.1f} | {row['milliseconds']:.1f} ms |"
+                    in page)
+    rate = rows[-1]["images_a_second"]
+    assert f"({rate:.0f} images per second)" in page
+    assert f"is {18_000 / rate:.0f} seconds of such steps" in page
+    assert f"{rows[-1]['share_of_bound']:.0%} of that".replace("%", " %") in page
+    row = json.loads((ROOT / "docs/results/h200/bench-lovasz.json").read_text())["rows"][0]
+    ours, theirs = (1e3 * row["seconds"][name] for name in ("minseg", "smp"))
+    assert f"backward: {ours:.1f} ms, and {theirs:.1f} ms in" in page
 
 
 def test_the_page_of_measurements_quotes_the_training_steps():

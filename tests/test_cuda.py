@@ -409,10 +409,6 @@ def test_a_gpu_predicts_what_a_cpu_predicts(tta):
     assert cpu[0, :, :40].all() and not cpu[0, :, 82:].any()
 
 
-def test_cudnn_looks_for_the_fastest_algorithms():
-    assert torch.backends.cudnn.benchmark  # set by what train.py and infer.py both import
-
-
 def test_eight_views(gpu):
     with gpu() as waits:
         tiles = torch.zeros(2, 3, 32, 32, device="cuda")

@@ -105,6 +105,16 @@ def test_pages_of_one_size_are_images_and_not_channels(tmp_path, count):
     assert f"contains {count} images of 48 x 64 pixels" in refusal(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("maker, tags", [
+    ("Trestle", {"software": "MedScan", "description": "OverlapsXY=8 8 4 4"}),
+    ("Ventana", {"software": "ScanOutputManager", "extratags": [(700, 1, 7, b"<iScan/>", True)]}),
+])
+def test_files_whose_tiles_overlap_are_refused(tmp_path, maker, tags):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", tile=(16, 16), metadata=None,
+                     **tags)
+    assert f"{maker}'s tiles overlap" in refusal(tmp_path / "a.tif")
+
+
 # What its channels are
 
 
@@ -288,6 +298,13 @@ def test_metadata_that_are_not_numbers_are_ignored(tmp_path, metadata):
     tifffile.imwrite(tmp_path / "a.ome.tif", GREY, metadata={"axes": "YX", **metadata})
     assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], GREY)
     assert open_slide(tmp_path / "a.ome.tif").microns is None
+
+
+@pytest.mark.parametrize("layout", [{"tile": (16, 16)}, {"rowsperstrip": 16}])
+def test_the_pixel_size_is_aperios_in_tiles_and_in_strips(tmp_path, layout):
+    tifffile.imwrite(tmp_path / "a.svs", RGB, photometric="rgb", metadata=None, **layout,
+                     description="Aperio Image Library v11\r\n64x48 |AppMag = 20|MPP = 0.499")
+    assert open_slide(tmp_path / "a.svs").microns == 0.499
 
 
 def test_a_pixel_size_from_aperio_that_is_not_a_number_is_ignored(tmp_path):

@@ -11,7 +11,7 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 |---|---|
 | several images (pages, series) | the largest is read; smaller copies of it are its pyramid |
 | two images of the largest size; a stack | refused |
-| channels in several files; Ventana's overlapping tiles | refused |
+| channels in several files; Ventana's and Trestle's overlapping tiles | refused |
 | one channel | grey, repeated three times |
 | three channels, as samples, planes or pages | red, green and blue |
 | three channels in a file marked as grey | red, green and blue, with a note |

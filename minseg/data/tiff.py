@@ -272,8 +272,10 @@ def open_tiff(path: Path, scale: int) -> Source:
 def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]]:
     """The largest image in a file: the others are labels, overviews, smaller copies or masks of
     transparency. Also a note if another one is nearly as large."""
-    if tiff.is_bif:
-        raise UnsupportedImage("Ventana's tiles overlap: export it from QuPath as OME-TIFF")
+    # tifffile stitches neither, and its older versions do not know Trestle's files.
+    maker = "Trestle" if str(tiff.pages.first.software).startswith("MedScan") else "Ventana"
+    if tiff.is_bif or maker == "Trestle":
+        raise UnsupportedImage(f"{maker}'s tiles overlap: export it from QuPath as OME-TIFF")
     series = [each for each in tiff.series if not each.keyframe.is_mask]
     series = [each for each in series if not each.keyframe.is_reduced] or series
     if not series:
@@ -474,7 +476,8 @@ def microns(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
         unit = (ome.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ")
         size = number(ome.get("PhysicalSizeX")) * MICROMETRES.get(unit, 0)
         return size if size > 0 else None
-    text = tiff.pages.first.description if tiff.is_svs else ""
+    first = tiff.pages.first  # the newest tifffile's TiffFile.is_svs leaves out files in strips
+    text = first.description if first.is_svs else ""
     if match := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
         return number(match[1]) or None
     value = page.tags.valueof("XResolution", default=0)

@@ -24,12 +24,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..tta import flips_and_turns
 from .step import autocast_dtype
 
-# cuDNN then times its algorithms on the first batch of each shape and keeps the fastest. That pays
-# where shapes stay, as they do in training (tiles of one size) and here (`fill_up`). Which one wins
-# can differ between two runs, and with it the last bits of a result. A CPU takes no notice. Both
-# programs import this module, so it holds from the first training step on.
-torch.backends.cudnn.benchmark = True
-
 
 def fold_batch_norm(net: nn.Module) -> nn.Module:
     """A copy of `net`, in eval mode, with batch norms folded into the convolutions before them.
@@ -71,8 +65,8 @@ def predictor(nets: Sequence[nn.Module], *, device: str, tta: bool = False, amp:
 
 def fill_up(predict: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor], Tensor]:
     """`predict`, which is always called with `batch` tiles, or with as many as the largest batch so
-    far had: smaller ones are filled up with copies of their last tile. So cuDNN searches, and
-    `torch.compile` compiles, only once. In eager mode a CPU has nothing to gain from it."""
+    far had: smaller ones are filled up with copies of their last tile. So cuDNN chooses its
+    algorithms, and `torch.compile` compiles, only once. In eager mode a CPU gains nothing."""
 
     def predict_full(tiles: Tensor) -> Tensor:
         nonlocal batch
