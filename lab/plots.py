@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .style import BLUE, GREY, INK, RED, curves, sheet
+from .style import BLUE, GREY, INK, LINES, RED, curves, sheet
 
 KINDS = "effects", "costs", "seams"  # the charts of a study
 # Arms that take a trick away from the baseline are turned round, so that plus favours the trick.
@@ -126,6 +126,25 @@ def comparison(rows: Sequence[dict]):
     return figure
 
 
+def race_chart(name: str, found: dict):
+    """The Dice of `lab.race`'s contestants over steps and over seconds, from its summary."""
+    title = (f"Held-out Dice, mean of {found['groups']} groups: {name}, {found['folds']} folds, "
+             f"{found['seeds']} seeds")
+    figure, both = sheet(title, 1, 2, height=4.5, sharey=True)
+    names = list(dict.fromkeys(row["contestant"] for row in found["rows"]))
+    for axes, across in zip(both, ("steps", "seconds")):
+        for who, (colour, line, marker) in zip(names, LINES):
+            rows = [row for row in found["rows"] if row["contestant"] == who]
+            axes.plot([row[across] for row in rows], [row["dice"] for row in rows], color=colour,
+                      linestyle=line, marker=marker, label=who if across == "steps" else None)
+        axes.set(xlabel={"steps": "steps of training", "seconds": "seconds of training"}[across])
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.grid()
+    figure.legend(loc="outside lower left", ncols=3)
+    return figure
+
+
 def stored_chart(name: str, results: Path):
     """A chart, by the name of its file, from the files in `results`."""
     study, _, kind = name.rpartition("-")
@@ -133,4 +152,6 @@ def stored_chart(name: str, results: Path):
     found = json.loads(stored.read_text(encoding="utf-8"))
     if kind in KINDS:
         return study_chart(study.removeprefix("study-"), kind, found)
+    if name.startswith("race-"):
+        return race_chart(name.removeprefix("race-"), found)
     return comparison(found["rows"])

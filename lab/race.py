@@ -1,41 +1,40 @@
-"""# The race: train.py beside the recipe that other libraries document, on the same pixels
+"""The race: train.py beside the recipe that other libraries document, on the same pixels.
 
-    python -m lab.race --data DIR --folds 3 --seeds 3 --budgets 75 150 300 600
-    python -m lab.race --data DIR --changes 'rate 1e-3' 'no stain' --half first
+    python -m lab.race --data DIR --tile 192
+    python -m lab.race --half first --changes 'rate 1e-3' 'flips and turns only'
 
-Two contestants see the same tiles in the same order, with the same encoder weights, for the same
-number of steps, and are scored on whole images of groups that they have not seen:
+Two contestants start from the same encoder weights, see the same tiles in the same order for the
+same number of steps, and are scored on whole images of groups that they have not seen:
 
 - **minseg**: `train.py` with its defaults, and its own tiled prediction.
-- **peers**: segmentation_models.pytorch's U-Net, BCE + Dice, AdamW and OneCycle at 1e-3 (encoder
-  3e-4), flips and quarter turns; MONAI's sliding window with its Gaussian and an overlap of 0.25.
-  Without these libraries (`pip install -e '.[audit]'`) only minseg runs, and a line says so.
+- **peers**: segmentation_models.pytorch's U-Net; BCE + Dice; AdamW and OneCycle, up to 1e-3 and for
+  the encoder 3e-4; flips and quarter turns; MONAI's sliding window, Gaussian, overlap 0.25.
 
-Each number of steps (a budget) is a run of its own, with a schedule that ends there. So the curve
-over steps is honest at each of its points. Seconds are those of training alone, without scoring.
-"The same time" compares minseg's curve over seconds, interpolated, with the seconds of the peers.
+Each number of steps (a budget) is a run of its own, with a learning rate that ends there, so each
+point of a curve is what somebody with that budget would get. Seconds are those of training alone,
+without scoring. "The same time" holds the peers against minseg's curve over seconds, interpolated.
 
-`--changes` runs minseg with one thing changed (`CHANGES`), to find out what a default is worth.
-Tune on `--half first` of the groups and report on `--half second`. Other options go to train.py.
+`--changes` runs minseg with one thing changed (`CHANGES`), to find out what a default is worth:
+docs/log.md keeps what came out. Tune on `--half first` of the groups, report on `--half second`.
 
-Each run that ends becomes a line of OUT/HOST.jsonl; the same command goes on where it stopped, and
-several processes may share OUT.
+Each run leaves its result in OUT. So a race can stop (Ctrl-C) and go on, and several processes can
+share OUT. The one that finds nothing left to do writes docs/results/race-NAME.jsonl, a line for
+each run, and .json, and draws docs/figures/race-NAME.png.
 """
 
 import argparse
 import json
 import math
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from torch import Tensor, nn
 import train
 from minseg.data.datasets import Item, find_slides
 from minseg.data.masks import Mask
+from minseg.data.memory import keep_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import Tiles
 from minseg.dice import dice_loss
@@ -52,118 +52,54 @@ from minseg.pretrained import load_weights
 from minseg.run.loop import locked
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, make_sampler, prepare, training_tiles
-from minseg.run.report import Parser, Progress, duration
+from minseg.run.report import Parser, Progress
 from minseg.run.scores import count_known, predict
 from minseg.run.step import autocast_dtype
 from minseg.unet import UNet
 
 from . import measure
 from .effects import dice_of_groups, effect
+from .plots import race_chart
 from .study import FEW, levels
+from .style import need_matplotlib, save
 
-BASE = ("--encoder", "efficientnet-lite0", "--weights", "imagenet")
-PEERS, MINSEG = "peers", "minseg"
-RATE, ENCODER_RATE, OVERLAP = 1e-3, 3e-4, 0.25  # of the peers' recipe
-# One thing changed: options of train.py, or constants of its modules.
-AUGMENT = "minseg.data.augment."
-CHANGES: dict[str, tuple[str, ...] | dict[str, object]] = {
-    "rate 1e-3": ("--lr", "1e-3"),
-    "rate 2e-3": ("--lr", "2e-3"),
-    "rate 1e-2": ("--lr", "1e-2"),
-    "encoder 0.1": ("--encoder-lr", "0.1"),
-    "encoder 0.2": ("--encoder-lr", "0.2"),
-    "encoder 1": ("--encoder-lr", "1"),
-    "2e-3, 0.3": ("--lr", "2e-3", "--encoder-lr", "0.3"),
-    "2e-3, 1": ("--lr", "2e-3", "--encoder-lr", "1"),
-    "1e-3, 0.3": ("--lr", "1e-3", "--encoder-lr", "0.3"),
-    "1e-2, 0.1": ("--lr", "1e-2", "--encoder-lr", "0.1"),
-    "flips and turns only": {AUGMENT + name: 0.0 for name in
-                             ("ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS")},
-    "no recolouring": {AUGMENT + name: 0.0 for name in ("STAIN", "CONTRAST", "BRIGHTNESS")},
-    "half the augmentation": {AUGMENT + "ANGLE": 5.0, AUGMENT + "SCALE": 0.05, AUGMENT + "STAIN": .075,
-                     AUGMENT + "CONTRAST": 0.05, AUGMENT + "BRIGHTNESS": 0.05},
-    "twice the augmentation": {AUGMENT + "ANGLE": 20.0, AUGMENT + "SCALE": 0.2, AUGMENT + "STAIN": .3,
-                     AUGMENT + "CONTRAST": 0.2, AUGMENT + "BRIGHTNESS": 0.2},
-    "twice the recolouring": {AUGMENT + "STAIN": .3,
-                     AUGMENT + "CONTRAST": 0.2, AUGMENT + "BRIGHTNESS": 0.2},
+MINSEG, PEERS = "minseg", "peers"
+BASE = "--encoder efficientnet-lite0 --weights imagenet"
+RATE, ENCODER_RATE, OVERLAP = 1e-3, 3e-4, 0.25  # of the peers
+STRENGTHS = "ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS"  # of the augmentation
+# One thing changed: an option of train.py, or constants of a module.
+CHANGES: dict[str, str | dict[str, object]] = {
+    "rate 1e-3": "--lr 1e-3",
+    "rate 2e-3": "--lr 2e-3",
+    "rate 2e-3, encoder 0.3": "--lr 2e-3 --encoder-lr 0.3",
+    "encoder 0.2": "--encoder-lr 0.2",
+    "BCE": "--loss bce",
+    "BCE + Lovász": "--loss bce+lovasz",
+    "Dice over the batch": {"minseg.losses.LOSSES": {
+        **LOSSES, "dice": partial(dice_loss, per_image=False)}},
+    "one empty tile per full one": "--negatives 1",
+    "flips and turns only": {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS},
+    "no recolouring": {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS[2:]},
     "no weight decay": {"train.WEIGHT_DECAY": 0.0},
     "weight decay 0.1": {"train.WEIGHT_DECAY": 0.1},
-    "EMA 0.1": {"train.EMA_SHARE": 0.1},
-    "EMA 0.2": {"train.EMA_SHARE": 0.2},
+    "EMA of a tenth": {"train.EMA_SHARE": 0.1},
     "no EMA": {"train.EMA_SHARE": 0.0, "train.SHORTEST_EMA": 1},
-    "warm-up 0.02": {"train.WARM_UP": 0.02},
-    "warm-up 0.3": {"train.WARM_UP": 0.3},
-    "linear": {"train.learning_rate_share": lambda step, steps, first: min(
-        (step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))},
+    "warm-up of 0.3": {"train.WARM_UP": 0.3},
     "no stochastic depth": {"train.DEPTH": 0.0},
-    "stochastic depth 0.2": {"train.DEPTH_STEPS": 1},
-    "dice over the batch": {"minseg.losses.LOSSES": {
-        **LOSSES, "dice": partial(dice_loss, per_image=False)}},
-    "bce": ("--loss", "bce"),
-    "dice": ("--loss", "dice"),
-    "bce+lovasz": ("--loss", "bce+lovasz"),
-    "one negative per positive": ("--negatives", "1"),
-    "batch norm 0.05": {"train.build": lambda *a: momentum(0.05, *a)},
-    "batch norm 0.2": {"train.build": lambda *a: momentum(0.2, *a)},
-    "beta2 0.99": {"torch.optim.AdamW": partial(torch.optim.AdamW, betas=(0.9, 0.99))},
-    "beta2 0.95": {"torch.optim.AdamW": partial(torch.optim.AdamW, betas=(0.9, 0.95))},
-    "clipped": {"train.training_step": lambda *a, **k: clipped(*a, **k)},
 }
-_build, _step = train.build, train.training_step
-
-
-def momentum(value, *a):
-    net, network = _build(*a)
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.momentum = value
-    return net, network
-
-
-def clipped(net, loss, micro_batches, optimizer, scaler, *a, **k):
-    step = optimizer.step
-    def with_clip(*aa, **kk):
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        return step(*aa, **kk)
-    optimizer.step = with_clip
-    try:
-        return _step(net, loss, micro_batches, optimizer, scaler, *a, **k)
-    finally:
-        optimizer.step = step
-
-
 Job = tuple[str, int, int, int]  # contestant, steps, seed, fold
-
-
-@contextmanager
-def changed(constants: dict[str, object]) -> Iterator[None]:
-    """Inside the block, module constants have other values: {"train.EMA_SHARE": 0.1}."""
-    before = []
-    for name, value in constants.items():
-        module, _, constant = name.rpartition(".")
-        before.append((import_module(module), constant, getattr(import_module(module), constant)))
-        setattr(import_module(module), constant, value)
-    try:
-        yield
-    finally:
-        for module, constant, value in before:
-            setattr(module, constant, value)
 
 
 def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
                  steps: int) -> tuple[nn.Module, float]:
-    """train.py's own training, without its scoring after each epoch. Returns the network and the
-    seconds that training took."""
+    """train.py's own training, without scores after epochs. Returns the network, and seconds."""
     args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
-    score, train.score = train.score, lambda *_: {"pooled_dice": 0.0}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.monotonic()
-            net, _ = train.train(args, tiles, train_on, [], Path(folder))
-            measure.synchronize()
-            return net, time.monotonic() - start
-    finally:
-        train.score = score
+    with (tempfile.TemporaryDirectory() as folder,
+          patch("train.score", lambda *_: {"pooled_dice": math.nan})):
+        start = time.monotonic()
+        net, _ = train.train(args, tiles, train_on, [], Path(folder))
+        measure.synchronize()
+        return net, time.monotonic() - start
 
 
 class Normalised(nn.Module):
@@ -184,43 +120,41 @@ def build_peers(args: argparse.Namespace) -> Normalised:
     import segmentation_models_pytorch as smp
 
     torch.manual_seed(args.seed)
-    lite = args.encoder.partition("-lite")[2]
-    net = smp.Unet(f"tu-tf_efficientnet_lite{lite}" if lite else args.encoder,
-                   encoder_weights=None)
+    name = args.encoder.replace("efficientnet-lite", "tu-tf_efficientnet_lite")  # "tu": of timm
+    net = smp.Unet(name, encoder_weights=None)
     ours = UNet(args.encoder)
     mean, std = ours.mean.flatten().tolist(), ours.std.flatten().tolist()
     if args.weights:
         mean, std = load_weights(ours.encoder, args.weights)
-        theirs = net.encoder.state_dict()
-        names = [name for name in theirs if not name.startswith(("_conv_head", "_bn1"))]
-        values = ours.encoder.state_dict().values()
-        net.encoder.load_state_dict({**theirs, **dict(zip(names, values, strict=True))})
+        state = net.encoder.state_dict()
+        names = [name for name in state if not name.startswith(("_conv_head", "_bn1"))]
+        state.update(zip(names, ours.encoder.state_dict().values(), strict=True))
+        net.encoder.load_state_dict(state)
     return Normalised(net, mean, std).to(args.device)
 
 
 def train_peers(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
                 steps: int) -> tuple[nn.Module, float]:
-    """The peers' recipe, as their documentation shows it. Returns the network and the seconds."""
+    """The peers' recipe. Returns the network, and seconds."""
     import segmentation_models_pytorch as smp
 
     net, device = build_peers(args).train(), torch.device(args.device)
-    parts = net.net
-    optimizer = torch.optim.AdamW([
-        {"params": parts.encoder.parameters(), "lr": ENCODER_RATE},
-        {"params": [*parts.decoder.parameters(), *parts.segmentation_head.parameters()]}], RATE)
+    encoder = list(net.net.encoder.parameters())
+    others = [*net.net.decoder.parameters(), *net.net.segmentation_head.parameters()]
+    optimizer = torch.optim.AdamW([{"params": encoder}, {"params": others}])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [ENCODER_RATE, RATE], steps)
     bce, dice = nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary")
     dtype, margin = autocast_dtype(device), (tiles.size - args.tile) // 2
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and dtype == torch.float16)
     steps_of = make_sampler(args, tiles, train_on)
-    length = len(steps_of(0))
     start = time.monotonic()
-    order = [batch for epoch in range(-(-steps // length)) for [batch] in steps_of(epoch)][:steps]
-    for images, masks in tiles.batches(order, args.device, args.workers):
+    epochs = math.ceil(steps / len(steps_of(0)))
+    batches = [batch for epoch in range(epochs) for [batch] in steps_of(epoch)][:steps]
+    for images, masks in tiles.batches(batches, args.device, args.workers):
         both = torch.cat([images, masks], 1)[..., margin:-margin, margin:-margin]
-        turns = torch.randint(4, (len(both), 2)).tolist()
-        both = torch.stack([(x.flip(-1) if flip % 2 else x).rot90(turn, (-2, -1))
-                            for x, (turn, flip) in zip(both, turns)]).float()
+        both = torch.stack([(tile.flip(-1) if flip else tile).rot90(turns, (-2, -1)) for
+                            tile, turns, flip in zip(both, torch.randint(4, (len(both),)).tolist(),
+                                                     torch.randint(2, (len(both),)).tolist())])
         images, masks = both[:, :3] / 255, (both[:, 3:] == 1).float()
         with torch.autocast(device.type, dtype, enabled=args.amp):
             logits = net(images)
@@ -242,30 +176,40 @@ def predict_peers(net: nn.Module, items: Sequence[Item], args: argparse.Namespac
     counts = []
     for item in items:
         slide = open_slide(item.image, args.scale, item.white)
-        image = torch.from_numpy(slide.read_all()).permute(2, 0, 1)[None].to(args.device) / 255
+        image = torch.tensor(slide.read_all()).permute(2, 0, 1)[None].to(args.device) / 255
         with torch.autocast(image.device.type, autocast_dtype(image.device), enabled=args.amp):
             result = sliding_window_inference(image, args.tile, args.batch,
                                               lambda tiles: net(tiles).float().sigmoid(),
                                               overlap=OVERLAP, mode="gaussian")[0].cpu()
-        mask = Mask(item, slide.full_height, slide.full_width)
-        total = torch.zeros(2, 256).long()
+        mask, total = Mask(item, slide.full_height, slide.full_width), torch.zeros(2, 256).long()
         for y, band in slide.enlarge(iter([(0, result)])):
-            value = (band[0] * 255).round().byte().numpy()
-            total += count_known(value, mask.read(y, 0, *value.shape))
+            probability = (band[0] * 255).round().byte().numpy()
+            total += count_known(probability, mask.read(y, 0, *probability.shape))
         counts.append(total)
     return counts
 
 
+@contextmanager
+def changed(constants: dict[str, object]) -> Iterator[None]:
+    """Inside the block, constants of modules have other values: {"train.EMA_SHARE": 0.1}."""
+    with ExitStack() as stack:
+        for name, value in constants.items():
+            stack.enter_context(patch(name, value))
+        yield
+
+
 def options_of(args: argparse.Namespace, contestant: str, seed: int, fold: int) -> list[str]:
     """The command line of a run for `train.py`."""
-    change = CHANGES.get(contestant, ())
-    return ["--data", str(args.data), *BASE, *args.options,
-            *(() if isinstance(change, dict) else change), "--folds", str(args.folds), "--fold",
-            str(fold), "--seed", str(seed), "--out", str(args.out / "none")]
+    change = CHANGES.get(contestant, "")
+    run = {"--data": args.data, "--folds": args.folds, "--fold": fold, "--seed": seed,
+           "--out": args.out / "none"}
+    return [*BASE.split(), *args.options, *(change.split() if isinstance(change, str) else ()),
+            *(str(word) for pair in run.items() for word in pair)]
 
 
 def run(args: argparse.Namespace, job: Job) -> dict:
-    """One contestant's run: trains, predicts and returns its line."""
+    """Trains and scores one contestant. The peers' freed memory is returned to the system, as it
+    is where nobody asks for anything else."""
     contestant, steps, seed, fold = job
     change = CHANGES.get(contestant)
     with changed(change if isinstance(change, dict) else {}):
@@ -273,70 +217,52 @@ def run(args: argparse.Namespace, job: Job) -> dict:
         data = prepare(given)
         held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
         train_on = training_tiles(data.tiles, data.folds, fold)
-        if contestant == PEERS:
-            net, seconds = train_peers(given, data.tiles, train_on, steps)
-            counts = predict_peers(net, held_out, given)
-        else:
-            net, seconds = train_minseg(given, data.tiles, train_on, steps)
-            counts = predict(net, held_out, given)
+        keep_memory(contestant != PEERS)
+        ways = (train_peers, predict_peers) if contestant == PEERS else (train_minseg, predict)
+        net, seconds = ways[0](given, data.tiles, train_on, steps)
+        counts = ways[1](net, held_out, given)
     return {"contestant": contestant, "steps": steps, "seed": seed, "fold": fold,
             "seconds": round(seconds, 2), "levels": levels(held_out, counts)}
 
 
-def jobs(args: argparse.Namespace) -> list[Job]:
-    """All runs, in an order that gives whole folds and seeds early."""
-    return [(contestant, steps, seed, fold) for steps in args.budgets
-            for seed in range(args.seeds) for contestant in args.contestants
-            for fold in range(args.folds)]
+def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
+    """A row for each contestant and budget: its mean Dice of a group, its seconds, and how it
+    differs from the other one (changes: from minseg) after the same steps and in the same time."""
+    folds, seeds = range(args.folds), range(args.seeds)
+    dice, seconds = {}, {}
+    for who in args.contestants:
+        for steps in args.budgets:
+            runs = [[lines[who, steps, seed, fold] for fold in folds] for seed in seeds]
+            dice[who, steps] = [dice_of_groups([run["levels"] for run in seed]) for seed in runs]
+            seconds[who, steps] = statistics.median(run["seconds"] for seed in runs for run in seed)
 
+    def after(who: str, time: float) -> list[dict[str, float]]:
+        """The Dice of each group after so many seconds: interpolated in the logarithm of time;
+        before the first and after the last budget, that of this budget."""
+        times = [math.log(seconds[who, steps]) for steps in args.budgets]
+        return [{group: float(np.interp(math.log(time), times, [dice[who, steps][seed][group]
+                                                                for steps in args.budgets]))
+                 for group in dice[who, args.budgets[0]][seed]} for seed in seeds]
 
-def read_lines(folder: Path) -> dict[Job, dict]:
-    """The runs that have ended."""
-    rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl"))
-            for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return {(row["contestant"], row["steps"], row["seed"], row["fold"]): row for row in rows}
-
-
-def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> list[dict]:
-    """One row for each budget and contestant: its Dice and seconds, and how it differs from the
-    peers' Dice at the same steps and in the same time (changes: from minseg's)."""
-    dices = {(who, steps): [dice_of_groups([lines[who, steps, seed, fold]["levels"]
-                                            for fold in range(args.folds)])
-                            for seed in range(args.seeds)]
-             for who in args.contestants for steps in args.budgets
-             if all((who, steps, seed, fold) in lines for seed in range(args.seeds)
-                    for fold in range(args.folds))}
-    seconds = {key: statistics.median(lines[*key, seed, fold]["seconds"]
-                                      for seed in range(args.seeds) for fold in range(args.folds))
-               for key in dices}
     rows = []
-    for (who, steps), dice in dices.items():
+    for who, steps in dice:
         row = {"contestant": who, "steps": steps, "seconds": seconds[who, steps],
-               "dice": statistics.mean(value for seed in dice for value in seed.values())}
+               "dice": statistics.mean(value for seed in dice[who, steps]
+                                       for value in seed.values())}
         other = PEERS if who == MINSEG else MINSEG
-        if who != PEERS and (other, steps) in dices:
-            row["same_steps"] = effect(dice, dices[other, steps])
-        if who == MINSEG and (PEERS, steps) in dices:
-            row["same_time"] = effect(at_seconds(who, seconds[PEERS, steps], dices, seconds),
-                                      dices[PEERS, steps])
+        if who != PEERS and other in args.contestants:
+            row["same_steps"] = effect(dice[who, steps], dice[other, steps])
+        if who == MINSEG and PEERS in args.contestants:
+            row["same_time"] = effect(after(who, seconds[PEERS, steps]), dice[PEERS, steps])
         rows.append(row)
-    return rows
-
-
-def at_seconds(who: str, time: float, dices: dict, seconds: dict) -> list[dict[str, float]]:
-    """A contestant's Dice of each group after so many seconds: interpolated in the logarithm of
-    time between its budgets; before the first and after the last budget, that budget's."""
-    budgets = [steps for name, steps in dices if name == who]
-    x = [math.log(seconds[who, steps]) for steps in budgets]
-    return [{group: float(np.interp(math.log(time), x, [dices[who, steps][seed][group]
-                                                        for steps in budgets]))
-             for group in dices[who, budgets[0]][seed]} for seed in range(len(dices[who, budgets[0]]))]
+    return {"folds": args.folds, "seeds": args.seeds, "groups": len(dice[MINSEG, steps][0]),
+            "rows": rows}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
     parser = Parser(prog="python -m lab.race", allow_abbrev=False,
-                    description=__doc__.split("\n")[0][2:],
+                    description=__doc__.split("\n")[0],
                     epilog="Other options are passed to train.py.")
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
@@ -347,61 +273,81 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="default 75 150 300 600")
     add("--changes", nargs="+", choices=CHANGES, default=[], metavar="NAME",
         help="also minseg with one thing changed: " + ", ".join(CHANGES))
-    add("--half", choices=("first", "second"), help="every other group (default: all groups)")
+    add("--half", choices=("first", "second"), help="every other group only, by their size")
     add("--out", type=Path, metavar="DIR", help="of the runs (default: runs/race- and the name)")
-    add("--results", type=Path, default=measure.RESULTS, metavar="DIR",
-        help="default docs/results")
+    add("--docs", type=Path, default=Path("docs"), metavar="DIR",
+        help="for results/ and figures/ (default docs)")
     args, args.options = parser.parse_known_args(argv)
+    for name in {"--seed", "--fold", "--resume", "--epochs", "--exclude"} & {*args.options}:
+        parser.error(f"{name}: this program sets it itself")
     args.name = args.name or (args.data.resolve().name if args.data else "synthetic")
     args.out = args.out or Path("runs") / f"race-{args.name}"
     args.contestants = [MINSEG, *args.changes]
-    if all(find_spec(name) for name in ("segmentation_models_pytorch", "monai")):
+    if all(find_spec(name) for name in ("segmentation_models_pytorch", "monai", "timm")):
         args.contestants.insert(0, PEERS)
     else:
-        print("without the peers: pip install -e '.[audit]' brings them")
+        print("minseg runs alone: the peers are not installed (pip install -e '.[audit]')")
     return args
 
 
 def leave_out_half(args: argparse.Namespace) -> list[str]:
-    """The option that leaves the images of the other half of the groups out."""
+    """The option of train.py that leaves out the images of the other half of the groups."""
     groups: dict[str, list[str]] = {}
     for item in find_slides(args.data):
         groups.setdefault(item.group, []).append(item.id)
-    order = sorted(groups, key=lambda group: (-len(groups[group]), group))
-    other = order[1::2] if args.half == "first" else order[::2]
-    path = args.out / f"not-{args.half}.csv"
-    path.write_text("".join(f"{id}\n" for group in other for id in groups[group]))
-    return ["--exclude", str(path)]
+    by_size = sorted(groups, key=lambda group: (-len(groups[group]), group))
+    other = by_size[1::2] if args.half == "first" else by_size[::2]
+    text = "".join(f"{id}\n" for group in other for id in groups[group])
+    return ["--exclude", str(measure.write_text(args.out / f"not-{args.half}.csv", text))]
+
+
+def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
+    """Writes the lines, the summary and the chart, and prints the rows."""
+    summary = args.docs / "results" / f"race-{args.name}.json"
+    found = {name: lines[next(iter(lines))][name] for name in ("device", "torch", "commit", "date")}
+    found |= {"options": args.options, **summarize(args, lines)}
+    measure.write_text(summary.with_suffix(".jsonl"), "".join(
+        json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
+    measure.write_json(summary, found)
+    for row in found["rows"]:
+        differences = "".join("  {} {difference:+.4f} [{low:+.4f}, {high:+.4f}]".format(
+            name, **row[name]) for name in ("same_steps", "same_time") if name in row)
+        print(f"{row['steps']:5d} steps  {row['seconds']:7.1f} s  Dice {row['dice']:.4f}  "
+              f"{row['contestant']}{differences}")
+    print(summary, save(race_chart(args.name, found),
+                        args.docs / "figures" / f"race-{args.name}.png"), sep="\n")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Does what is left to do; reports what is there."""
+    """Does what is left to do; when everything is there, reports the results."""
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.data is None:
-        args.data = draw_synthetic_slides(args.out / "slides", glomeruli=FEW)
-    if args.half:
-        args.options = [*args.options, *leave_out_half(args)]
-    given = train_options(options_of(args, MINSEG, 0, 0))
-    facts, todo = measure.environment(given.device), jobs(args)
-    bar = Progress(len(todo), args.name, 0)
-    for job in todo:
-        name = "{}, {} steps, seed {}, fold {}".format(*job)
-        claim = args.out / "claims" / name
-        claim.mkdir(parents=True, exist_ok=True)
-        with locked(claim) as free:
-            if free and not (claim / "done").exists():
-                line = json.dumps({**run(args, job), **facts}, ensure_ascii=False)
-                with open(args.out / f"{platform.node()}.jsonl", "ab", buffering=0) as file:
-                    file.write(line.encode() + b"\n")
-                (claim / "done").touch()
+    try:
+        need_matplotlib()  # for the chart at the end
+        args.data = args.data or draw_synthetic_slides(args.out / "slides", glomeruli=FEW)
+        args.options += leave_out_half(args) if args.half else []
+        given = train_options(options_of(args, MINSEG, 0, 0))
+        prepare(given)  # what is wrong here is wrong with every run
+    except (ValueError, OSError) as error:
+        print(f"race: {error}", file=sys.stderr)
+        sys.exit(2)
+    facts = measure.environment(given.device)
+    jobs = [(who, steps, seed, fold) for steps in args.budgets for seed in range(args.seeds)
+            for who in args.contestants for fold in range(args.folds)]
+    bar, lines = Progress(len(jobs), args.name), {}
+    for job in jobs:
+        folder = args.out / "{}, {} steps, seed {}, fold {}".format(*job)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder) as free:
+            if free and not (folder / "result.json").exists():
+                measure.write_json(folder / "result.json", {**run(args, job), **facts})
         bar.step()
-    rows = summarize(args, read_lines(args.out))
-    for row in rows:
-        print(row["contestant"], row["steps"], row["seconds"], round(row["dice"], 4),
-              *(f"{key} {row[key]['difference']:+.4f} [{row[key]['low']:+.4f}, {row[key]['high']:+.4f}]"
-                for key in ("same_steps", "same_time") if key in row))
-    measure.write_json(args.results / f"race-{args.name}.json", {**facts, "rows": rows})
+    for job in jobs:
+        path = args.out / "{}, {} steps, seed {}, fold {}".format(*job) / "result.json"
+        if not path.exists():
+            sys.exit(f"race: {path}: is missing: another process may be working on it; the same "
+                     "command goes on")
+        lines[job] = json.loads(path.read_text(encoding="utf-8"))
+    report(args, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""The race gives both contestants the same, and compares what it says."""
+
+import json
+
+import pytest
+
+import train
+from lab import race
+
+pytest.importorskip("matplotlib", reason="the charts need it: python -m pip install -e '.[lab]'")
+SMALL = ("--scale 4 --tile 32 --batch 2 --weights none --folds 2 --seeds 1 --device cpu "
+         "--budgets 1 2").split()
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    from minseg.data.synthetic import write_slides
+
+    folder = tmp_path_factory.mktemp("race") / "slides"
+    write_slides(folder, 4, height=256, width=256)
+    return folder
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Without the peers, as where they are not installed."""
+    monkeypatch.setattr(race, "find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("small_networks", "alone")
+def test_minseg_runs_alone_where_the_peers_are_missing_and_a_second_time_nothing_runs(
+        slides, tmp_path, monkeypatch, capsys):
+    command = ["--data", str(slides), *SMALL, "--out", str(tmp_path / "out"), "--docs",
+               str(tmp_path), "--changes", "no EMA"]
+    race.main(command)
+    assert "the peers are not installed" in capsys.readouterr().out
+    found = json.loads((tmp_path / "results/race-slides.json").read_text())
+    assert [(row["contestant"], row["steps"]) for row in found["rows"]] == [
+        ("minseg", 1), ("minseg", 2), ("no EMA", 1), ("no EMA", 2)]
+    assert "same_steps" in found["rows"][2] and "same_steps" not in found["rows"][0]
+    assert len((tmp_path / "results/race-slides.jsonl").read_text().splitlines()) == 8
+    assert (tmp_path / "figures/race-slides.png").exists()
+    monkeypatch.setattr(race, "run", None)
+    race.main(command)
+
+
+@pytest.mark.usefixtures("small_networks", "alone")
+def test_half_of_the_groups_is_left_out(slides, tmp_path):
+    args = race.parse(["--data", str(slides), "--half", "first", "--out", str(tmp_path)])
+    first = race.leave_out_half(args)[1]
+    args.half = "second"
+    second = race.leave_out_half(args)[1]
+    ids = [set(open(path).read().split()) for path in (first, second)]
+    assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 4
+
+
+def test_a_change_ends_with_its_run():
+    decay = train.WEIGHT_DECAY
+    with race.changed({"train.WEIGHT_DECAY": 7.0}):
+        assert train.WEIGHT_DECAY == 7.0
+    assert decay == train.WEIGHT_DECAY
+    for change in race.CHANGES.values():
+        with race.changed(change if isinstance(change, dict) else {}):
+            pass  # every constant exists
+
+
+def test_the_same_time_is_read_off_the_curve_over_seconds():
+    args = race.parse(["--folds", "2", "--seeds", "1", "--budgets", "10", "40"])
+    args.contestants = ["peers", "minseg"]
+
+    def line(who, steps, dice, seconds, fold):
+        parts = [[round(1000 * dice), 1000]] * 63
+        return {"levels": {fold: parts}, "seconds": seconds}
+
+    lines = {(who, steps, 0, fold): line(who, steps, dice, seconds, fold)
+             for fold in (0, 1) for who, steps, dice, seconds in (
+        ("peers", 10, 0.5, 20.0), ("peers", 40, 0.7, 80.0),
+        ("minseg", 10, 0.4, 10.0), ("minseg", 40, 0.8, 40.0))}
+    rows = {(row["contestant"], row["steps"]): row for row in race.summarize(args, lines)["rows"]}
+    assert rows["minseg", 10]["same_steps"]["difference"] == pytest.approx(-0.1)
+    # Twenty seconds lie halfway between 10 and 40 on the scale of logarithms.
+    assert rows["minseg", 10]["same_time"]["difference"] == pytest.approx(0.6 - 0.5)
+    assert rows["minseg", 40]["same_time"]["difference"] == pytest.approx(0.8 - 0.7)
+
+
+def test_options_that_the_race_sets_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        race.parse(["--epochs", "3"])
+    assert "--epochs: this program sets it itself" in capsys.readouterr().err
