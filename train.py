@@ -16,8 +16,8 @@ Read this file from top to bottom: how long a run is, the network, the optimiser
 rate, one step, the loop, one fold, the program.
 
 The run's folder holds config.json and, for each fold, log.csv, curves.png, preview.png, score.json,
-probabilities/, model.pt (for infer.py) and resume.pt (for --resume). Once every fold is complete,
-it also holds summary.json.
+probabilities/, model.pt (for infer.py) and resume.pt (for --resume). Once all K folds are
+complete, it also holds summary.json.
 """
 
 import math
@@ -57,7 +57,7 @@ class Plan:
         # loss, then the rest with the second. The optimiser and the EMA carry over.
         self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
         # We score and save an exponential moving average (EMA) of the weights and of the batch norm
-        # statistics. It averages over about the last twentieth of the run.
+        # statistics. It averages over about the last twentieth of the run (at least ten steps).
         self.ema_decay = 1 - 1 / max(SHORTEST_EMA, EMA_SHARE * self.steps)
 
 
@@ -67,8 +67,8 @@ def build(args, steps):
     network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
                "attention": None if args.attention == "none" else args.attention,
                "deep_supervision": args.deep_supervision,
-               # Stochastic depth keeps long runs from overfitting, but slows short runs down. So
-               # its rate grows with the length of the run, to the paper's 0.2 at 50,000 steps.
+               # Stochastic depth skips blocks at random: long runs overfit less, short ones learn
+               # more slowly. So its rate grows, to EfficientNet's 0.2 at 50,000 steps.
                "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
@@ -98,15 +98,15 @@ def make_optimizer(net, args):
 
 def learning_rate_share(step, steps, first_stage_steps):
     """The learning rate at a step, as a share of the highest rate. It rises linearly over a tenth
-    of the steps (at most 500), then falls along half a cosine. So it does in each of two stages."""
+    of the steps (at most 500), then falls along half a cosine. With two stages, each does so."""
     if step < first_stage_steps:
-        steps = first_stage_steps
+        stage_steps = first_stage_steps
     else:
-        step, steps = step - first_stage_steps, steps - first_stage_steps
-    warm_up = max(1, min(LONGEST_WARM_UP, int(WARM_UP * steps)))
+        step, stage_steps = step - first_stage_steps, steps - first_stage_steps
+    warm_up = max(1, min(LONGEST_WARM_UP, int(WARM_UP * stage_steps)))
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, stage_steps - warm_up)))
 
 
 def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
@@ -151,16 +151,16 @@ def train(args, tiles, train_on, held_out, folder):
     with Run(args, plan, tiles, folder, states) as run:
         for epoch in range(run.epoch, plan.epochs):
             steps = run.remaining(steps_of(epoch))
-            batches = tiles.batches([batch for batches_of_step in steps
-                                     for batch in batches_of_step], args.device, args.workers)
+            batches = tiles.batches([batch for step_batches in steps for batch in step_batches],
+                                    args.device, args.workers)
             net.train()
             for batches_of_step in steps:
                 lr_share = learning_rate_share(run.step, plan.steps, plan.first_stage_steps)
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * lr_share
                 loss = losses[0] if run.step < plan.first_stage_steps else losses[1]
-                # All random numbers follow from the seed and the number of the step, so a resumed
-                # run draws the same ones as a run that was never interrupted.
+                # The random numbers of a step follow from the seed and the number of the step, so
+                # a resumed run draws the same ones as a run that was never interrupted.
                 generator = seeded(args.seed, "step", run.step)
                 torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
                 micro_batches = (augment(*next(batches), args.tile, generator)
@@ -186,7 +186,7 @@ def train_and_score(args, data, fold):
     net, network = train(args, data.tiles, train_on, held_out, folder)
     (folder / "probabilities").mkdir(exist_ok=True)
     counts = predict(net, held_out, args, folder=folder / "probabilities")
-    threshold = save_fold(folder, held_out, counts)  # for infer.py on new slides
+    threshold = save_fold(folder, held_out, counts)  # what infer.py will use on new slides
     state = {name: value.cpu() for name, value in net.state_dict().items()}
     save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
                threshold=threshold, microns=data.microns, white=args.white,
@@ -207,9 +207,7 @@ def main(argv=None):
         for fold in data.chosen:
             with claim_fold(args.out / f"fold{fold}", args.resume) as claimed:
                 if claimed:  # the fold is not complete, and no other process is training it
-                    # Only now: --resume may have changed --lr, and no step of a complete fold
-                    # ran with the new one.
-                    save_config(args.out, data.config)
+                    save_config(args.out, data.config)  # --resume may bring another --lr
                     train_and_score(args, data, fold)
         summarize(args.out, data.items, data.folds)
         print(f"took {duration(time.monotonic() - start)}")

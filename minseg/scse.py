@@ -1,23 +1,23 @@
 """# SCSE: squeeze and excite, channels and places
 
-**Idea.** Let a map compute its own weights, in two ways at once. *Squeeze* it into a few numbers,
-and let them *excite* or suppress it: each channel is weighted by the means of all channels (what is
-in this image?), and each pixel by all channels of that pixel (does it matter here?).
+**Idea.** Let a map compute its own weights, in two ways at once. *Squeeze* the map into a few
+numbers, and let these *excite* or suppress parts of it: each channel is weighted by the means of
+all channels (what is in this image?), and each pixel by all channels of that pixel (does it matter here?).
 
     c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all pixels
     s      = sigmoid(v . x + b)                          (N, 1, H, W)    one weight v per channel
     output = c x + s x          or, with merge="max",  max(c x, s x)
 
-In the code `reduce` is W1 with b1, `expand` is W2 with b2, and `spatial` is v with b. c and s start
-near 1/2, so the block starts near the identity.
+In the code `reduce` is W1 with b1, `expand` is W2 with b2, and `spatial` is v with b. On average c
+and s start at 1/2, so with the sum the block starts near the identity.
 
 **Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
 
 ![A map, its two weights, and the sum](../docs/figures/scse.png)
 
 *A trained block on one map of a decoder. c weights its 32 channels. s weights its pixels: it is
-highest in most glomeruli and on glass, but 0.95 or more nearly everywhere. Here the channel weights
-do the selecting.*
+highest in most glomeruli and on empty glass, but 0.95 or more nearly everywhere. Here the channel
+weights do the selecting.*
 
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|

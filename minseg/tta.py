@@ -1,9 +1,9 @@
 """# Test-time augmentation
 
 **Idea.** A slide has no top or bottom: rotated or mirrored it is just as valid, and the answer
-should rotate with it. The network's answer does so only approximately. Predict all eight views of a
-tile that flips and quarter turns give, transform the answers back, and average them: the errors of
-the eight predictions partly cancel, for eight times the work.
+should rotate with it. The network's answer does so only approximately. Flips and quarter turns give
+eight views of a tile: predict each, transform the answers back, and average them. The errors of the
+eight predictions partly cancel, for eight times the work.
 
     p(x) = 1/8 sum_g  g^-1 f(g x)     f: the network; g: 4 quarter turns, each with and without a
                                       flip; g^-1: its inverse
@@ -12,9 +12,9 @@ the eight predictions partly cancel, for eight times the work.
 
 *The eight inputs of the network for one tile. Its answers are transformed back and averaged.*
 
-The mean rotates exactly with the tile: p(h x) = h p(x) for each of the eight transforms h, because
-the sum over all g h is the sum over all g in another order. (A threshold chosen without test-time
-augmentation may not be the best with it: averaging pulls probabilities towards 0.5.)
+The mean rotates with the tile, up to rounding: p(h x) = h p(x) for each of the eight transforms h,
+because the views of h x are those of x in another order. (A threshold chosen without test-time
+augmentation may not be the best with it: averages are less extreme than single predictions.)
 
 **Shapes.** Those of the function it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles
 are square.
@@ -55,8 +55,8 @@ def flips_and_turns(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
         turned = [tiles.rot90(turn, (2, 3)) for turn in range(4)]
         views = torch.cat([*turned, *(view.flip(3) for view in turned)])  # (8N, 3, T, T)
         answers = predict(views).chunk(8)
-        turned = [*answers[:4], *(answer.flip(3) for answer in answers[4:])]  # flips undone
-        first, *others = [answer.rot90(-(i % 4), (2, 3)) for i, answer in enumerate(turned)]
-        return sum(others, start=first) / 8
+        unflipped = [*answers[:4], *(answer.flip(3) for answer in answers[4:])]
+        back = [answer.rot90(-(i % 4), (2, 3)) for i, answer in enumerate(unflipped)]
+        return sum(back[1:], start=back[0]) / 8
 
     return mean_of_views
