@@ -2,7 +2,8 @@
 
 **Idea.** Let a map compute its own weights, in two ways at once. *Squeeze* the map into a few
 numbers, and let these *excite* or suppress parts of it: each channel is weighted by the means of
-all channels (what is in this image?), and each pixel by all channels of that pixel (does it matter here?).
+all channels (what is in this image?), and each pixel by all channels of that pixel (does it matter
+here?).
 
     c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all pixels
     s      = sigmoid(v . x + b)                          (N, 1, H, W)    one weight v per channel
