@@ -4,6 +4,7 @@ docs/results/ and docs/figures/.
 | file | |
 |---|---|
 | `lab.study` | which trick helps |
+| `lab.race` | train.py beside the recipe of other libraries |
 | `lab.effects` | and how sure that is |
 | `lab.seams` | where in a tile the errors are |
 | `lab.bench` | how fast and how large things are |

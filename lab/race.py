@@ -60,14 +60,24 @@ from minseg.unet import UNet
 from . import measure
 from .effects import dice_of_groups, effect
 from .plots import race_chart
-from .study import FEW, levels
+from .study import FEW, add_data_options, levels
 from .style import need_matplotlib, save
 
 MINSEG, PEERS = "minseg", "peers"
 BASE = "--encoder efficientnet-lite0 --weights imagenet"
 RATE, ENCODER_RATE, OVERLAP = 1e-3, 3e-4, 0.25  # of the peers
 STRENGTHS = "ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS"  # of the augmentation
-# One thing changed: an option of train.py, or constants of a module.
+
+
+def dice_of_tiles_with_objects(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean `dice_loss` of the tiles that have a positive pixel; 0 where none has one."""
+    positive = target.flatten(1).any(1)
+    return dice_loss(logits[positive], target[positive]) if positive.any() else 0 * logits.sum()
+
+
+ONE_DICE = {"minseg.losses.LOSSES": {**LOSSES, "dice": partial(dice_loss, per_image=False)}}
+ONLY_FLIPS = {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS}
+# One thing changed: options of train.py, or constants of modules.
 CHANGES: dict[str, str | dict[str, object]] = {
     "rate 1e-3": "--lr 1e-3",
     "rate 2e-3": "--lr 2e-3",
@@ -75,10 +85,12 @@ CHANGES: dict[str, str | dict[str, object]] = {
     "encoder 0.2": "--encoder-lr 0.2",
     "BCE": "--loss bce",
     "BCE + Lovász": "--loss bce+lovasz",
-    "Dice over the batch": {"minseg.losses.LOSSES": {
-        **LOSSES, "dice": partial(dice_loss, per_image=False)}},
+    "Dice over the batch": ONE_DICE,
+    "Dice over the batch, flips and turns only": {**ONE_DICE, **ONLY_FLIPS},
+    "Dice of tiles with objects": {"minseg.losses.LOSSES": {
+        **LOSSES, "dice": dice_of_tiles_with_objects}},
     "one empty tile per full one": "--negatives 1",
-    "flips and turns only": {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS},
+    "flips and turns only": ONLY_FLIPS,
     "no recolouring": {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS[2:]},
     "no weight decay": {"train.WEIGHT_DECAY": 0.0},
     "weight decay 0.1": {"train.WEIGHT_DECAY": 0.1},
@@ -265,10 +277,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                     description=__doc__.split("\n")[0],
                     epilog="Other options are passed to train.py.")
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
-    add("--name", help="of the results (default: the name of the data)")
-    add("--folds", type=int, default=3, metavar="K", help="default 3")
-    add("--seeds", type=int, default=3, metavar="N", help="default 3: seeds 0, 1 and 2")
+    add_data_options(parser, seeds=3)
     add("--budgets", type=int, nargs="+", default=[75, 150, 300, 600], metavar="STEPS",
         help="default 75 150 300 600")
     add("--changes", nargs="+", choices=CHANGES, default=[], metavar="NAME",

@@ -195,16 +195,23 @@ def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
     return True
 
 
+def add_data_options(parser: argparse.ArgumentParser, seeds: int) -> None:
+    """What a study trains on, and how often."""
+    add = parser.add_argument
+    add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
+    add("--name", help="of the results (default: the name of the data)")
+    add("--folds", type=int, default=3, metavar="K", help="default 3")
+    add("--seeds", type=int, default=seeds, metavar="N",
+        help=f"default {seeds}: seeds 0 to {seeds - 1}")
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
     parser = Parser(prog="python -m lab.study", allow_abbrev=False,
                     description=__doc__.split("\n")[0],
                     epilog="Other options are passed to train.py and change the baseline.")
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
-    add("--name", help="of the results (default: the name of the data)")
-    add("--folds", type=int, default=3, metavar="K", help="default 3")
-    add("--seeds", type=int, default=2, metavar="N", help="default 2: seeds 0 and 1")
+    add_data_options(parser, seeds=2)
     add("--arms", nargs="+", choices=TRAINING, default=list(TRAINING), metavar="ARM",
         help="default all: " + ", ".join(TRAINING))
     add("--quick", action="store_true", help="one minute on small slides, to see what it does")

@@ -10,8 +10,8 @@ import pytest
 from minseg.run import options
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/study.md",
-         "docs/audit.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/log.md",
+         "docs/study.md", "docs/audit.md"]
 OTHER_PROGRAMS = set(
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
     "--against --images --size --tricks --encoders --model "  # lab.bench
@@ -151,3 +151,31 @@ def test_the_readme_counts_the_audits_verdicts():
     same = sum(row["verdict"] == "same" for row in rows)
     assert f"{same} of {len(rows)} comparisons agree" in " ".join(
         (ROOT / "README.md").read_text("utf-8").split())
+
+
+@pytest.mark.parametrize("lines", ["log-synthetic", "h200/log-nuclei", "h200/race-nuclei-1000"])
+def test_the_log_says_what_its_lines_say(lines):
+    from lab.effects import dice_of_groups, effect
+    from lab.race import CHANGES, MINSEG, PEERS
+
+    page = " ".join((ROOT / "docs/log.md").read_text(encoding="utf-8").split())
+    text = (ROOT / f"docs/results/{lines}.jsonl").read_text(encoding="utf-8")
+    levels = {}
+    for run in map(json.loads, text.splitlines()):
+        levels.setdefault(run["contestant"], {})[run["seed"], run["fold"]] = run["levels"]
+
+    def dices(who):
+        seeds = [seed for seed in range(3) if all((seed, f) in levels[who] for f in range(3))]
+        return [dice_of_groups([levels[who][seed, f] for f in range(3)]) for seed in seeds]
+
+    checked = 0
+    for who in {*CHANGES, PEERS} & levels.keys():
+        if not dices(who):
+            continue
+        arm, other = (MINSEG, who) if "1000" in lines else (who, MINSEG)
+        row = effect(dices(arm), dices(other))
+        wanted = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
+        start = f"reach {row['dice']:.3f}" if "1000" in lines else f"| {who} | {row['dice']:.3f} |"
+        assert start in page and wanted in page, (who, wanted)
+        checked += 1
+    assert checked == {"log-synthetic": 6, "h200/log-nuclei": 11}.get(lines, 1)
