@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1050,3 +1051,10 @@ def test_slides_without_a_patient_in_the_table_are_named(hubmap, tmp_path, capsy
     table.write_text("\n".join(lines[:-1]))
     said = prepared(capsys, folder)
     assert f"{prepare.PATIENTS} has no patient for {lines[-1].split('.tiff')[0]}" in said
+
+
+@pytest.mark.parametrize(("epochs", "steps_averaged"), [(10, 50), (1, 10)])
+def test_the_average_reaches_back_over_a_twentieth_of_the_run_but_at_least_ten_steps(
+        epochs, steps_averaged):
+    plan = train.Plan(SimpleNamespace(epochs=epochs, then=None), steps_per_epoch=100)
+    assert 1 / (1 - plan.ema_decay) == pytest.approx(steps_averaged)
