@@ -62,7 +62,7 @@ class Plan:
 
 
 def build(args, steps):
-    """The network for a run of `steps` steps; its arguments (see minseg/unet.py) for a checkpoint."""
+    """The network for a run of `steps` steps, and its arguments (see minseg/unet.py)."""
     network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
                "attention": None if args.attention == "none" else args.attention,
                "deep_supervision": args.deep_supervision,
