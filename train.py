@@ -61,8 +61,11 @@ class Plan:
         self.ema_decay = 1 - 1 / max(SHORTEST_EMA, EMA_SHARE * self.steps)
 
 
-def build(args, steps):
-    """The network for a run of `steps` steps, and its arguments (see minseg/unet.py)."""
+def build(args, steps, positive=0.5):
+    """The network for a run of `steps` steps, and its arguments (see minseg/unet.py). `positive` is
+    the share of positive pixels, which the untrained network predicts: if it predicted 1/2, the
+    first steps would push all pixels down so hard that rare objects vanish, too (the idea is
+    RetinaNet's, arXiv 1708.02002, section 3.3)."""
     network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
                "attention": None if args.attention == "none" else args.attention,
                "deep_supervision": args.deep_supervision,
@@ -71,6 +74,8 @@ def build(args, steps):
                "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
+    for head in [net.head, *(net.deep_heads or [])]:
+        torch.nn.init.constant_(head.bias, math.log(positive / (1 - positive)))
     if args.weights:
         mean, std = load_weights(net.encoder, args.weights)  # also sets padding and bn_eps
         net.mean.copy_(torch.tensor(mean).view_as(net.mean))
@@ -134,7 +139,8 @@ def train(args, tiles, train_on, held_out, folder):
     # micro-batch a list of tile numbers.
     steps_of = make_sampler(args, tiles, train_on)
     plan = Plan(args, len(steps_of(0)))
-    net, network = build(args, plan.steps)
+    positive = float(tiles.mask_area[train_on].mean().clamp(0.001, 0.999))
+    net, network = build(args, plan.steps, positive)
     optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
     highest_rates = [group["lr"] for group in optimizer.param_groups]
     dtype = autocast_dtype(args.device) if args.amp else None

@@ -54,6 +54,7 @@ with cross-entropy + Dice.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,12 +71,14 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
 
-LOSSES = {"bce": bce_loss, "dice": dice_loss, "lovasz": lovasz_hinge}
+LOSSES = {"bce": bce_loss, "dice": dice_loss, "batch_dice": partial(dice_loss, per_image=False),
+          "lovasz": lovasz_hinge}
 
 
 def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss that `spec` describes: names joined by +, each with an optional weight before a *.
-    The names are bce, dice and lovasz. Void pixels (255 in the target) contribute nothing.
+    The names are bce, dice (of each image), batch_dice (of all images together) and lovasz. Void
+    pixels (255 in the target) contribute nothing.
     ValueError for any other name, and for weights that are not positive numbers."""
     terms: list[tuple[float, Callable[[Tensor, Tensor], Tensor]]] = []
     for term in spec.split("+"):

@@ -31,7 +31,7 @@ from minseg.run.step import EMA
 pytestmark = pytest.mark.usefixtures("small_networks")
 aten = torch.ops.aten
 TRICKS = {"gates": True, "hypercolumn": True, "deep_supervision": True}
-LOSSES = {"bce": bce_loss, "dice": dice_loss,
+LOSSES = {"bce": bce_loss, "dice": dice_loss, "batch_dice": make_loss("batch_dice"),
           **{f"lovasz {margin}{' symmetric' * symmetric}{' per image' * per_image}":
              lambda logits, target, o=dict(margin=margin, symmetric=symmetric, per_image=per_image):
              lovasz_hinge(logits, target, **o)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ def test_bce_is_its_equation(pair):
 @pytest.mark.parametrize("spec, parts", [
     ("bce", {bce_loss: 1}),
     ("dice", {dice_loss: 1}),
+    ("batch_dice", {partial(dice_loss, per_image=False): 1}),
     ("lovasz", {lovasz_hinge: 1}),
     ("bce+dice", {bce_loss: 1, dice_loss: 1}),
     ("0.5*bce+lovasz", {bce_loss: 0.5, lovasz_hinge: 1}),
@@ -31,7 +34,7 @@ def test_a_spec_is_the_weighted_sum_it_spells(pair, spec, parts):
     torch.testing.assert_close(make_loss(spec)(*pair), wanted)
 
 
-@pytest.mark.parametrize("spec", ["bce", "dice", "lovasz", "bce+dice+lovasz"])
+@pytest.mark.parametrize("spec", ["bce", "dice", "batch_dice", "lovasz", "bce+dice+lovasz"])
 @pytest.mark.parametrize("positives", ["none", "some", "all"])
 def test_every_loss_is_finite_and_teaches_whatever_the_image_holds(pair, spec, positives):
     logits, target = pair

@@ -1,3 +1,4 @@
+import copy
 import csv
 import itertools
 import json
@@ -5,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,7 +66,7 @@ def test_a_run_leaves_the_files_that_the_design_names(run):
         "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "resume.pt",
         "probabilities", ".lock"}
     config = json.loads((run / "config.json").read_text())
-    assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+dice"
+    assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+batch_dice"
     rows = list(csv.DictReader(open(run / "fold0" / "log.csv")))
     assert [row["epoch"] for row in rows] == ["1"] and float(rows[0]["loss"]) > 0
     assert Image.open(run / "fold0" / "preview.png").width > 400
@@ -244,6 +246,29 @@ def test_the_rate_of_stochastic_depth_grows_with_the_length_of_the_run(data):
         assert net.encoder.blocks[-1].drop == pytest.approx(share * (last - 1) / last)
 
 
+@pytest.mark.parametrize("options", [[], ["--deep-supervision"]])
+def test_before_the_first_step_a_network_predicts_the_share_of_positive_pixels(
+        data, tmp_path, monkeypatch, options):
+    built, shares, build = [], [], train.build
+
+    def keep(args, steps, positive):
+        net, network = build(args, steps, positive)
+        built.append(copy.deepcopy(net.eval()))
+        shares.append(positive)
+        return net, network
+
+    monkeypatch.setattr(train, "build", keep)
+    monkeypatch.setattr(train, "training_step", lambda net, *_, **__: torch.zeros(()))
+    train.main(["--data", str(data), "--out", str(tmp_path / "run"), *QUICK, *options])
+    fold_of = json.loads((tmp_path / "run" / "config.json").read_text())["fold_of"]
+    areas = [area for path in (tmp_path / "tiles").glob("*.json")
+             if fold_of[path.stem.rpartition("-")[0]] != 0
+             for area in json.loads(path.read_text())["area"]]
+    assert shares == [pytest.approx(statistics.mean(areas))] and 0 < shares[0] < 0.5
+    for head in [built[0].head, *(built[0].deep_heads or [])]:
+        assert head.bias.sigmoid().item() == pytest.approx(shares[0])
+
+
 def test_stochastic_depth_does_not_repeat_the_numbers_of_augmentation(data, tmp_path, monkeypatch):
     augmentation, depth = [], []
     augment, step = train.augment, train.training_step
@@ -279,8 +304,8 @@ def test_published_weights_set_padding_and_mean_and_learn_at_a_lower_rate(
         tops.extend(group["lr"] for group in groups)
         return optimizer
 
-    def build(args, steps):
-        net, network = build_(args, steps)
+    def build(*args):
+        net, network = build_(*args)
         before.append(net.encoder.state_dict()["stem.0.weight"].clone())
         return net, network
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from minseg import CBAM, SCSE, EfficientNet, UNet
 from minseg.efficientnet import SCALES
-from minseg.unet import DecoderBlock
+from minseg.unet import DecoderBlock, convolve_enlarged
 
 
 def test_the_plain_b0_has_5839309_parameters():
@@ -62,6 +62,25 @@ def test_a_decoder_block_is_two_times_convolution_norm_relu():
         y = F.conv2d(y, conv.weight, padding=1)
         y = (y / (1 + norm.eps) ** 0.5).clamp(min=0)  # fresh statistics: mean 0, variance 1
     torch.testing.assert_close(block(x, skip), y)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("channels", [(4, 2), (3, 0)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
+def test_a_convolution_of_an_enlarged_map_need_not_enlarge_it(channels, size, bias):
+    torch.manual_seed(0)
+    c_in, c_skip = channels
+    conv = torch.nn.Conv2d(c_in + c_skip, 6, 3, padding=1, bias=bias).double()
+    d = torch.randn(2, c_in, *size, dtype=torch.float64, requires_grad=True)
+    skip = torch.randn(2, c_skip, 2 * size[0], 2 * size[1], dtype=torch.float64, requires_grad=True)
+    literal = conv(torch.cat([d.repeat_interleave(2, 2).repeat_interleave(2, 3), skip], 1))
+    saved = convolve_enlarged(conv, d, skip if c_skip else None)
+    torch.testing.assert_close(saved, literal)
+    inputs, weights = [d, skip] if c_skip else [d], torch.randn_like(literal)
+    for ours, theirs in zip(*(torch.autograd.grad((result * weights).sum(),
+                                                  [*inputs, *conv.parameters()])
+                              for result in (saved, literal))):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_b0_takes_its_stride_16_skip_where_segmentation_models_does_and_the_others_last():
@@ -194,21 +213,24 @@ def test_with_gates_that_pass_everything_it_is_the_plain_net():
     torch.testing.assert_close(net(x), plain(x), atol=1e-4, rtol=1e-4)
 
 
-def test_three_skips_are_gated_by_the_map_from_below_and_the_finest_is_not():
+def test_three_skips_are_gated_by_the_map_from_below_and_the_finest_is_not(monkeypatch):
     torch.manual_seed(0)
     net, x = lively(gates=True), torch.rand(1, 3, 64, 64)
     assert [net.get_submodule(b).gate is not None for b in BLOCKS] == [True] * 3 + [False] * 2
     fed = {}
-    for block in ("block4", "block3", "block2"):
-        net.get_submodule(block).conv1.register_forward_pre_hook(
-            lambda _, x, block=block: fed.update({block: x[0]}))
+    block_of = {net.get_submodule(block).conv1[0]: block for block in BLOCKS}
+
+    def convolve(conv, d, skip=None):
+        fed[block_of[conv]] = d, skip
+        return convolve_enlarged(conv, d, skip)
+
+    monkeypatch.setattr("minseg.unet.convolve_enlarged", convolve)
     mean, std = net.mean, net.std
     _, x2, x3, x4, x5 = net.encoder.features((x - mean) / std)
     d4, d3, _ = outputs_of(net, x, "block4", "block3")
     for block, skip, deeper in [("block4", x4, x5), ("block3", x3, d4), ("block2", x2, d3)]:
-        gated, channels = net.get_submodule(block).gate(skip, deeper), deeper.shape[1]
-        assert torch.equal(fed[block][:, :channels, ::2, ::2], deeper)  # itself is not gated
-        torch.testing.assert_close(fed[block][:, channels:], gated)
+        assert torch.equal(fed[block][0], deeper)  # itself is not gated
+        torch.testing.assert_close(fed[block][1], net.get_submodule(block).gate(skip, deeper))
 
 
 def test_a_hypercolumn_changes_only_what_the_head_sees():

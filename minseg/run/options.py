@@ -40,9 +40,9 @@ def data_group(parser: Parser) -> None:
         "in turn (default: 5, or as many as there are groups, and only fold 0 is held out)")
     add("--fold", type=int, metavar="I",
         help="hold out only fold I, from 0 to K-1, so that separate processes can train the folds")
-    add("--negatives", type=number_all_or_balanced, default="all", metavar="R",
+    add("--negatives", type=number_all_or_balanced, default=1.0, metavar="R",
         help="how many tiles without a positive pixel an epoch draws for each tile with one: a "
-        "number, all (default), or balanced (1, and positives balanced over bins of mask area)")
+        "number (default 1), all, or balanced (1, and positives balanced over bins of mask area)")
     add("--exclude", type=Path, metavar="FILE",
         help="leave out the images whose IDs the file lists, one per line or in its first column")
     add("--label", nargs="+", metavar="NAME",
@@ -69,8 +69,9 @@ def network_and_loss_groups(parser: Parser) -> None:
     add("--deep-supervision", **switch,
         help="also compute a loss on each of the decoder's smaller maps")
     add = parser.add_argument_group("loss").add_argument
-    add("--loss", default="bce+dice", metavar="SUM",
-        help="a sum of bce, dice and lovasz, such as 0.5*bce+dice (default bce+dice)")
+    add("--loss", default="bce+batch_dice", metavar="SUM",
+        help="a sum of bce, dice, batch_dice and lovasz, such as 0.5*bce+dice (default "
+        "bce+batch_dice)")
     add("--then", metavar="SUM", help="the loss of a second stage (default: no second stage)")
     add("--switch", type=float, default=0.6, metavar="SHARE",
         help="share of the steps after which the second stage begins (default 0.6)")
