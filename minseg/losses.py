@@ -78,8 +78,8 @@ LOSSES = {"bce": bce_loss, "dice": dice_loss, "batch_dice": partial(dice_loss, p
 def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss that `spec` describes: names joined by +, each with an optional weight before a *.
     The names are bce, dice (of each image), batch_dice (of all images together) and lovasz. Void
-    pixels (255 in the target) contribute nothing.
-    ValueError for any other name, and for weights that are not positive numbers."""
+    pixels (255 in the target) contribute nothing. ValueError for any other name, and for weights
+    that are not positive numbers."""
     terms: list[tuple[float, Callable[[Tensor, Tensor], Tensor]]] = []
     for term in spec.split("+"):
         weight, name = term.split("*", 1) if "*" in term else ("1", term)

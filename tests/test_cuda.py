@@ -147,11 +147,14 @@ class Waiting(Exception):
     """An operation for which the program waits until the GPU has come that far."""
 
 
-def convolution(x, weight, bias=None, stride=(1, 1), padding=(0, 0), *others):
-    sizes = [(n + 2 * p - k) // s + 1
-             for n, k, s, p in zip(x.shape[2:], weight.shape[2:], stride, padding)]
+def convolution(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
+                transposed=False, *others):
     assert x.dtype == weight.dtype
-    return x.new_empty(len(x), len(weight), *sizes)
+    steps = list(zip(x.shape[2:], weight.shape[2:], stride, padding))
+    if transposed:
+        return x.new_empty(len(x), weight.shape[1],
+                           *((n - 1) * s + k - 2 * p for n, k, s, p in steps))
+    return x.new_empty(len(x), len(weight), *((n + 2 * p - k) // s + 1 for n, k, s, p in steps))
 
 
 def batch_norm(x, *others):
@@ -169,7 +172,8 @@ def upsample(x, size, *others):
 
 # Fake tensors would ask the driver, or take a way that `Bindings` cannot follow, for these.
 STAND_INS = {
-    "convolution": convolution, "conv2d": convolution, "native_batch_norm": batch_norm,
+    "convolution": convolution, "conv2d": lambda *args: convolution(*args[:5]),
+    "native_batch_norm": batch_norm,
     "_native_batch_norm_legit": batch_norm, "_native_batch_norm_legit_no_training": batch_norm,
     "cudnn_batch_norm": lambda *args: (*batch_norm(*args), args[0].new_empty(0)),
     "grid_sampler_2d": grid_sample, "upsample_nearest2d": upsample, "upsample_bilinear2d": upsample}

@@ -154,29 +154,41 @@ def test_the_readme_counts_the_audits_verdicts():
         (ROOT / "README.md").read_text("utf-8").split())
 
 
-@pytest.mark.parametrize("lines", ["log-synthetic", "h200/log-nuclei", "h200/race-nuclei-1000"])
-def test_the_log_says_what_its_lines_say(lines):
-    from lab.effects import dice_of_groups, effect
-    from lab.race import CHANGES, MINSEG, PEERS
+def dice_by_contestant(lines):
+    """The Dice of each group, by contestant and seed, from the lines of a race."""
+    from lab.effects import dice_of_groups
 
-    page = " ".join((ROOT / "docs/log.md").read_text(encoding="utf-8").split())
-    text = (ROOT / f"docs/results/{lines}.jsonl").read_text(encoding="utf-8")
-    levels = {}
+    levels, text = {}, (ROOT / f"docs/results/{lines}.jsonl").read_text(encoding="utf-8")
     for run in map(json.loads, text.splitlines()):
         levels.setdefault(run["contestant"], {})[run["seed"], run["fold"]] = run["levels"]
+    return {who: [dice_of_groups([runs[seed, fold] for fold in range(3)])
+                  for seed in sorted({seed for seed, _ in runs})]
+            for who, runs in levels.items() if len(runs) % 3 == 0}
 
-    def dices(who):
-        seeds = [seed for seed in range(3) if all((seed, f) in levels[who] for f in range(3))]
-        return [dice_of_groups([levels[who][seed, f] for f in range(3)]) for seed in seeds]
 
-    checked = 0
-    for who in {*CHANGES, PEERS} & levels.keys():
-        if not dices(who):
-            continue
-        arm, other = (MINSEG, who) if "1000" in lines else (who, MINSEG)
-        row = effect(dices(arm), dices(other))
-        wanted = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
-        start = f"reach {row['dice']:.3f}" if "1000" in lines else f"| {who} | {row['dice']:.3f} |"
-        assert start in page and wanted in page, (who, wanted)
-        checked += 1
-    assert checked == {"log-synthetic": 6, "h200/log-nuclei": 11}.get(lines, 1)
+@pytest.mark.parametrize("lines, rows", [("log-sparse", 13), ("log-nuclei", 12),
+                                         ("log-synthetic", 7), ("h200/log-nuclei", 12)])
+def test_the_log_says_what_its_lines_say(lines, rows):
+    from lab.effects import effect
+
+    page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
+    [section] = [part for part in page.split("\n## ") if f"(results/{lines}.jsonl)" in part]
+    dice = dice_by_contestant(lines)
+    old = dice.get("none: the old defaults") or dice["minseg"]
+    table = re.findall(r"^\| (.+?) \| ([\d.]+) \| (.*)\|$", section, re.M)
+    assert len(table) == rows
+    for name, value, difference in table:
+        row = effect(old if name == "none: the old defaults" else dice[name], old)
+        assert value == f"{row['dice']:.3f}", name
+        if name != "none: the old defaults":
+            assert difference == "{difference:+.3f} [{low:+.3f}, {high:+.3f}] ".format(**row), name
+
+
+def test_the_log_says_what_long_runs_gave():
+    from lab.effects import effect
+
+    page = " ".join((ROOT / "docs/log.md").read_text(encoding="utf-8").split())
+    dice = dice_by_contestant("h200/race-nuclei-1000")
+    row = effect(dice["minseg"], dice["peers"])
+    assert f"reach {row['dice']:.3f}" in page
+    assert "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row) in page
