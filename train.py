@@ -12,9 +12,6 @@ The slides are divided into K folds, for cross-validation. To hold out a fold me
 slides of all other folds, and then to score the network on the slides of this one. All slides of a
 group (a patient) are in the same fold, so no patient is both trained on and scored.
 
-Read this file from top to bottom: how long a run is, the network, the optimiser and its learning
-rate, one step, the loop, one fold, the program.
-
 The run's folder holds config.json and, for each fold, log.csv, curves.png, preview.png, score.json,
 probabilities/, model.pt (for infer.py) and resume.pt (for --resume). Once all K folds are
 complete, it also holds summary.json.
@@ -62,10 +59,7 @@ class Plan:
 
 
 def build(args, steps, positive=0.5):
-    """The network for a run of `steps` steps, and its arguments (see minseg/unet.py). `positive` is
-    the share of positive pixels, which the untrained network predicts: if it predicted 1/2, the
-    first steps would push all pixels down so hard that rare objects vanish, too (the idea is
-    RetinaNet's, arXiv 1708.02002, section 3.3)."""
+    """The network for a run of `steps` steps, and its arguments (see minseg/unet.py)."""
     network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
                "attention": None if args.attention == "none" else args.attention,
                "deep_supervision": args.deep_supervision,
@@ -74,8 +68,10 @@ def build(args, steps, positive=0.5):
                "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
+    # At first the network predicts the share of positive pixels. If it predicted 1/2, the first
+    # steps would push all pixels down, and rare objects with them (arXiv 1708.02002, section 3.3).
     for head in [net.head, *(net.deep_heads or [])]:
-        torch.nn.init.constant_(head.bias, math.log(positive / (1 - positive)))
+        torch.nn.init.constant_(head.bias, torch.logit(torch.as_tensor(positive), 0.001))
     if args.weights:
         mean, std = load_weights(net.encoder, args.weights)  # also sets padding and bn_eps
         net.mean.copy_(torch.tensor(mean).view_as(net.mean))
@@ -139,8 +135,7 @@ def train(args, tiles, train_on, held_out, folder):
     # micro-batch a list of tile numbers.
     steps_of = make_sampler(args, tiles, train_on)
     plan = Plan(args, len(steps_of(0)))
-    positive = float(tiles.mask_area[train_on].mean().clamp(0.001, 0.999))
-    net, network = build(args, plan.steps, positive)
+    net, network = build(args, plan.steps, tiles.mask_area[train_on].mean())
     optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
     highest_rates = [group["lr"] for group in optimizer.param_groups]
     dtype = autocast_dtype(args.device) if args.amp else None
@@ -174,8 +169,7 @@ def train(args, tiles, train_on, held_out, folder):
                                       accumulate=len(batches_of_step))
                 ema.update()
                 run.after_step(value, lr_share * args.lr, batches_of_step)
-            # A quick score, from tiles that do not overlap, for the log only: to choose the best
-            # epoch by it would overstate the final score.
+            # For the log only: to choose the best epoch by it would overstate the final score.
             quick_score = score(predict(ema.net, held_out, args, overlap=0), held_out)
             run.after_epoch(quick_score["pooled_dice"])
     return ema.net.eval(), network
