@@ -252,8 +252,8 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
                  for group in dice[who, args.budgets[0]][seed]} for seed in seeds]
 
     def time_to(who: str, target: float) -> float | None:
-        """The seconds after which the mean Dice first is `target`, interpolated as above: at the
-        earliest those of the first budget. None if it never is."""
+        """The seconds after which the mean Dice first is `target`, interpolated as above; those of
+        the first budget if it is already reached there. None if it never is."""
         points = [(math.log(seconds[who, steps]), statistics.mean(
             value for seed in dice[who, steps] for value in seed.values()))
             for steps in args.budgets]
@@ -275,7 +275,7 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         if who == MINSEG and PEERS in args.contestants:
             row["same_time"] = effect(after(who, seconds[PEERS, steps]), dice[PEERS, steps])
         rows.append(row)
-    times = {f"{target:.2f}": {who: time_to(who, target) for who in args.contestants}
+    times = {f"{target:g}": {who: time_to(who, target) for who in args.contestants}
              for target in TARGETS}
     return {"folds": args.folds, "seeds": args.seeds, "groups": len(dice[MINSEG, steps][0]),
             "rows": rows, "seconds_to_dice": times}

@@ -184,6 +184,20 @@ def test_the_log_says_what_its_lines_say(lines, rows):
             assert difference == "{difference:+.3f} [{low:+.3f}, {high:+.3f}] ".format(**row), name
 
 
+@pytest.mark.parametrize("data", ["nuclei", "synthetic"])
+def test_the_race_says_what_its_results_say(data):
+    page = (ROOT / "docs/race.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / f"docs/results/race-{data}.json").read_text(encoding="utf-8"))
+    rows = {(row["contestant"], row["steps"]): row for row in found["rows"]}
+    for steps in {steps for _, steps in rows}:
+        ours, theirs = rows["minseg", steps], rows["peers", steps]
+        cells = [f"{steps}", f"{ours['dice']:.3f}", f"{theirs['dice']:.3f}",
+                 *("{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**ours[name])
+                   for name in ("same_steps", "same_time")),
+                 f"{ours['seconds']:.0f} s", f"{theirs['seconds']:.0f} s"]
+        assert f"| {' | '.join(cells)} |" in page
+
+
 def test_the_log_says_what_long_runs_gave():
     from lab.effects import effect
 
