@@ -71,8 +71,9 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
 
-LOSSES = {"bce": bce_loss, "dice": dice_loss, "batch_dice": partial(dice_loss, per_image=False),
-          "lovasz": lovasz_hinge}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": bce_loss, "dice": dice_loss, "batch_dice": partial(dice_loss, per_image=False),
+    "lovasz": lovasz_hinge}
 
 
 def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
