@@ -81,7 +81,6 @@ CHANGES: dict[str, str | dict[str, object]] = {
                               for name in STRENGTHS},
     "no recolouring": {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS[2:]},
     "all empty tiles": "--negatives all",
-    "one empty tile per full one": "--negatives 1",
     "rate 1e-3": "--lr 1e-3",
     "rate 2e-3": "--lr 2e-3",
     "rate 3e-3": "--lr 3e-3",

@@ -7,6 +7,8 @@ is a sum:
 
     loss = w1 loss1 + w2 loss2 + ...          make_loss("bce+dice"), make_loss("0.5*bce+lovasz")
     bce  = -mean(t log p + (1 - t) log(1 - p))               p = sigmoid(logits), t = target
+    dice, lovasz: a mean over the images, see minseg.dice and minseg.lovasz
+    batch_dice: Dice of all images of the batch together; `train.py` uses bce+batch_dice by default
 
 **Two stages** are the other remedy: train with an easy loss until the network finds the objects,
 then switch to the loss that matters. In each stage the learning rate (see `train.py`) warms up over

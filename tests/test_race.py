@@ -76,11 +76,16 @@ def test_the_same_time_is_read_off_the_curve_over_seconds():
              for fold in (0, 1) for who, steps, dice, seconds in (
         ("peers", 10, 0.5, 20.0), ("peers", 40, 0.7, 80.0),
         ("minseg", 10, 0.4, 10.0), ("minseg", 40, 0.8, 40.0))}
-    rows = {(row["contestant"], row["steps"]): row for row in race.summarize(args, lines)["rows"]}
+    found = race.summarize(args, lines)
+    rows = {(row["contestant"], row["steps"]): row for row in found["rows"]}
     assert rows["minseg", 10]["same_steps"]["difference"] == pytest.approx(-0.1)
     # Twenty seconds lie halfway between 10 and 40 on the scale of logarithms.
     assert rows["minseg", 10]["same_time"]["difference"] == pytest.approx(0.6 - 0.5)
     assert rows["minseg", 40]["same_time"]["difference"] == pytest.approx(0.8 - 0.7)
+    times = found["seconds_to_dice"]
+    assert times["0.6"] == pytest.approx({"peers": 40, "minseg": 20}, abs=0.1)
+    assert times["0.7"]["peers"] == pytest.approx(80, abs=0.1)
+    assert times["0.75"]["peers"] is None and times["0.85"]["minseg"] is None
 
 
 def test_options_that_the_race_sets_are_refused(capsys):

@@ -441,6 +441,11 @@ def test_each_epoch_draws_as_many_negatives_as_asked_and_others_each_time(
     assert set(first[1]) != set(second[1])
 
 
+def test_the_defaults_suit_slides_with_few_objects():
+    args = train_options([])
+    assert (args.loss, args.negatives) == ("bce+batch_dice", 1)
+
+
 def test_a_recipe_sets_and_prints_options_and_those_of_the_user_take_precedence(capsys):
     args = train_options(["--recipe", "post"])
     assert (args.tile, args.stride, args.batch, args.loss, args.then, args.negatives) == (
