@@ -126,11 +126,11 @@ def convolve_enlarged(conv: nn.Conv2d, d: Tensor, skip: Tensor | None = None) ->
     """`conv([up(d), skip])` of a 3 x 3 convolution, with less work (see above): d (N, c_in, H, W)
     and skip (N, c_skip, 2H, 2W) or None -> (N, c_out, 2H, 2W)."""
     weight_d, weight_skip = conv.weight.tensor_split([d.shape[1]], 1)
-    padded = F.pad(weight_d, (1, 1, 1, 1))  # (c_out, c_in, 5, 5)
-    rows = padded[:, :, 1:] + padded[:, :, :-1]
-    kernel = rows[..., 1:] + rows[..., :-1]  # (c_out, c_in, 4, 4)
     # A convolution gathers from neighbours, a transposed one spreads to them, so mirror the kernel.
-    kernel = kernel.flip(2, 3).transpose(0, 1)
+    mirrored = weight_d.transpose(0, 1).flip(2, 3)  # (c_in, c_out, 3, 3)
+    padded = F.pad(mirrored, (1, 1, 1, 1))
+    rows = padded[:, :, 1:] + padded[:, :, :-1]
+    kernel = rows[..., 1:] + rows[..., :-1]  # (c_in, c_out, 4, 4)
     result = F.conv_transpose2d(d, kernel, conv.bias, stride=2, padding=1)
     return result if skip is None else result + F.conv2d(skip, weight_skip, padding=1)
 
