@@ -88,15 +88,15 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
 def blend_window(tile: int, kind: str = "linear") -> Tensor:
     """The weight of each pixel of a tile, float32 (tile, tile), max 1, min > 0. `kind` is "linear",
     "gaussian", "hann" or "uniform". ValueError for any other kind."""
-    x = torch.arange(tile, dtype=torch.float64) + 0.5
+    u = torch.arange(tile, dtype=torch.float64) + 0.5
     if kind == "uniform":
-        axis = torch.ones_like(x)
+        axis = torch.ones_like(u)
     elif kind == "linear":
-        axis = torch.minimum(x, tile - x)
+        axis = torch.minimum(u, tile - u)
     elif kind == "hann":
-        axis = (math.pi * x / tile).sin() ** 2
+        axis = (math.pi * u / tile).sin() ** 2
     elif kind == "gaussian":
-        axis = (-((x - tile / 2) ** 2) / (2 * (tile / 8) ** 2)).exp()
+        axis = (-((u - tile / 2) ** 2) / (2 * (tile / 8) ** 2)).exp()
     else:
         raise ValueError(f"unknown window {kind!r}: use linear, gaussian, hann or uniform")
     window = torch.outer(axis, axis)
