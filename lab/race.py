@@ -48,6 +48,7 @@ from minseg.data.memory import keep_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import Tiles
 from minseg.pretrained import load_weights
+from minseg.run.errors import Stopped
 from minseg.run.loop import locked
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, make_sampler, prepare, training_tiles
@@ -374,5 +375,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):  # train.py's loop raises the latter
         sys.exit("\nrace: stopped; the same command goes on")
