@@ -1,18 +1,20 @@
-"""The race: train.py beside the recipe that other libraries document, on the same pixels.
+"""The race: train.py beside a recipe put together from what other libraries document.
 
     python -m lab.race --data DIR --tile 192
     python -m lab.race --half first --changes 'rate 1e-3' 'flips and turns only'
 
-Two contestants start from the same encoder weights, see the same tiles in the same order for the
+Two contestants start from the same encoder weights, get the same tiles in the same order for the
 same number of steps, and are scored on whole images of groups that they have not seen:
 
-- **minseg**: `train.py` with its defaults, and its own tiled prediction.
+- **minseg**: `train.py` with its defaults, and its own tiled prediction: overlap 0.5, linear.
 - **peers**: segmentation_models.pytorch's U-Net; BCE + Dice; AdamW and OneCycle, up to 1e-3 and for
-  the encoder 3e-4; flips and quarter turns; MONAI's sliding window, Gaussian, overlap 0.25.
+  the encoder 3e-4; flips and quarter turns; MONAI's sliding window, Gaussian, overlap 0.25. It is
+  set up for Lite0 to Lite4, has not been tuned here, and takes void pixels for background.
 
 Each number of steps (a budget) is a run of its own, with a learning rate that ends there, so each
-point of a curve is what somebody with that budget would get. Seconds are those of training alone,
-without scoring. "The same time" holds the peers against minseg's curve over seconds, interpolated.
+point of a curve is what somebody with that budget would get. Seconds are those of training, without
+scoring; minseg's include building the network and saving, the peers' do not. "The same time" is
+minseg's Dice at the moment when the peers finish, read off its curve over seconds.
 
 `--changes` runs minseg with one thing changed (`CHANGES`), to find out what a default is worth:
 docs/log.md keeps what came out. Tune on `--half first` of the groups, report on `--half second`.
@@ -240,15 +242,17 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     for who in args.contestants:
         for steps in args.budgets:
             runs = [[lines[who, steps, seed, fold] for fold in folds] for seed in seeds]
-            dice[who, steps] = [dice_of_groups([run["levels"] for run in seed]) for seed in runs]
-            seconds[who, steps] = statistics.median(run["seconds"] for seed in runs for run in seed)
+            dice[who, steps] = [dice_of_groups([line["levels"] for line in of_seed])
+                                for of_seed in runs]
+            seconds[who, steps] = statistics.median(line["seconds"] for of_seed in runs
+                                                    for line in of_seed)
 
-    def after(who: str, time: float) -> list[dict[str, float]]:
-        """The Dice of each group after so many seconds: interpolated in the logarithm of time;
-        before the first and after the last budget, that of this budget."""
+    def after(who: str, end: float) -> list[dict[str, float]]:
+        """The Dice of each group after so many seconds: interpolated in the logarithm of time, and
+        after the last budget that of this budget."""
         times = [math.log(seconds[who, steps]) for steps in args.budgets]
-        return [{group: float(np.interp(math.log(time), times, [dice[who, steps][seed][group]
-                                                                for steps in args.budgets]))
+        return [{group: float(np.interp(math.log(end), times, [dice[who, steps][seed][group]
+                                                               for steps in args.budgets]))
                  for group in dice[who, args.budgets[0]][seed]} for seed in seeds]
 
     def time_to(who: str, target: float) -> float | None:
@@ -272,13 +276,17 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         other = PEERS if who == MINSEG else MINSEG
         if who != PEERS and other in args.contestants:
             row["same_steps"] = effect(dice[who, steps], dice[other, steps])
-        if who == MINSEG and PEERS in args.contestants:
+            row["seeds"] = [statistics.mean(a.values()) - statistics.mean(b.values())
+                            for a, b in zip(dice[who, steps], dice[other, steps])]
+        # Before its shortest run has ended, minseg has no Dice to compare.
+        if (who == MINSEG and PEERS in args.contestants
+                and seconds[PEERS, steps] >= seconds[MINSEG, args.budgets[0]]):
             row["same_time"] = effect(after(who, seconds[PEERS, steps]), dice[PEERS, steps])
         rows.append(row)
     times = {f"{target:g}": {who: time_to(who, target) for who in args.contestants}
              for target in TARGETS}
-    return {"folds": args.folds, "seeds": args.seeds, "groups": len(dice[MINSEG, steps][0]),
-            "rows": rows, "seconds_to_dice": times}
+    return {"folds": args.folds, "seeds": args.seeds, "rows": rows, "seconds_to_dice": times,
+            "groups": len(dice[MINSEG, args.budgets[0]][0])}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -297,7 +305,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--docs", type=Path, default=Path("docs"), metavar="DIR",
         help="for results/ and figures/ (default docs)")
     args, args.options = parser.parse_known_args(argv)
-    for name in {"--seed", "--fold", "--resume", "--epochs", "--exclude"} & {*args.options}:
+    given = {option.split("=")[0] for option in args.options}
+    for name in {"--seed", "--fold", "--resume", "--epochs", "--exclude", "--accumulate"} & given:
         parser.error(f"{name}: this program sets it itself")
     args.name = args.name or (args.data.resolve().name if args.data else "synthetic")
     args.out = args.out or Path("runs") / f"race-{args.name}"
@@ -320,10 +329,23 @@ def leave_out_half(args: argparse.Namespace) -> list[str]:
     return ["--exclude", str(measure.write_text(args.out / f"not-{args.half}.csv", text))]
 
 
+def same_settings(args: argparse.Namespace) -> None:
+    """Writes into OUT what its runs have in common. ValueError where that was something else: the
+    names of their folders do not tell."""
+    path = args.out / "race.json"
+    settings = {"data": args.data.resolve().name, "half": args.half, "folds": args.folds,
+                "options": args.options}
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise ValueError(f"{path}: belongs to a race with other data, folds or options: give "
+                         "another --out")
+    measure.write_json(path, settings)
+
+
 def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     """Writes the lines, the summary and the chart, and prints the rows."""
     summary = args.docs / "results" / f"race-{args.name}.json"
-    found = {name: lines[next(iter(lines))][name] for name in ("device", "torch", "commit", "date")}
+    found = {name: sorted({line[name] for line in lines.values()})
+             for name in ("device", "threads", "torch", "commit", "date")}
     found |= {"options": args.options, **summarize(args, lines)}
     measure.write_text(summary.with_suffix(".jsonl"), "".join(
         json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
@@ -348,7 +370,11 @@ def main(argv: list[str] | None = None) -> None:
         args.data = args.data or draw_synthetic_slides(args.out / "slides", glomeruli=FEW)
         args.options += leave_out_half(args) if args.half else []
         given = train_options(options_of(args, MINSEG, 0, 0))
+        if PEERS in args.contestants and "lite" not in given.encoder:
+            raise ValueError(f"--encoder {given.encoder}: the peers are set up for "
+                             "efficientnet-lite0 to -lite4")
         prepare(given)  # what is wrong here is wrong with every run
+        same_settings(args)
     except (ValueError, OSError) as error:
         print(f"race: {error}", file=sys.stderr)
         sys.exit(2)

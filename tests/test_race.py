@@ -85,10 +85,32 @@ def test_the_same_time_is_read_off_the_curve_over_seconds():
     times = found["seconds_to_dice"]
     assert times["0.6"] == pytest.approx({"peers": 40, "minseg": 20}, abs=0.1)
     assert times["0.7"]["peers"] == pytest.approx(80, abs=0.1)
+    assert rows["minseg", 40]["seeds"] == pytest.approx([0.1])
+    lines["peers", 10, 0, 0]["seconds"] = lines["peers", 10, 0, 1]["seconds"] = 5.0
+    rows = race.summarize(args, lines)["rows"]  # the peers are done before minseg's first run
+    assert ["same_time" in row for row in rows if row["contestant"] == "minseg"] == [False, True]
     assert times["0.75"]["peers"] is None and times["0.85"]["minseg"] is None
 
 
 def test_options_that_the_race_sets_are_refused(capsys):
     with pytest.raises(SystemExit):
-        race.parse(["--epochs", "3"])
+        race.parse(["--epochs=3"])
     assert "--epochs: this program sets it itself" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_networks", "alone")
+def test_runs_with_other_options_are_not_taken_for_these(slides, tmp_path, capsys):
+    command = ["--data", str(slides), *SMALL, "--out", str(tmp_path), "--docs", str(tmp_path)]
+    race.main(command)
+    for other in (["--tile", "64"], ["--lr=1e-4"]):
+        with pytest.raises(SystemExit):
+            race.main([*command, *other])
+        assert "a race with other data, folds or options" in capsys.readouterr().err
+
+
+def test_the_peers_take_lite_encoders_only(slides, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(race, "find_spec", lambda name: True)
+    with pytest.raises(SystemExit):
+        race.main(["--data", str(slides), *SMALL, "--encoder", "efficientnet-b0", "--out",
+                   str(tmp_path)])
+    assert "the peers are set up for efficientnet-lite0" in capsys.readouterr().err
