@@ -68,7 +68,7 @@ def build(args, steps, positive=0.5):
                "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
-    # At first the network predicts the share of positive pixels. If it predicted 1/2, the first
+    # At first the network predicts the tiles' share of positive pixels. If it predicted 1/2, early
     # steps would push all pixels down, and rare objects with them (arXiv 1708.02002, section 3.3).
     for head in [net.head, *(net.deep_heads or [])]:
         torch.nn.init.constant_(head.bias, torch.logit(torch.as_tensor(positive), 0.001))
@@ -109,7 +109,7 @@ def learning_rate_share(step, steps, first_stage_steps):
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, stage_steps - warm_up)))
 
 
-def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
+def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
     """One step of the optimiser, with the mean gradient of `accumulate` micro-batches (images,
     targets). Returns the mean loss as a tensor on the device, so that the GPU need not finish
     before the next step is prepared."""
@@ -117,7 +117,7 @@ def training_step(net, loss, micro_batches, optimizer, scaler, dtype=None, accum
     for images, targets in micro_batches:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            logits = net(images)
+            logits = forward(images)
         # Without deep supervision there is one map of logits, and this is just `loss`.
         value = deep_supervision_loss(loss, logits, targets) / accumulate
         scaler.scale(value).backward()  # the scaler acts only on float16 training
@@ -140,11 +140,9 @@ def train(args, tiles, train_on, held_out, folder):
     highest_rates = [group["lr"] for group in optimizer.param_groups]
     dtype = autocast_dtype(args.device) if args.amp else None
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-    forward, losses = net, args.losses
     if args.checkpoint_activations:
         recompute_activations(net)
-    if args.compile:
-        forward = torch.compile(net, dynamic=False)
+    forward = torch.compile(net, dynamic=False) if args.compile else net
 
     states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
     # With --resume, Run restores the saved states and continues after the last saved step.
@@ -158,7 +156,7 @@ def train(args, tiles, train_on, held_out, folder):
                 lr_share = learning_rate_share(run.step, plan.steps, plan.first_stage_steps)
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * lr_share
-                loss = losses[0] if run.step < plan.first_stage_steps else losses[1]
+                loss = args.losses[run.step >= plan.first_stage_steps]
                 # The random numbers of a step follow from the seed and the number of the step, so
                 # a resumed run draws the same ones as a run that was never interrupted.
                 generator = seeded(args.seed, "step", run.step)

@@ -21,10 +21,10 @@ A convolution of channels side by side is the sum of a convolution of each part.
 neighbours that a row of its kernel W meets in up(d), two are copies of the same pixel of d, so
 their weights can be added beforehand. `convolve_enlarged` does both:
 
-    W * [up(d), x] = V *' d + Wx * x       V = Wd * ones(2, 2), 4 x 4;  *' transposed, with stride 2
+    W * [up(d), x] = V *' d + Wx * x     V = mirrored(Wd) * ones(2, 2); *' transposed, stride 2
 
-That is 4 instead of 9 products for each channel of d and pixel of the result, and neither up(d) nor
-the concatenation is ever made.
+V is 4 x 4. That is 4 instead of 9 products for each channel of d and pixel of the result, and
+neither up(d) nor the concatenation is ever made.
 
 | what | paper | segmentation_models.pytorch | here |
 |---|---|---|---|
@@ -113,8 +113,8 @@ def per_channel(name: str, given: Sequence[float] | None, imagenet: Sequence[flo
 
 def pad_to_multiple(x: Tensor, factor: int, training: bool) -> Tensor:
     """(N, C, H, W) with its last row and column repeated until H and W are multiples of `factor`.
-    While training on one image, the result has 2 `factor` rows at least: the deepest map then has
-    more than one pixel, without which batch norm cannot be trained."""
+    While training on one image that would become a single square of `factor`, `factor` more rows
+    follow: the deepest map then has two pixels, as batch norm cannot be trained on one."""
     height, width = x.shape[2:]
     down, right = -height % factor, -width % factor
     if training and len(x) == 1 and max(height, width) <= factor:
