@@ -141,6 +141,9 @@ def race_chart(name: str, found: dict):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.grid()
+    budgets = sorted({row["steps"] for row in found["rows"]})
+    both[0].set_xticks(budgets, map(str, budgets))
+    both[0].set_ylabel("Dice")
     figure.legend(loc="outside lower left", ncols=3)
     return figure
 

@@ -154,13 +154,14 @@ def test_the_readme_counts_the_audits_verdicts():
         (ROOT / "README.md").read_text("utf-8").split())
 
 
-def dice_by_contestant(lines):
+def dice_by_contestant(lines, steps=None):
     """The Dice of each group, by contestant and seed, from the lines of a race."""
     from lab.effects import dice_of_groups
 
     levels, text = {}, (ROOT / f"docs/results/{lines}.jsonl").read_text(encoding="utf-8")
     for run in map(json.loads, text.splitlines()):
-        levels.setdefault(run["contestant"], {})[run["seed"], run["fold"]] = run["levels"]
+        if steps in (None, run["steps"]):
+            levels.setdefault(run["contestant"], {})[run["seed"], run["fold"]] = run["levels"]
     return {who: [dice_of_groups([runs[seed, fold] for fold in range(3)])
                   for seed in sorted({seed for seed, _ in runs})]
             for who, runs in levels.items() if len(runs) % 3 == 0}
@@ -184,16 +185,29 @@ def test_the_log_says_what_its_lines_say(lines, rows):
             assert difference == "{difference:+.3f} [{low:+.3f}, {high:+.3f}] ".format(**row), name
 
 
-@pytest.mark.parametrize("data", ["nuclei", "synthetic"])
-def test_the_race_says_what_its_results_say(data):
+@pytest.mark.parametrize("data, tuned", [("nuclei", "log-nuclei"),
+                                         ("synthetic", "h200/log-synthetic")])
+def test_the_race_says_what_its_results_say(data, tuned):
+    from lab.effects import effect
+
+    def text(row):
+        return "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
+
     page = (ROOT / "docs/race.md").read_text(encoding="utf-8")
-    found = json.loads((ROOT / f"docs/results/race-{data}.json").read_text(encoding="utf-8"))
+    results = ROOT / "docs/results"
+    found = json.loads((results / f"race-{data}.json").read_text(encoding="utf-8"))
     rows = {(row["contestant"], row["steps"]): row for row in found["rows"]}
+    seen = {group for line in (results / f"{tuned}.jsonl").read_text("utf-8").splitlines()
+            for group in json.loads(line)["levels"]}
     for steps in {steps for _, steps in rows}:
+        both = [[{group: dice for group, dice in seed.items() if group not in seen}
+                 for seed in dice_by_contestant(f"race-{data}", steps)[who]]
+                for who in ("minseg", "peers")]
+        assert len(both[0][0]) == found["groups"] / 2
         ours, theirs = rows["minseg", steps], rows["peers", steps]
         cells = [f"{steps}", f"{ours['dice']:.3f}", f"{theirs['dice']:.3f}",
-                 *("{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**ours[name])
-                   for name in ("same_steps", "same_time")),
+                 text(ours["same_steps"]), ", ".join(f"{seed:+.3f}" for seed in ours["seeds"]),
+                 text(effect(*both)), text(ours["same_time"]),
                  f"{ours['seconds']:.0f} s", f"{theirs['seconds']:.0f} s"]
         assert f"| {' | '.join(cells)} |" in page
 
