@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minseg.data.memory import keep_memory
 from minseg.data.slides import shrink
 from minseg.data.synthetic import synthetic_slide
 from minseg.dice import dice_score
@@ -36,9 +37,10 @@ from minseg.tiling import predict_image
 from minseg.unet import UNet
 
 from . import measure
-from .measure import RESULTS, alive_after, in_turn, measured
+from .measure import RESULTS, alive_after, in_turn, in_turn_apart, measured
 
 TILE, OVERLAP = 512, 0.25  # of the tiling bench
+SIDE, SMALL_TILE = 2048, 256  # of the image and the tiles against MONAI
 LOSS = "dice+lovasz"  # of the training steps
 TRICKS = {
     "plain": {}, "gates": {"gates": True}, "scse": {"attention": "scse"},
@@ -49,8 +51,8 @@ TRICKS = {
 PAPER_BANDWIDTH = 3.0e12  # bytes per second, of a large GPU
 PAPER_PIXELS = 2**20  # of a batch; `spread` only counts larger ones on a CPU, it does not run them
 UNUSED = "encoder._conv_head", "encoder._bn1"  # parts that smp's U-Net has but never computes
-# Nobody's freed memory stays in the process unless a program asks for it, as minseg's do.
-RETURNING = "smp", "monai + smp", "minseg, memory returned"
+# Freed memory stays in the process only if a program asks for it. These ways do not ask for it:
+NOT_KEPT = "smp", "monai + smp", "minseg, memory not kept"
 FLOAT32 = "smp", "smp, memory kept"  # as documented
 Step = Callable[[], Tensor]  # takes one training step
 
@@ -178,45 +180,61 @@ def bench_tiling(args: argparse.Namespace) -> Iterator[dict]:
         yield from against_monai(args)
 
 
-@torch.inference_mode()
-def against_monai(args: argparse.Namespace) -> Iterator[dict]:
-    """The same weights, pixels, tiles, overlap and window in MONAI's sliding window over
-    segmentation_models.pytorch's U-Net, and in this project's, in turn."""
+def image_for(model: Path) -> np.ndarray:
+    """A synthetic slide at the model's scale, repeated: uint8 (SIDE, SIDE, 3)."""
+    scale = load_model(model)[1]["scale"]
+    image, _ = synthetic_slide(1, scale * SIDE // 2, scale * SIDE // 2)
+    return np.tile(shrink(image, scale), (2, 2, 1))
+
+
+def predict_with_monai(model: Path, device: str) -> Callable[[], Tensor]:
+    """A function that predicts `image_for` with MONAI's sliding window over
+    segmentation_models.pytorch's U-Net, which gets the model's weights."""
     import segmentation_models_pytorch as smp
     from monai.inferers import sliding_window_inference
 
-    if not args.model:
-        raise ValueError("--against monai needs --model: its weights go into both networks")
-    net, facts = load_model(args.model)
+    net, _ = load_model(model)
     theirs = smp.Unet("efficientnet-b0", encoder_weights=None)
     names = [name for name in theirs.state_dict() if not name.startswith(UNUSED)]
     if len(names) != len(net.state_dict()):
-        raise ValueError(f"{args.model}: is not the plain U-Net with an EfficientNet-B0")
+        raise ValueError(f"{model}: is not the plain U-Net with an EfficientNet-B0")
     theirs.load_state_dict(dict(zip(names, net.state_dict().values())), strict=False)
-    theirs = theirs.eval().to(args.device)
-    mean, std = net.mean.to(args.device), net.std.to(args.device)
-    size, tile, batch = 2048, 256, 8
-    side = facts["scale"] * size // 2
-    image = np.tile(shrink(synthetic_slide(1, side, side)[0], facts["scale"]), (2, 2, 1))
+    theirs = theirs.eval().to(device)
+    mean, std, image = net.mean.to(device), net.std.to(device), image_for(model)
 
-    def monai():
-        x = torch.from_numpy(image).to(args.device).permute(2, 0, 1)[None]
+    @torch.inference_mode()
+    def predict() -> Tensor:
+        x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None]
         return sliding_window_inference(
-            (x / 255 - mean) / std, tile, batch, lambda tiles: theirs(tiles).sigmoid(),
-            overlap=0.25, mode="gaussian")[0].cpu()
+            (x / 255 - mean) / std, SMALL_TILE, 8, lambda tiles: theirs(tiles).sigmoid(),
+            overlap=OVERLAP, mode="gaussian")[0].cpu()
 
-    def minseg(amp):
-        predict = predictor([net], device=args.device, amp=amp)
-        return partial(predict_image, predict, image, tile=tile, stride=192, window="gaussian",
-                       batch=batch, device=args.device)
+    return predict
 
-    ways = {"monai + smp": monai, "monai + smp, memory kept": monai, "minseg": minseg(False),
-            "minseg, bfloat16": minseg(True)}
-    seconds, expected = in_turn(ways, args.rounds, returning=RETURNING), monai()
-    for name, way in ways.items():
-        result = way()
-        yield {"bench": "tiling against monai", "way": name, "size": [size, size],
-               "tile": tile, "overlap": 0.25, "window": "gaussian",
+
+def predict_here(model: Path, device: str, amp: bool) -> Callable[[], Tensor]:
+    """A function that predicts `image_for` with this project's tiling and network."""
+    predict = predictor([load_model(model)[0]], device=device, amp=amp)
+    return partial(predict_image, predict, image_for(model), tile=SMALL_TILE, window="gaussian",
+                   stride=round(SMALL_TILE * (1 - OVERLAP)), batch=8, device=device)
+
+
+def against_monai(args: argparse.Namespace) -> Iterator[dict]:
+    """The same weights, pixels, tiles, overlap and window in MONAI's sliding window over
+    segmentation_models.pytorch's U-Net, and in this project's, in turn."""
+    if not args.model:
+        raise ValueError("--against monai needs --model: its weights go into both networks")
+    theirs = partial(predict_with_monai, args.model, args.device)
+    ours = partial(predict_here, args.model, args.device, False)
+    makers = {"monai + smp": theirs, "monai + smp, memory kept": theirs, "minseg": ours,
+              "minseg, memory not kept": ours,
+              "minseg, bfloat16": partial(predict_here, args.model, args.device, True)}
+    expected = theirs()()
+    seconds = in_turn_apart(makers, args.rounds, NOT_KEPT)
+    for name, make in makers.items():
+        result = make()()
+        yield {"bench": "tiling against monai", "way": name, "size": [SIDE, SIDE],
+               "tile": SMALL_TILE, "overlap": OVERLAP, "window": "gaussian",
                "seconds": round(seconds[name], 3),
                "times_as_fast": round(seconds["monai + smp"] / seconds[name], 2),
                "largest_difference": (result - expected).abs().max().item(),
@@ -277,9 +295,11 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False,
     return step
 
 
-def two_steps(make: Callable[[], Step]) -> Callable[[], None]:
+def two_steps(make: Callable[[], Step], keep: bool) -> Callable[[], None]:
     """Makes a network, so that all is imported, and drops it. The function that is returned makes
-    another one and takes two steps."""
+    another one and takes two steps. `keep`: freed memory stays in the process."""
+    if keep:
+        keep_memory()
     make()
 
     def job() -> None:
@@ -297,10 +317,10 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
     for name, tricks in product(args.encoders, args.tricks):
         torch.compiler.reset()  # a function is compiled for eight networks at most
         ours, theirs = partial(minseg_step, args, name, tricks), partial(smp_step, args, name)
-        makers = {"minseg": ours, "minseg, memory returned": ours,
+        makers = {"minseg": ours, "minseg, memory not kept": ours,
                   "minseg, recomputed": partial(ours, recompute=True)}
         if args.device == "cuda":  # the setting is for the memory of a CPU
-            del makers["minseg, memory returned"]
+            del makers["minseg, memory not kept"]
         if args.compile:
             makers["minseg, compiled"] = partial(ours, compiled=True)
         if args.against == "smp" and tricks == "plain":
@@ -314,13 +334,11 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
         for way, make in makers.items():
             if args.device == "cuda":
                 steps[way], memory[way] = measure.step_and_peak(make)
-            else:
-                steps[way] = make()
-                if "compiled" not in way:
-                    memory[way] = measured(two_steps, make, threads=1)[2]
-        seconds = in_turn(steps, args.rounds, calls=2 if args.device == "cuda" else 1,
-                          returning=RETURNING)
-        for way in steps:
+            elif "compiled" not in way:
+                memory[way] = measured(two_steps, make, way not in NOT_KEPT, threads=1)[2]
+        seconds = (in_turn(steps, args.rounds, calls=2) if args.device == "cuda"
+                   else in_turn_apart(makers, args.rounds, NOT_KEPT))
+        for way in makers:
             yield {"encoder": name, "tricks": tricks, "way": way, "images": args.images,
                    "size": args.size, "loss": LOSS,
                    "amp": "float32" if way in FLOAT32 else numbers(args.amp, args.device),

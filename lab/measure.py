@@ -14,7 +14,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ import infer
 import train
 from minseg.data.datasets import Item
 from minseg.data.files import atomic
-from minseg.data.memory import keep_memory, trim_memory
+from minseg.data.memory import keep_memory
 from minseg.data.synthetic import synthetic_slide
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
@@ -94,19 +94,16 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def in_turn(functions: dict[str, Callable[[], object]], rounds: int, calls: int = 1,
-            returning: Collection[str] = ()) -> dict[str, float]:
+def in_turn(functions: dict[str, Callable[[], object]], rounds: int,
+            calls: int = 1) -> dict[str, float]:
     """The median seconds of each function, called in the order A B C A B C ..., after one round of
     warm-up. Machines change their speed within a minute, and in this order it affects all alike.
     With several `calls` each turn has so many, and nothing waits for the GPU between them. Freed
-    memory stays in the process (`minseg.data.memory`), as in train.py, except for the functions
-    named in `returning`: they return it to the system, as programs do that change nothing."""
+    memory stays in the process (`minseg.data.memory`), as in train.py."""
+    keep_memory()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
-            keep_memory(name not in returning)
-            if name in returning:
-                trim_memory()
             synchronize()
             start = time.perf_counter()
             for _ in range(calls):
@@ -114,6 +111,34 @@ def in_turn(functions: dict[str, Callable[[], object]], rounds: int, calls: int 
             synchronize()
             seconds[name].append((time.perf_counter() - start) / calls)
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def in_turn_apart(makers: dict[str, Callable[[], Callable]], rounds: int,
+                  not_kept: Collection[str]) -> dict[str, float]:
+    """`in_turn` of the functions that `makers` make, each in a process of its own. There, freed
+    memory is kept, except for those named in `not_kept`: they do what programs do that change
+    nothing. (Once a process has asked for other thresholds, it cannot go back to that.)"""
+    spawn = multiprocessing.get_context("spawn")
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(spawn.Pool(1)) for name in makers}
+        for _ in range(rounds + 1):
+            for name, make in makers.items():
+                seconds[name].append(processes[name].apply(_time, (make, name not in not_kept)))
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+_function: list[Callable] = []  # in a process of `in_turn_apart`: what it times
+
+
+def _time(make: Callable[[], Callable], keep: bool) -> float:
+    if not _function:
+        if keep:
+            keep_memory()
+        _function.append(make())
+    start = time.perf_counter()
+    _function[0]()
+    return time.perf_counter() - start
 
 
 def peak(device: str = "cpu") -> float:

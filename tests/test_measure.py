@@ -8,7 +8,16 @@ from torch.autograd import DeviceType
 from torch.nn import functional as F
 
 from lab import measure
-from lab.measure import Traffic, alive_after, count_step, in_turn, measured, milliseconds
+from lab.measure import (
+    Traffic,
+    alive_after,
+    count_step,
+    in_turn,
+    in_turn_apart,
+    measured,
+    milliseconds,
+)
+from minseg.data.memory import c_library
 from minseg.losses import make_loss
 
 
@@ -23,6 +32,28 @@ def test_functions_are_timed_in_turn_after_a_warm_up():
     assert calls == ["a", "b"] * 3 and set(medians) == {"a", "b"}
     in_turn({"c": partial(calls.append, "c")}, rounds=1, calls=5)
     assert calls.count("c") == 10
+
+
+def faults():
+    """Makes a function that writes 64 MiB anew, and fails where that costs no page fault."""
+    import resource
+
+    def write():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        times.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        if len(times) > 2 and times[-1] < 4:
+            raise ArithmeticError("no page faults")
+
+    times = []
+    return write
+
+
+@pytest.mark.skipif(not c_library(), reason="needs the GNU C library")
+def test_each_way_has_a_process_that_keeps_its_memory_or_does_not():
+    assert in_turn_apart({"free": faults}, rounds=5, not_kept=["free"])["free"] > 0
+    with pytest.raises(ArithmeticError):
+        in_turn_apart({"kept": faults}, rounds=5, not_kept=[])
 
 
 def test_bytes_that_are_kept_are_counted_once_and_those_that_are_freed_not_at_all():

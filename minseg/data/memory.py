@@ -27,13 +27,12 @@ def c_library() -> ctypes.CDLL | None:
     return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
-def keep_memory(keep: bool = True) -> None:
-    """From now on freed memory stays in the process, until `trim_memory` is called. `keep=False`
-    goes back to how the library begins."""
+def keep_memory() -> None:
+    """From now on freed memory stays in the process, until `trim_memory` is called."""
     if library := c_library():
-        # Large blocks come from the heap, too, and the heap is never cut off at its end.
-        library.mallopt(M_MMAP_MAX, 0 if keep else 65536)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 * 1024)
+        # Large blocks come from the heap, too, and the heap is not cut off at its end.
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def trim_memory() -> None:
