@@ -194,7 +194,7 @@ def train_and_score(args, data, fold):
 def main(argv=None):
     """Prepare the data; train and score fold by fold; summarize."""
     args, start = train_options(argv), time.monotonic()
-    keep_memory()  # on a CPU, a step is up to twice as fast
+    keep_memory()  # on a CPU, a step is 1.5 times as fast
     # `explained` turns an error into one line on stderr and an exit code. 2: the options or the
     # data are wrong, and no fold was begun. 1: it failed later, and some folds may be complete.
     with explained(args, argv, exit_code=2):

@@ -94,7 +94,7 @@ def run_group(parser: Parser) -> None:
     add("--amp", choices=("auto", "on", "off"), default="auto",
         help="mixed precision: the network computes in 16 bits (default auto: on CUDA)")
     add("--compile", action="store_true",
-        help="torch.compile: takes minutes to start, then is faster")
+        help="torch.compile, for GPUs: takes minutes to start; on a CPU it was slower")
     add("--checkpoint-activations", action="store_true",
         help="recompute activations in the backward pass: slower, but less memory")
     add("--workers", type=int, default=2, metavar="N",
