@@ -7,6 +7,7 @@ import torch
 
 from lab.bench import Concatenation, kept_bytes, main, minseg_step
 from minseg import Hypercolumn, UNet, hypercolumn
+from minseg.data import memory
 from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +140,12 @@ def test_the_page_of_measurements_quotes_the_training_steps():
         rate = row["images_a_second"]
         peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.2f} GiB"
         assert f"| {rate:.2f} | {rate / theirs:.2f} × | {peak} |" in page
+    rate = {row["way"]: row["images_a_second"] for row in rows}
+    faster = rate["minseg"] / rate["minseg, memory not kept"]
+    assert f"is {faster:.1f} times as fast" in " ".join(memory.__doc__.split())
+    faster = rate["smp, everything added"] / rate["smp, memory kept"]
+    race = " ".join((ROOT / "docs/race.md").read_text().split())
+    assert f"would make its step {faster:.2f} times as fast" in race
     for recomputed in (False, True):
         batches = [row["gib"] for row in read("memory")
                    if row["tricks"] == "all" and row["recomputed"] == recomputed]

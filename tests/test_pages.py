@@ -3,6 +3,7 @@ that were measured."""
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,9 @@ def test_the_log_says_what_long_runs_gave():
     row = effect(dice["minseg"], dice["peers"])
     assert f"reach {row['dice']:.3f}" in page
     assert "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row) in page
+    lines = (ROOT / "docs/results/h200/race-nuclei-1000.jsonl").read_text("utf-8").splitlines()
+    seconds = {who: statistics.median(run["seconds"] for run in map(json.loads, lines)
+                                      if run["contestant"] == who) for who in ("minseg", "peers")}
+    assert "took {minseg:.0f} s for that and the peers {peers:.0f} s".format(**seconds) in page
+    race = " ".join((ROOT / "docs/race.md").read_text(encoding="utf-8").split())
+    assert "{minseg:.0f} against {peers:.0f} s for 1,000 steps".format(**seconds) in race

@@ -369,6 +369,7 @@ def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageS
         if not page.is_tiled and (segments.size > 2 * HELD or turned > 4):
             return segments.unpacked()
         segments.window(0, 0, 1, 1)  # fails here, not later, if its decoder is missing
+    # Without imagecodecs, tifffile's own decoders raise any of these for what they cannot decode.
     except (ValueError, NotImplementedError, ImportError) as error:
         if "imagecodecs" in str(error) or isinstance(error, ImportError):
             raise UnsupportedImage(f"{COMPRESSION(page.compression).name} compression of "
