@@ -249,8 +249,12 @@ def naive_count(prediction, target):
     pairs = [(i, j) for i in range(1, a.max() + 1) for j in range(1, b.max() + 1)
              if 2 * ((a == i) & (b == j)).sum() >= ((a == i) | (b == j)).sum()]
     assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)  # one to one
+    inside = [[j for i in range(1, a.max() + 1)
+               if ((a == i) & (b == j)).sum() > (a == i).sum() / 2
+               and ((a == i) & (b == j)).sum() >= (b == j).sum() / 10]
+              for j in range(1, b.max() + 1)]
     return {"found": len(pairs), "missed": int(b.max()) - len(pairs),
-            "invented": int(a.max()) - len(pairs)}
+            "invented": int(a.max()) - len(pairs), "split": sum(len(each) > 1 for each in inside)}
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -274,11 +278,27 @@ def test_counts_equal_those_of_comparing_every_pair_of_objects(seed):
 ])
 def test_an_object_is_found_where_half_of_the_union_is_shared(prediction, target, counts):
     found = count_objects([(drawn(prediction), drawn(target))])
-    assert found == dict(zip(("found", "missed", "invented"), counts))
+    assert list(found.values())[:3] == list(counts)
+
+
+@pytest.mark.parametrize("prediction, split", [
+    ("#####.####..", 1),
+    ("###.##.#.#..", 1),  # into four: still one object
+    ("##########..", 0),
+    ("########.##.", 0),  # half of the second part lies inside, which is not mostly
+    ("....#..#....", 1),  # a tenth each
+    ("............", 0),
+])
+def test_an_object_is_split_where_two_parts_lie_mostly_inside(prediction, split):
+    target = drawn("##########..")
+    assert count_objects([(drawn(prediction), target)])["split"] == split
+    # Parts that cover less than a tenth do not count.
+    assert count_objects([(np.array([[1, 0, 1] + [0] * 10]), np.array([[1] * 11 + [0] * 2]))])[
+        "split"] == 0
 
 
 def test_without_bands_there_are_no_objects():
-    assert count_objects([]) == {"found": 0, "missed": 0, "invented": 0}
+    assert count_objects([]) == {"found": 0, "missed": 0, "invented": 0, "split": 0}
 
 
 def test_bands_of_different_sizes_are_refused():

@@ -178,10 +178,11 @@ def test_objects_are_counted_and_void_pixels_are_left_out(tmp_path, capsys):
     assert count.sum(1).tolist() == [270 * 60, 400 + 2000 + 400]
     save_fold(tmp_path, [item], [count])
     found = json.loads((tmp_path / "score.json").read_text())
-    counts = {"found": 2, "missed": 1, "invented": 1}
+    counts = {"found": 2, "missed": 1, "invented": 1, "split": 0}
     assert found["objects"] == {**counts, "f1": 2 / 3, "images": {"a": counts}}
     assert found["images"]["a"] == 2 * 2400 / (2400 + 100 + 2800)
-    assert "objects: 2 found, 1 missed, false positives: 1; F1 0.6667" in capsys.readouterr().out
+    assert ("objects: 2 found, 1 missed, false positives: 1; split in two or more: 0; F1 0.6667"
+            in capsys.readouterr().out)
 
 
 def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):

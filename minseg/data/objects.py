@@ -26,7 +26,7 @@ Pixel (y, x) covers [x, x + 1] x [y, y + 1], and outlines follow the sides of pi
 >>> ring.rings[1].tolist()  # a hole
 [[1, 1], [1, 2], [2, 2], [2, 1], [1, 1]]
 >>> count_objects([(mask, mask[:, ::-1])])  # they share 8 of 10 pixels
-{'found': 1, 'missed': 0, 'invented': 0}
+{'found': 1, 'missed': 0, 'invented': 0, 'split': 0}
 """
 
 from collections.abc import Iterable
@@ -268,14 +268,17 @@ def _rings(owner: np.ndarray, corner: np.ndarray, step: int) -> list[list[np.nda
 
 
 def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
-    """How many objects of the target were found and how many missed, and how many objects of the
+    """How many objects of the target were found, missed and split, and how many objects of the
     prediction were invented. `bands` are rows of prediction and target, top to bottom, bool (rows,
     width) both. ValueError if their sizes differ.
 
     An object is found if its intersection over union (IoU) with a predicted object is 1/2 or more.
     This matches objects one to one: predicted objects do not overlap, so two of them cannot both
     share more than half with the same object. Both could share exactly half only by filling it
-    together, but then they would touch and be one object."""
+    together, but then they would touch and be one object.
+
+    It is split if two or more predicted objects lie mostly inside it and cover a tenth of it or
+    more, each. Whether it also counts as found depends on the largest of them."""
     labellers: list[Labeller] = []  # for prediction and target, like the pairs of lists below
     tallies: tuple[list[np.ndarray], ...] = [], []  # the pixels of each id
     merged: tuple[list[np.ndarray], ...] = [], []
@@ -295,7 +298,7 @@ def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, i
         pixels = np.minimum(stop[0][i], stop[1][j]) - np.maximum(start[0][i], start[1][j])
         shared.append(_tally(both[0].id[i] << 32 | both[1].id[j], pixels))
     if not labellers:
-        return {"found": 0, "missed": 0, "invented": 0}
+        return {"found": 0, "missed": 0, "invented": 0, "split": 0}
     roots, areas = [], []  # the final id of each id; the area of each final id
     for labeller, tally, pairs in zip(labellers, tallies, map(np.concatenate, merged)):
         parent = np.arange(labeller.issued)
@@ -305,10 +308,13 @@ def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, i
         areas.append(np.bincount(roots[-1][id], area, labeller.issued))
     key, pixels = np.concatenate(shared, 1)
     key, pixels = _tally(roots[0][key >> 32] << 32 | roots[1][key & 2**32 - 1], pixels)
-    # shared >= (area + area - shared) / 2
-    found = int(np.count_nonzero(3 * pixels >= areas[0][key >> 32] + areas[1][key & 2**32 - 1]))
-    invented, missed = (int(np.count_nonzero(area)) - found for area in areas)
-    return {"found": found, "missed": missed, "invented": invented}
+    target = key & 2**32 - 1
+    predicted_area, area = areas[0][key >> 32], areas[1][target]
+    found = int(np.count_nonzero(3 * pixels >= predicted_area + area))  # IoU >= 1/2
+    invented, missed = (int(np.count_nonzero(side)) - found for side in areas)
+    parts = np.bincount(target[(2 * pixels > predicted_area) & (10 * pixels >= area)])
+    return {"found": found, "missed": missed, "invented": invented,
+            "split": int(np.count_nonzero(parts > 1))}
 
 
 def _tally(key: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -106,7 +106,7 @@ def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
     """Writes the result of `score`, and the counts of `objects` in each image, as JSON. Prints a
     summary of both."""
     pooled = {name: sum(counts[name] for counts in objects.values())
-              for name in ("found", "missed", "invented")}
+              for name in ("found", "missed", "invented", "split")}
     result = {**result, "objects": {**pooled, "f1": object_f1(pooled), "images": objects}}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
@@ -120,7 +120,8 @@ def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
     if void := [id for id, dice in result["images"].items() if dice is None]:
         print(f"not scored, since they are entirely void: {', '.join(void)}")
     print(f"objects: {pooled['found']} found, {pooled['missed']} missed, false positives: "
-          f"{pooled['invented']}; F1 {result['objects']['f1']:.4f}")
+          f"{pooled['invented']}; split in two or more: {pooled['split']}; F1 "
+          f"{result['objects']['f1']:.4f}")
 
 
 def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> float:
@@ -203,7 +204,7 @@ def count_saved(folder: Path, item: Item) -> Tensor:
 
 
 def count_saved_objects(folder: Path, item: Item, threshold: float) -> dict[str, int]:
-    """How many of an image's objects were found and missed at a threshold, and how many false
-    positives ("invented") there were."""
+    """How many of an image's objects were found, missed and split at a threshold, and how many
+    false positives ("invented") there were."""
     return count_objects(((levels >= threshold * 255) & (label != VOID), label == 1)
                          for levels, label in read_saved(folder, item))
