@@ -13,6 +13,7 @@ import numpy as np
 
 from .style import BLUE, GREY, INK, LINES, RED, curves, sheet
 
+LEAST = 1e-9  # the chart of shifts shows smaller differences here
 KINDS = "effects", "costs", "seams"  # the charts of a study
 # Arms that take a trick away from the baseline are turned round, so that plus favours the trick.
 TAKEN_AWAY = {"random weights": "ImageNet, not random weights", "BCE": "BCE + Dice, not BCE",
@@ -148,6 +149,31 @@ def race_chart(name: str, found: dict):
     return figure
 
 
+def shifts_chart(found: dict):
+    """How much two tiles disagree at each distance from their borders, from the summary of
+    `lab.shifts`, for the largest tiles: on one grid, the same with one tile's means, off the grid.
+    """
+    tile = found["tiles"][-1]
+    figure, panels = sheet(f"The same pixel in two tiles of {tile} x {tile} pixels", 1, 3,
+                           height=5, sharey=True, note="dashes: a U-Net on Lite0 sees no farther")
+    for axes, (shift, means, title) in zip(panels, (
+            (32, "as they are", "32 pixels apart"),
+            (32, "same means", "32 pixels apart, means of the first tile"),
+            (16, "same means", "16 pixels apart, means of the first tile"))):
+        for row, (colour, line, marker) in zip(found["rows"], LINES):
+            each = np.maximum(row["mismatch"][f"tile {tile}, shift {shift}"][means], LEAST)
+            axes.plot(found["bin"] * (np.arange(len(each)) + 0.5), each, color=colour,
+                      linestyle=line, marker=marker, markersize=5, markevery=8,
+                      label=row["name"] if axes is panels[0] else None)
+        axes.axvline(found["reach"], color=INK, linestyle="--", linewidth=1)
+        axes.set(xlabel="pixels to the nearest border of a tile", yscale="log")
+        axes.set_title(title, fontsize=10)
+        axes.grid()
+    panels[0].set_ylabel("mean difference in probability")
+    figure.legend(loc="outside lower left", ncols=6)
+    return figure
+
+
 def stored_chart(name: str, results: Path):
     """A chart, by the name of its file, from the files in `results`."""
     study, _, kind = name.rpartition("-")
@@ -157,4 +183,6 @@ def stored_chart(name: str, results: Path):
         return study_chart(study.removeprefix("study-"), kind, found)
     if name.startswith("race-"):
         return race_chart(name.removeprefix("race-"), found)
+    if name == "shifts":
+        return shifts_chart(found)
     return comparison(found["rows"])

@@ -1,0 +1,213 @@
+"""# The same pixel in another tile
+
+    python -m lab.shifts Lite0=runs/A/fold0/model.pt SCSE=runs/B/fold0/model.pt
+
+**Idea.** Two tiles that overlap show the network the same pixels, and its answers differ. Overlap
+and windows (`minseg.tiling`) average that away, but where does it come from?
+
+- **Borders.** Beyond a tile's border a convolution sees zeros. What that changes spreads inwards
+  with each layer, as far as the receptive field reaches.
+- **Means.** Squeeze-and-excitation, SCSE and CBAM take means (CBAM also maxima) over the whole
+  tile. Another tile has another mean, so every pixel's answer changes, however far inside it lies.
+- **The grid.** A stride of 2 keeps every second pixel. After a shift that is no multiple of 32 the
+  encoder's maps are sampled at other pixels.
+
+Two tiles, the second one shifted down and to the right, see the same pixel x:
+
+    mismatch(d) = mean |p_1(x) - p_2(x)| over pixels at the distance d
+    d(x)        = distance to the nearest border of either tile
+
+The second tile is predicted twice: as it is, and with its means replaced by the first tile's
+(`Means`). What is left then comes from borders and grid alone.
+
+Then whole images: predicted twice, with tiles that begin elsewhere, so `left` tells the mean
+|p_1 - p_2| that each way to blend (an overlap and a window) leaves.
+
+Writes docs/results/shifts.json and draws docs/figures/shifts.png.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minseg.data.datasets import find_slides
+from minseg.data.slides import open_slide
+from minseg.run.checkpoint import load_model
+from minseg.run.predictor import predictor
+from minseg.run.prepare import draw_synthetic_slides
+from minseg.run.report import Parser, Progress
+from minseg.tiling import predict_image
+
+from . import measure, style
+from .plots import stored_chart
+
+TILES = 128, 1152  # the larger one has pixels that lie farther inside than the network sees
+SHIFTS = 32, 16, 8, 4, 2, 1  # pixels, down and to the right; the larger tiles get the first two
+WAYS = [(share, window) for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian")
+        if share or window == "uniform"]
+REACH = 520  # pixels: a U-Net on Lite0 sees no farther (tests/test_shifts.py)
+WIDTH = 8  # of a bin of distances, in pixels
+BLENDED = 768  # pixels a side: the part of an image that is predicted as a whole
+
+
+class Means(TorchFunctionMode):
+    """Inside the block, records the means and maxima that a network takes over whole maps. With
+    `given`, those of another block, it hands out these instead."""
+
+    def __init__(self, given: "Means | None" = None):
+        super().__init__()
+        self.recorded: list[Tensor] = []
+        self.given = None if given is None else iter(given.recorded)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (Tensor.mean, Tensor.amax) and args[1:] == ((2, 3),):
+            if self.given is not None:
+                return next(self.given)
+            self.recorded.append(function(*args, **kwargs or {}))
+            return self.recorded[-1]
+        return function(*args, **kwargs or {})
+
+
+def distance(tile: int, shift: int) -> Tensor:
+    """For each pixel that both tiles show, (tile - shift, tile - shift), the distance of its centre
+    to the nearest border of either tile.
+
+    >>> distance(4, 1)[1]
+    tensor([0.5000, 1.5000, 0.5000])
+    """
+    at = torch.arange(tile - shift) + 0.5  # from the second tile's corner
+    nearest = torch.minimum(at, tile - shift - at)
+    return torch.minimum(nearest[:, None], nearest)
+
+
+@torch.inference_mode()
+def mismatch(net: nn.Module, image: Tensor, tile: int, shift: int) -> Tensor:
+    """Sums over pairs of tiles, in bins of the distance, (3, bins): |p_1 - p_2| as they are; the
+    same with the first tile's means in both; and the number of pixels. `image`: (1, 3, H, W) in
+    [0, 1]."""
+    bins = (distance(tile, shift) / WIDTH).long().flatten()
+    found = torch.zeros(3, int(bins.max()) + 1, dtype=torch.float64)
+    height, width = image.shape[2:]
+
+    def answers(y: int, x: int, cut: tuple[slice, slice]) -> Tensor:
+        logits = net(image[..., y : y + tile, x : x + tile])
+        return logits.sigmoid()[0, 0][cut].flatten().cpu().double()
+
+    later, earlier = (slice(shift, None),) * 2, (slice(tile - shift),) * 2
+    for y in range(0, height - tile - shift + 1, tile):
+        for x in range(0, width - tile - shift + 1, tile):
+            with Means() as means:
+                first = answers(y, x, later)
+            second = answers(y + shift, x + shift, earlier)
+            with Means(means):
+                alike = answers(y + shift, x + shift, earlier)
+            for row, values in zip(found, ((first - second).abs(), (first - alike).abs(),
+                                           torch.ones_like(first))):
+                row.index_add_(0, bins, values)
+    return found
+
+
+@torch.inference_mode()
+def left(net: nn.Module, images: Sequence, tile: int, shift: int, device: str) -> dict[str, float]:
+    """The mean |p_1 - p_2| that each of `WAYS` leaves in whole images, predicted with tiles that
+    begin at the image's corner and with tiles that begin `shift` pixels farther in."""
+    predict, result = predictor([net], device=device), {}
+    for share, window in WAYS:
+        options = {"tile": tile, "stride": round(tile * (1 - share)), "window": window,
+                   "device": device}
+        total, pixels = 0.0, 0
+        for image in images:
+            first = predict_image(predict, image, **options)[0, shift:, shift:]
+            second = predict_image(predict, image[shift:, shift:], **options)[0]
+            # The image's own border lies elsewhere, so what is near it is left out.
+            inside = (slice(tile // 2, -tile // 2),) * 2
+            first, second = (p[inside].double() for p in (first, second))
+            total += (first - second).abs().sum().item()
+            pixels += first.numel()
+        result[f"overlap {share:g}, {window}"] = total / pixels
+    return result
+
+
+def measure_model(path: Path, name: str, images: Sequence, tiles: Sequence[int], device: str,
+                  bar: Progress) -> dict:
+    """All that is measured of one network."""
+    net, _ = load_model(path, device)
+    row: dict = {"name": name, "mismatch": {}, "left": {}}
+    for tile in tiles:
+        for shift in SHIFTS if tile == tiles[0] else SHIFTS[:2]:
+            found = sum(mismatch(net, torch.tensor(image).permute(2, 0, 1)[None].to(device) / 255,
+                                 tile, shift) for image in images)
+            row["mismatch"][f"tile {tile}, shift {shift}"] = {
+                "as they are": (found[0] / found[2]).tolist(),
+                "same means": (found[1] / found[2]).tolist(), "pixels": found[2].tolist()}
+            bar.step()
+    parts = [image[:BLENDED, :BLENDED] for image in images]
+    for shift in SHIFTS[:2]:
+        row["left"][f"shift {shift}"] = left(net, parts, tiles[0], shift, device)
+        bar.step()
+    return row
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(prog="python -m lab.shifts", description=__doc__.split("\n")[0].strip("# "))
+    add = parser.add_argument
+    add("models", nargs="+", metavar="NAME=MODEL", help="a name, and a run's model.pt")
+    add("--data", type=Path, metavar="DIR", help="images, as for train.py (default: two synthetic "
+        "slides, drawn for it)")
+    add("--tiles", type=int, nargs="+", default=list(TILES), metavar="PIXELS",
+        help="multiples of 32 (default 128 1152)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--docs", type=Path, default=Path("docs"), metavar="DIR",
+        help="for results/ and figures/ (default docs)")
+    args = parser.parse_args(argv)
+    args.tiles.sort()
+    for tile in args.tiles:
+        if tile < 64 or tile % 32:
+            parser.error(f"--tiles {tile}: needs multiples of 32, from 64 up")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures each network, writes what came out and draws it."""
+    args = parse(argv)
+    try:
+        style.need_matplotlib()
+        named = [(name or model, Path(model)) for name, _, model in
+                 (text.rpartition("=") for text in args.models)]
+        scales = {load_model(model)[1]["scale"] for _, model in named}
+        if len(scales) > 1:
+            raise ValueError(f"the models were trained at scales {sorted(scales)}: give models of "
+                             "one scale")
+        scale, least = min(scales), args.tiles[-1] + SHIFTS[0]
+        data = args.data or draw_synthetic_slides(
+            Path("runs") / f"shifts-slides-{least * scale}", count=2, height=least * scale,
+            width=least * scale)
+        slides = [open_slide(item.image, scale, item.white) for item in find_slides(data)]
+        for slide in slides:
+            if min(slide.height, slide.width) < least:
+                raise ValueError(f"{data}: an image has {slide.height} x {slide.width} pixels at "
+                                 f"scale {scale}, and tiles of {args.tiles[-1]} need {least} a "
+                                 "side: use smaller --tiles")
+    except (ValueError, OSError) as error:
+        print(f"shifts: {error}", file=sys.stderr)
+        sys.exit(2)
+    images = [slide.read_all() for slide in slides]
+    shifts = len(SHIFTS) + 2 * (len(args.tiles) - 1) + 2
+    bar = Progress(len(named) * shifts, "tiles")
+    rows = [measure_model(path, name, images, args.tiles, args.device, bar)
+            for name, path in named]
+    facts = {"images": len(images), "tiles": args.tiles, "bin": WIDTH, "reach": REACH}
+    path = measure.write_json(args.docs / "results/shifts.json",
+                              {**measure.environment(args.device), **facts, "rows": rows})
+    print(path, style.save(stored_chart("shifts", path.parent), args.docs / "figures/shifts.png"),
+          sep="\n")
+
+
+if __name__ == "__main__":
+    main()

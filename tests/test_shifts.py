@@ -1,0 +1,84 @@
+"""Which part of a network makes a pixel depend on the tile that it lies in."""
+
+import json
+
+import pytest
+import torch
+
+from lab import shifts
+from minseg import CBAM, SCSE, UNet
+from minseg.data.synthetic import write_slides
+from minseg.run.checkpoint import save_model
+
+
+@torch.inference_mode()
+def test_without_means_a_pixel_farther_inside_than_the_receptive_field_is_exact_on_the_grid():
+    torch.manual_seed(0)
+    net, tile = UNet("efficientnet-lite0").eval(), 2 * shifts.REACH + 64
+    image = torch.rand(1, 3, tile + 32, tile + 32)
+
+    def differences(shift):  # between logits: the largest deep inside both tiles, and anywhere
+        second = net(image[..., shift : shift + tile, shift : shift + tile])[0, 0]
+        difference = (first[shift:, shift:] - second[: tile - shift, : tile - shift]).abs()
+        inner = difference[shifts.REACH : -shifts.REACH, shifts.REACH : -shifts.REACH]
+        assert inner.shape[0] >= 32
+        return inner.max().item(), difference.max().item()
+
+    first = net(image[..., :tile, :tile])[0, 0]
+    assert first.std() > 0.01
+    inner, anywhere = differences(32)
+    assert inner <= 1e-6 and anywhere > 1e-3
+    assert differences(16)[0] > 1e-4  # another grid
+
+
+@pytest.mark.parametrize("module", [SCSE(8), CBAM(8, kernel_size=1)], ids=["SCSE", "CBAM"])
+def test_with_the_first_tiles_means_the_second_tile_answers_alike(module):
+    torch.manual_seed(0)
+    x = torch.rand(1, 8, 12, 12) * torch.linspace(0, 4, 12)  # the means of its parts differ
+    module.eval()
+    with shifts.Means() as means:
+        whole = module(x)
+    assert len(means.recorded) == (1 if isinstance(module, SCSE) else 2)
+    with shifts.Means(means):
+        part = module(x[..., 4:])
+    torch.testing.assert_close(part, whole[..., 4:])
+    assert (module(x[..., 4:]) - part).abs().max() > 1e-4
+
+
+def test_the_mismatch_of_a_network_that_knows_where_its_border_is():
+    def net(x):  # certain within two pixels of its left border, and undecided elsewhere
+        answer = torch.zeros(1, 1, *x.shape[2:])
+        answer[..., :2] = 100.0
+        return answer
+
+    difference, alike, pixels = shifts.mismatch(net, torch.rand(1, 3, 36, 36), 32, 4)
+    # In 28 x 28 shared pixels, two columns of the second tile stand against 1/2, at the border.
+    assert pixels.tolist() == [28**2 - 12**2, 12**2]
+    assert difference.tolist() == alike.tolist() == pytest.approx([28, 0])
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_the_program_writes_a_row_for_each_network(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the charts need it")
+    write_slides(tmp_path / "slides", 2, height=160, width=160)
+    torch.manual_seed(0)
+    network = {"encoder": "efficientnet-lite0", "attention": "scse"}
+    save_model(tmp_path / "model.pt", network, UNet(**network).state_dict(), scale=1, tile=64,
+               threshold=0.5)
+    command = [f"SCSE={tmp_path / 'model.pt'}", "--data", str(tmp_path / "slides"), "--docs",
+               str(tmp_path), "--device", "cpu"]
+    shifts.main([*command, "--tiles", "128", "64"])
+    found = json.loads((tmp_path / "results/shifts.json").read_text())
+    row, = found["rows"]
+    assert row["name"] == "SCSE" and found["images"] == 2 and found["tiles"] == [64, 128]
+    assert len(row["mismatch"]) == 6 + 2
+    apart, alike = (sum(row["mismatch"]["tile 64, shift 32"][means])
+                    for means in ("as they are", "same means"))
+    assert alike > 0 and apart != alike
+    assert row["left"]["shift 32"]["overlap 0, uniform"] > 0
+    assert (tmp_path / "figures/shifts.png").exists()
+    for argv, message in ((["--tiles", "256"], "tiles of 256 need 288 a side"),
+                          (["--tiles", "100"], "--tiles 100: needs multiples of 32")):
+        with pytest.raises(SystemExit):
+            shifts.main([*command, *argv])
+        assert message in capsys.readouterr().err
