@@ -19,7 +19,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 PALETTE = BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, "#636363", BLACK
 INK, GREY, FAINT = "#282828", "#636363", "#dcdcdc"
-LINES = list(zip((BLUE, RED, INK, GREEN, PURPLE), ("-", "--", ":", "-", "--"), "os^Dv"))
+LINES = list(zip((BLUE, RED, INK, GREEN, PURPLE, GREY), ("-", "--", ":", "-", "--", "-."),
+                 "os^DvP"))
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib and has accents
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "figure.titlesize": 13,
