@@ -52,7 +52,7 @@ WAYS = [(share, window) for share in (0, 0.25, 0.5) for window in ("uniform", "l
         if share or window == "uniform"]
 REACH = 520  # pixels: a U-Net on Lite0 sees no farther (tests/test_shifts.py)
 WIDTH = 8  # of a bin of distances, in pixels
-BLENDED = 768  # pixels a side: the part of an image that is predicted as a whole
+BLENDED = 512  # pixels a side: the part of an image that is predicted as a whole
 
 
 class Means(TorchFunctionMode):
@@ -99,8 +99,8 @@ def mismatch(net: nn.Module, image: Tensor, tile: int, shift: int) -> Tensor:
         return logits.sigmoid()[0, 0][cut].flatten().cpu().double()
 
     later, earlier = (slice(shift, None),) * 2, (slice(tile - shift),) * 2
-    for y in range(0, height - tile - shift + 1, tile):
-        for x in range(0, width - tile - shift + 1, tile):
+    for y in range(0, height - tile - shift + 1, 2 * tile):
+        for x in range(0, width - tile - shift + 1, 2 * tile):
             with Means() as means:
                 first = answers(y, x, later)
             second = answers(y + shift, x + shift, earlier)
