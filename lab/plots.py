@@ -155,22 +155,26 @@ def shifts_chart(found: dict):
     """
     tile = found["tiles"][-1]
     figure, panels = sheet(f"The same pixel in two tiles of {tile} x {tile} pixels", 1, 3,
-                           height=5, sharey=True, note="dashes: a U-Net on Lite0 sees no farther")
+                           height=5, sharey=True)
     for axes, (shift, means, title) in zip(panels, (
             (32, "as they are", "32 pixels apart"),
-            (32, "same means", "32 pixels apart, means of the first tile"),
-            (16, "same means", "16 pixels apart, means of the first tile"))):
+            (32, "same means", "32 apart, same means"),
+            (16, "same means", "16 apart, same means"))):
         for row, (colour, line, marker) in zip(found["rows"], LINES):
-            each = np.maximum(row["mismatch"][f"tile {tile}, shift {shift}"][means], LEAST)
-            axes.plot(found["bin"] * (np.arange(len(each)) + 0.5), each, color=colour,
-                      linestyle=line, marker=marker, markersize=5, markevery=8,
-                      label=row["name"] if axes is panels[0] else None)
-        axes.axvline(found["reach"], color=INK, linestyle="--", linewidth=1)
-        axes.set(xlabel="pixels to the nearest border of a tile", yscale="log")
+            # The last bin is not a full one.
+            each = row["mismatch"][f"tile {tile}, shift {shift}"][means][:-1]
+            axes.plot(found["bin"] * (np.arange(len(each)) + 0.5), np.maximum(each, LEAST),
+                      color=colour, linestyle=line, marker=marker, markersize=5, markevery=8,
+                      linewidth=1.5, label=row["name"] if axes is panels[0] else None)
+        axes.axvline(found["reach"], color=INK, linestyle="--", linewidth=1,
+                     label="Lite0 sees no farther" if axes is panels[0] else None)
+        axes.set(yscale="log", xticks=(0, 200, 400))
         axes.set_title(title, fontsize=10)
+        axes.minorticks_off()
         axes.grid()
     panels[0].set_ylabel("mean difference in probability")
-    figure.legend(loc="outside lower left", ncols=6)
+    panels[1].set_xlabel("pixels to the nearest border of a tile")
+    figure.legend(loc="outside lower left", ncols=4)
     return figure
 
 
