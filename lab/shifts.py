@@ -50,7 +50,7 @@ TILES = 128, 1152  # the larger one has pixels that lie farther inside than the 
 SHIFTS = 32, 16, 8, 4, 2, 1  # pixels, down and to the right; the larger tiles get the first two
 WAYS = [(share, window) for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian")
         if share or window == "uniform"]
-REACH = 520  # pixels: a U-Net on Lite0 sees no farther (tests/test_shifts.py)
+REACH = 520  # pixels: a plain U-Net on Lite0 or B0 sees no farther (tests/test_shifts.py)
 WIDTH = 8  # of a bin of distances, in pixels
 BLENDED = 512  # pixels a side: the part of an image that is predicted as a whole
 
@@ -114,19 +114,21 @@ def mismatch(net: nn.Module, image: Tensor, tile: int, shift: int) -> Tensor:
 
 @torch.inference_mode()
 def left(net: nn.Module, images: Sequence, tile: int, shift: int, device: str) -> dict[str, float]:
-    """The mean |p_1 - p_2| that each of `WAYS` leaves in whole images, predicted with tiles that
-    begin at the image's corner and with tiles that begin `shift` pixels farther in."""
+    """The mean |p_1 - p_2| that each of `WAYS` leaves in two parts of each image, equally large,
+    of which the second begins `shift` pixels farther down and to the right."""
     predict, result = predictor([net], device=device), {}
     for share, window in WAYS:
         options = {"tile": tile, "stride": round(tile * (1 - share)), "window": window,
                    "device": device}
         total, pixels = 0.0, 0
         for image in images:
-            first = predict_image(predict, image, **options)[0, shift:, shift:]
-            second = predict_image(predict, image[shift:, shift:], **options)[0]
-            # The image's own border lies elsewhere, so what is near it is left out.
+            # The same size: otherwise both would end with the same tile (`tile_starts`).
+            first, second = (predict_image(predict, part, **options)[0] for part in
+                             (image[:-shift, :-shift], image[shift:, shift:]))
+            # Their own borders lie elsewhere, so what is near them is left out.
             inside = (slice(tile // 2, -tile // 2),) * 2
-            first, second = (p[inside].double() for p in (first, second))
+            first, second = (p[inside].double() for p in (first[shift:, shift:],
+                                                          second[:-shift, :-shift]))
             total += (first - second).abs().sum().item()
             pixels += first.numel()
         result[f"overlap {share:g}, {window}"] = total / pixels
@@ -146,8 +148,8 @@ def measure_model(path: Path, name: str, images: Sequence, tiles: Sequence[int],
                 "as they are": (found[0] / found[2]).tolist(),
                 "same means": (found[1] / found[2]).tolist(), "pixels": found[2].tolist()}
             bar.step()
-    parts = [image[:BLENDED, :BLENDED] for image in images]
     for shift in SHIFTS[:2]:
+        parts = [image[: BLENDED + shift, : BLENDED + shift] for image in images]
         row["left"][f"shift {shift}"] = left(net, parts, tiles[0], shift, device)
         bar.step()
     return row

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,18 @@ def test_the_mismatch_of_a_network_that_knows_where_its_border_is():
     # In 28 x 28 shared pixels, two columns of the second tile stand against 1/2, at the border.
     assert pixels.tolist() == [28**2 - 12**2, 12**2]
     assert difference.tolist() == alike.tolist() == pytest.approx([28, 0])
+
+
+def test_what_is_left_without_overlap_is_the_difference_between_two_grids_of_tiles():
+    class Ramp(torch.nn.Module):  # knows nothing but the column in its tile
+        def forward(self, x):
+            return torch.linspace(-4, 4, x.shape[3]).expand(len(x), 1, *x.shape[2:])
+
+    found = shifts.left(Ramp(), [np.zeros((288, 288, 3), np.uint8)], 64, 32, "cpu")
+    x, p = np.arange(64, 224), 1 / (1 + np.exp(-np.linspace(-4, 4, 64)))
+    expected = np.abs(p[x % 64] - p[(x - 32) % 64]).mean()
+    assert found["overlap 0, uniform"] == pytest.approx(expected, rel=1e-4)
+    assert found["overlap 0.5, linear"] < expected / 4  # each pixel's mean is nearly 1/2
 
 
 @pytest.mark.usefixtures("small_networks")
