@@ -10,14 +10,16 @@ import platform
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import tifffile
@@ -37,6 +39,7 @@ from minseg.data.datasets import Item
 from minseg.data.files import atomic
 from minseg.data.memory import keep_memory
 from minseg.data.synthetic import synthetic_slide
+from minseg.data.tiles import Tiles
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
 from minseg.run.options import infer_options, train_options
@@ -391,6 +394,28 @@ def prepare_fold(options: Iterable[object],
     held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
     steps_of = make_sampler(args, data.tiles, training_tiles(data.tiles, data.folds, fold))
     return args, held_out, len(steps_of(0))
+
+
+@contextmanager
+def changed(constants: dict[str, object]) -> Iterator[None]:
+    """Inside the block, constants of modules have other values: {"train.EMA_SHARE": 0.1}."""
+    with ExitStack() as stack:
+        for name, value in constants.items():
+            stack.enter_context(patch(name, value))
+        yield
+
+
+def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
+                 steps: int) -> tuple[nn.Module, dict, float]:
+    """train.py's own training, without scores after epochs. Returns the network with the averaged
+    weights, the arguments that make it, and the seconds."""
+    args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
+    with (tempfile.TemporaryDirectory() as folder,
+          patch("train.score", lambda *_: {"pooled_dice": math.nan})):
+        start = time.monotonic()
+        net, network = train.train(args, tiles, train_on, [], Path(folder))
+        synchronize()
+        return net, network, time.monotonic() - start
 
 
 def segment_slide(path: Path, out: Path, predict: Callable, scale: int, tile: int,

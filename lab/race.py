@@ -29,14 +29,11 @@ import json
 import math
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -99,16 +96,10 @@ CHANGES: dict[str, str | dict[str, object]] = {
 Job = tuple[str, int, int, int]  # contestant, steps, seed, fold
 
 
-def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
-                 steps: int) -> tuple[nn.Module, float]:
-    """train.py's own training, without scores after epochs. Returns the network, and seconds."""
-    args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
-    with (tempfile.TemporaryDirectory() as folder,
-          patch("train.score", lambda *_: {"pooled_dice": math.nan})):
-        start = time.monotonic()
-        net, _ = train.train(args, tiles, train_on, [], Path(folder))
-        measure.synchronize()
-        return net, time.monotonic() - start
+def train_minseg(*arguments) -> tuple[nn.Module, float]:
+    """`measure.train_minseg`: the network, and seconds."""
+    net, _, seconds = measure.train_minseg(*arguments)
+    return net, seconds
 
 
 class Normalised(nn.Module):
@@ -198,15 +189,6 @@ def predict_peers(net: nn.Module, items: Sequence[Item], args: argparse.Namespac
     return counts
 
 
-@contextmanager
-def changed(constants: dict[str, object]) -> Iterator[None]:
-    """Inside the block, constants of modules have other values: {"train.EMA_SHARE": 0.1}."""
-    with ExitStack() as stack:
-        for name, value in constants.items():
-            stack.enter_context(patch(name, value))
-        yield
-
-
 def options_of(args: argparse.Namespace, contestant: str, seed: int, fold: int) -> list[str]:
     """The command line of a run for `train.py`."""
     change = CHANGES.get(contestant, "")
@@ -221,7 +203,7 @@ def run(args: argparse.Namespace, job: Job) -> dict:
     they do not ask for it: that makes them faster."""
     contestant, steps, seed, fold = job
     change = CHANGES.get(contestant)
-    with changed(change if isinstance(change, dict) else {}):
+    with measure.changed(change if isinstance(change, dict) else {}):
         given = train_options(options_of(args, contestant, seed, fold))
         data = prepare(given)
         held_out = [item for item, other in zip(data.items, data.folds) if other == fold]

@@ -1,101 +1,132 @@
 """Does a trick help? Each alone against one baseline, over folds and seeds, with error bars.
 
-    python -m lab.study --data DIR --folds 3 --seeds 2 --tile 128 --epochs 3
+    python -m lab.study --data DIR --folds 3 --seeds 2 --tile 128
     python -m lab.study --quick
+    python -m lab.study --costs
 
-An arm is the baseline's command line for `train.py` with a few options changed (`TRAINING`), or the
-baseline's networks with another way to predict (`INFERENCE`). Options that this program does not
-know are passed to `train.py` and change the baseline. Every arm has the same folds, tiles, order of
-tiles, augmentation, number of steps and seeds. (The first weights are not always the same, because
-a network with more layers draws more random numbers.)
+An arm is the baseline (`train.py` with its defaults, on EfficientNet-Lite0 with ImageNet's weights)
+with one thing changed (`ARMS`). Options that this program does not know are passed to `train.py`
+and change the baseline. Every arm has the same folds, number of steps and seeds, and the same
+tiles, order of tiles and augmentation unless it is about these. (The first weights are not always
+the same, because a network with more layers draws more random numbers.)
 
-Each run has a folder in OUT/runs and leaves its result there, in result.json. So a study can stop
-(Ctrl-C) and go on, and several processes or machines can share OUT. The one that finds nothing left
-to do writes docs/results/study-NAME.jsonl, a line for each run, and .json, and draws
-docs/figures/study-NAME-*.png.
+**Along the way.** A run has one learning rate schedule, which ends after `--steps` steps. After an
+eighth, a quarter, half and all of them, the averaged weights (EMA) are scored on whole held-out
+images. The average over the last steps stands in for the rate's fall at the end; how good a
+stand-in it is, a study with fewer `--steps` tells, in which the rate falls earlier.
+
+The baseline's networks are also scored in other ways (`WAYS`), their errors are counted at each
+distance from a tile's border (`lab.seams`), and with all arms objects are counted at the end.
+
+Each run has a folder in OUT and leaves its result there, in result.json. So a study can stop
+(Ctrl-C) and go on, and several processes or machines can share OUT. Lines in
+docs/results/study-NAME.jsonl count as done, too. When nothing is left to do here, all lines are
+written there, with what follows from them in study-NAME.json and docs/figures/study-NAME-*.png.
+Seeds that lack a fold have to wait.
 
 For each group, a result holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
 that a fold can be cut at the threshold that is best on the others. `lab.effects` compares them.
+`--costs` measures the arms' time and memory instead; nothing else should run meanwhile.
 """
 
 import argparse
 import contextlib
-import csv
 import io
 import json
-import shlex
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 import train
+from minseg import CBAM, AttentionGate
 from minseg.crossval import dice_parts
 from minseg.data.datasets import Item
-from minseg.run.checkpoint import load_model
-from minseg.run.errors import out_of_memory
+from minseg.data.memory import keep_memory
+from minseg.run.checkpoint import save_model
+from minseg.run.errors import Stopped, out_of_memory
 from minseg.run.loop import locked
 from minseg.run.options import train_options
-from minseg.run.prepare import draw_synthetic_slides
+from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
 from minseg.run.report import Parser, Progress, duration
-from minseg.run.scores import count_saved, predict
+from minseg.run.scores import count_saved_objects, predict
 
-from . import measure
-from .effects import dice_of_groups, effect, holm
+from . import measure, seams
 from .measure import in_turn
-from .plots import KINDS, signed, stored_chart
-from .seams import seams
-from .style import need_matplotlib, save
+from .style import need_matplotlib
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
-BASELINE = "--encoder efficientnet-lite0 --weights imagenet --loss bce+dice --negatives all"
-TRAINING = {
-    "baseline": "", "random weights": "--weights none",
-    "gates": "--gates", "SCSE": "--attention scse", "CBAM": "--attention cbam",
+BASELINE = "--encoder efficientnet-lite0 --weights imagenet"
+OPEN = 3.0  # a gate's logit at first, where it starts open: it lets 95 % through
+LOWER = 0.3  # times the learning rate, in a second stage
+ARMS = {
+    "baseline": "", "gates": "--gates", "SCSE": "--attention scse", "CBAM": "--attention cbam",
     "hypercolumn": "--hypercolumn", "deep supervision": "--deep-supervision",
+    "Lovász": "--loss lovasz", "BCE + Lovász": "--loss bce+lovasz",
+    "Dice, then Lovász": "--loss batch_dice --then lovasz", "Dice": "--loss batch_dice",
+    "BCE": "--loss bce", "all empty tiles": "--negatives all",
+    "random weights": "--weights none",
+    "gates, open at first": "--gates", "CBAM, open at first": "--attention cbam",
     "all together": "--gates --attention scse --hypercolumn --deep-supervision",
-    "BCE": "--loss bce", "Dice": "--loss dice", "Lovász": "--loss lovasz",
-    "Dice + Lovász": "--loss dice+lovasz", "BCE + Lovász": "--loss bce+lovasz",
-    "Dice, then Lovász": "--loss dice --then lovasz",
-    "negatives 1:1": "--negatives 1", "balanced bins": "--negatives balanced",
+    "BCE + Dice, then Lovász at a lower rate": "--loss bce+batch_dice --then lovasz",
 }
-INFERENCE = {
+WAYS: dict[str, dict] = {
     **{f"overlap {share:g}, {window}": {"overlap": share, "window": window}
-       for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian", "hann")
-       if (share, window) != (0.5, "linear")},  # that is how the baseline is scored
-    "tile × 0.5": {"tile": 0.5}, "tile × 2": {"tile": 2}, "flips and turns": {"tta": True},
+       for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian")
+       if share or window == "uniform"},  # without overlap, windows cancel
+    "eight views": {"tta": True},
 }
-SEAMS, COSTS = "seams", "costs"  # jobs that are no arms
-SAME = "baseline, another seed"  # compared with the first seed: this is chance alone
+SCORED = "overlap 0.5, linear"  # how every network is scored
+LUCK_SEEDS = 5  # of the baseline: they tell how much chance does
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
-QUICK = "overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, hann", "flips and turns", SEAMS
-STOPPED = 130  # the exit status of a program that was asked to stop
 Job = tuple[str, int, int]  # arm, seed, fold
+BUILD, RATE = train.build, train.learning_rate_share
+
+
+def build_open(*args) -> tuple[nn.Module, dict]:
+    """`train.build`, with gates and CBAM's two sigmoids open at first."""
+    net, network = BUILD(*args)
+    for module in net.modules():
+        if isinstance(module, AttentionGate):
+            nn.init.constant_(module.psi.get_parameter("bias"), OPEN)
+        elif isinstance(module, CBAM):
+            nn.init.constant_(module.expand.get_parameter("bias"), OPEN / 2)  # it is added twice
+            nn.init.constant_(module.norm.get_parameter("bias"), OPEN)
+    return net, network
+
+
+def lower_rate(step: int, steps: int, first_stage_steps: int) -> float:
+    """`train.learning_rate_share`, with a lower rate in the second stage."""
+    return RATE(step, steps, first_stage_steps) * (1 if step < first_stage_steps else LOWER)
+
+
+CHANGED: dict[str, dict[str, object]] = {  # where an option does not do it: other values for names
+    "gates, open at first": {"train.build": build_open},
+    "CBAM, open at first": {"train.build": build_open},
+    "BCE + Dice, then Lovász at a lower rate": {"train.learning_rate_share": lower_rate},
+}
 
 
 def folder_of(args: argparse.Namespace, *job: object) -> Path:
-    """Where a run lives. Each has a folder of its own, since epochs differ from fold to fold."""
+    """Where a run lives."""
     return args.out / "runs" / "{}, seed {}, fold {}".format(*job)
+
+
+def words_of(args: argparse.Namespace, arm: str) -> list[str]:
+    """What tells two studies apart: an arm's options, the folds and the steps."""
+    return [*BASELINE.split(), *args.options, *ARMS[arm].split(), "--folds", str(args.folds),
+            "--steps", str(args.steps)]
 
 
 def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list[str]:
     """The command line of a run for `train.py`."""
-    run = {"--data": args.data, "--folds": args.folds, "--fold": fold, "--seed": seed,
-           "--out": folder_of(args, arm, seed, fold)}
-    return [*BASELINE.split(), *args.options, *TRAINING[arm].split(), "--resume",
-            *(str(word) for pair in run.items() for word in pair)]
-
-
-def prepared(args: argparse.Namespace, arm: str,
-             fold: int) -> tuple[argparse.Namespace, list[Item], int]:
-    """`measure.prepare_fold` of an arm, without looking into the folder of a run."""
-    return measure.prepare_fold([*options_of(args, arm, 0, fold), "--out", args.out / "runs/none"],
-                                fold)
+    run = {"--data": args.data, "--fold": fold, "--seed": seed, "--out": args.out / "runs" / "none"}
+    return [*words_of(args, arm)[:-2], *(str(word) for pair in run.items() for word in pair)]
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
@@ -107,40 +138,111 @@ def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[li
             for group, count in groups.items()}
 
 
-def run_training(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
-    """Trains one network for as many steps as the baseline takes, and scores it."""
-    given, items, length = prepared(args, "baseline", fold)
-    epochs = max(1, round(given.epochs * length)) / prepared(args, arm, fold)[2]
-    train.main([*options_of(args, arm, seed, fold), "--epochs", f"{epochs:.12g}"])
-    folder = folder_of(args, arm, seed, fold) / f"fold{fold}"
-    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
-    (folder / "resume.pt").unlink(missing_ok=True)  # large, and nothing is left to resume
-    return {"options": TRAINING[arm].split(), "steps": int(rows[-1]["steps"]),
-            "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
-            "levels": levels(items, [count_saved(folder, item) for item in items])}
+def scored(net: nn.Module, items: Sequence[Item], given: argparse.Namespace, **way) -> dict:
+    """`levels` of the images; at the threshold 0.5, how many objects were found, missed, invented
+    and split; and the errors near seams."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "probabilities").mkdir()
+        counts = predict(net, items, given, folder=folder / "probabilities", **way)
+        objects: Counter[str] = Counter()
+        for item in items:
+            objects.update(count_saved_objects(folder, item, 0.5))
+        return {"levels": levels(items, counts), "objects": dict(objects),
+                "seams": seams.errors(folder, items, given)}
 
 
-def run_inference(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
-    """Scores a network of the baseline in another way, or measures its errors near seams."""
-    given, items, _ = prepared(args, "baseline", fold)
-    folder = folder_of(args, "baseline", seed, fold) / f"fold{fold}"
-    net, _ = load_model(folder / "model.pt", given.device)
-    start = time.monotonic()
-    if arm == SEAMS:
-        return {"ways": seams(net, items, given)}
-    way = dict(INFERENCE[arm])
-    given.tile = max(1, round(given.tile * way.pop("tile", 1)))
-    counts = predict(net, items, given, **way)
-    return {"options": INFERENCE[arm], "levels": levels(items, counts),
-            "seconds": round(time.monotonic() - start, 1)}
+def lengths(steps: int) -> list[int]:
+    """The steps after which a run is scored on its way."""
+    return [round(steps / parts) for parts in (8, 4, 2)]
 
 
-def measure_costs(args: argparse.Namespace, *_: object) -> dict:
+def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
+    """Trains one network with train.py's own loop, and scores it along the way."""
+    given, along = train_options(options_of(args, arm, seed, fold)), {}
+    data = prepare(given)
+    items = [item for item, other in zip(data.items, data.folds) if other == fold]
+
+    class Scored(train.EMA):  # counts the steps
+        steps = 0
+
+        def update(self) -> None:
+            super().update()
+            self.steps += 1
+            if self.steps in lengths(args.steps):
+                along[str(self.steps)] = levels(items, predict(self.net, items, given))
+
+    keep_memory()
+    # Returning memory after each band of an image is for whole slides.
+    changes = {"train.EMA": Scored, "minseg.run.scores.trim_memory": lambda: None}
+    with measure.changed({**changes, **CHANGED.get(arm, {})}):
+        net, network, seconds = measure.train_minseg(
+            given, data.tiles, training_tiles(data.tiles, data.folds, fold), args.steps)
+        result = scored(net, items, given)
+        along[str(args.steps)] = result["levels"]
+        found = {"seconds": round(seconds, 1), "along": along, "objects": result["objects"]}
+        if arm == "baseline" and seed < args.seeds:
+            found["ways"] = {name: result if name == SCORED else scored(net, items, given, **way)
+                             for name, way in WAYS.items()}
+    if seed == fold == 0:  # for `lab.shifts`
+        save_model(folder_of(args, arm, seed, fold) / "model.pt", network, net.state_dict(),
+                   scale=given.scale, tile=given.tile, threshold=0.5)
+    return found
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """All that is to be done: first one seed of each arm and two of the baseline."""
+    seeds = max(args.seeds, 2 if args.quick else LUCK_SEEDS)
+    order = [("baseline", 0), ("baseline", seeds - 1), *((arm, 0) for arm in args.arms[1:]),
+             *(("baseline", seed) for seed in range(1, seeds - 1)),
+             *((arm, seed) for seed in range(1, args.seeds) for arm in args.arms[1:])]
+    return [(arm, seed, fold) for arm, seed in order for fold in range(args.folds)]
+
+
+def read_lines(args: argparse.Namespace) -> dict[Job, dict]:
+    """The results that are there: of runs in OUT, and published ones. ValueError where OUT has a
+    run with other options; published lines with other options are left alone."""
+    lines = {}
+    if args.published.exists():
+        for text in args.published.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if line["arm"] in ARMS and line["options"] == words_of(args, line["arm"]):
+                lines[line["arm"], line["seed"], line["fold"]] = line
+    for path in args.out.glob("runs/*/result.json"):
+        line = json.loads(path.read_text(encoding="utf-8"))
+        if line["arm"] in ARMS and line["options"] != words_of(args, line["arm"]):
+            raise ValueError(f"{path}: belongs to a study with other options, folds or steps: give "
+                             "another --out")
+        lines[line["arm"], line["seed"], line["fold"]] = line
+    return lines
+
+
+def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
+    """Does one job and writes its result. False where it failed; Ctrl-C ends the program."""
+    (arm, seed, fold), folder, log = job, folder_of(args, *job), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            result = run_arm(args, arm, seed, fold)
+        measure.write_json(folder / "result.json", {
+            "arm": arm, "seed": seed, "fold": fold, "options": words_of(args, arm), **result,
+            **facts})
+    except Stopped:
+        raise KeyboardInterrupt
+    except (SystemExit, ArithmeticError, ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
+        print(f"{folder.name}: {last}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
     """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
     pass keeps for the backward pass, and the parameters. Of two losses the second one counts."""
     steps, rows = {}, {}
-    for arm in args.arms:
-        given = train_options(options_of(args, arm, 0, 0))
+    for arm in arms:
+        given = train_options([*BASELINE.split(), *options, *ARMS[arm].split()])
         net, _ = train.build(given, 1)
         optimizer, loss = train.make_optimizer(net.train(), given), given.losses[-1]
         batch = measure.random_batch(given.batch, given.tile, given.device)
@@ -149,50 +251,8 @@ def measure_costs(args: argparse.Namespace, *_: object) -> dict:
         rows[arm] = {"kept_bytes": kept, "parameters": sum(p.numel() for p in net.parameters())}
     for arm, seconds in in_turn(steps, 7).items():
         rows[arm]["seconds_a_step"] = round(seconds, 5)
-    return {"rows": rows, "batch": given.batch, "tile": given.tile}
-
-
-def jobs(args: argparse.Namespace) -> list[Job]:
-    """All that is to be done, in an order that gives the first differences early."""
-    ways = QUICK if args.quick else (*INFERENCE, SEAMS)
-    return [(arm, seed, fold) for arms in (args.arms, ways) for seed in range(args.seeds)
-            for fold in range(args.folds) for arm in arms] + [(COSTS, 0, 0)]
-
-
-def read_result(args: argparse.Namespace, job: Job) -> dict:
-    """What a run that has ended left behind; {} where it has not."""
-    path = folder_of(args, *job) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def is_left(args: argparse.Namespace, job: Job) -> bool:
-    """Whether a job is still to be done, and can be: another way to predict needs the baseline's
-    network. Costs are measured anew, all in turn, when arms have been added."""
-    arm, seed, fold = job
-    if arm == COSTS:
-        return not set(args.arms) <= read_result(args, job).get("rows", {}).keys()
-    possible = arm in TRAINING or read_result(args, ("baseline", seed, fold))
-    return bool(possible and not read_result(args, job))
-
-
-def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
-    """Does one job and writes its result. False where it failed; Ctrl-C ends the program."""
-    (arm, seed, fold), folder, log = job, folder_of(args, *job), io.StringIO()
-    work = measure_costs if arm == COSTS else run_training if arm in TRAINING else run_inference
-    try:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            result = work(args, *job)
-        measure.write_json(folder / "result.json",
-                           {"arm": arm, "seed": seed, "fold": fold, **result, **facts})
-    except (SystemExit, ValueError, OSError, RuntimeError) as error:
-        if getattr(error, "code", None) == STOPPED:
-            raise KeyboardInterrupt
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
-            raise
-        last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
-        print(f"{folder.name}: {last}", file=sys.stderr, flush=True)
-        return False
-    return True
+    return {**measure.environment(given.device), "batch": given.batch, "tile": given.tile,
+            "rows": rows}
 
 
 def add_data_options(parser: argparse.ArgumentParser, seeds: int) -> None:
@@ -212,171 +272,74 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                     epilog="Other options are passed to train.py and change the baseline.")
     add = parser.add_argument
     add_data_options(parser, seeds=2)
-    add("--arms", nargs="+", choices=TRAINING, default=list(TRAINING), metavar="ARM",
-        help="default all: " + ", ".join(TRAINING))
-    add("--quick", action="store_true", help="one minute on small slides, to see what it does")
+    add("--steps", type=int, default=600, metavar="N", help="of a run (default 600)")
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
+        help="default all: " + ", ".join(ARMS))
+    add("--costs", action="store_true", help="measure time and memory of the arms, and nothing "
+        "else")
+    add("--quick", action="store_true", help="a minute or two on small slides, to see what it does")
     add("--out", type=Path, metavar="DIR", help="of the runs (default: runs/study- and the name)")
     add("--docs", type=Path, metavar="DIR", help="for results/ and figures/ (default docs, or with "
         "--quick the folder of --out)")
     args, args.options = parser.parse_known_args(argv)
-    for name in {"--seed", "--fold", "--resume", "--recipe"} & {*args.options}:
+    given = {option.split("=")[0] for option in args.options}
+    for name in {"--seed", "--fold", "--resume", "--recipe", "--epochs", "--accumulate"} & given:
         parser.error(f"{name}: this program sets it itself")
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: needs a number from 1 up")
+    if args.seeds < 1 or args.steps < 8:
+        parser.error(f"--seeds {args.seeds} --steps {args.steps}: needs 1 seed and 8 steps or more")
     args.synthetic = args.data is None
     args.name = args.name or ("quick" if args.quick else "synthetic" if args.synthetic
                               else args.data.resolve().name)
     args.out = args.out or Path("runs") / f"study-{args.name}"
     args.docs = args.docs or (args.out if args.quick else Path("docs"))
+    args.published = args.docs / "results" / f"study-{args.name}.jsonl"
     if args.quick:
-        args.folds, args.seeds, args.arms = 2, 1, ["SCSE", "Dice"]
-        args.options = [*"--weights none --epochs 2 --tile 64 --scale 4".split(), *args.options]
+        args.folds, args.seeds, args.steps, args.arms = 2, 1, 24, ["SCSE", "Dice"]
+        args.options = [*"--weights none --tile 64 --scale 4".split(), *args.options]
     args.arms = ["baseline", *(arm for arm in args.arms if arm != "baseline")]
     return args
 
 
-def check_settings(args: argparse.Namespace) -> None:
-    """Writes the settings of a study into OUT/study.json. Seeds and arms can be added to a study,
-    and `args` gets those that it has already; ValueError where anything else differs."""
-    path = args.out / "study.json"
-    settings = {"data": args.data.resolve().name, "folds": args.folds, "options": args.options}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        args.seeds, arms = max(args.seeds, before.pop("seeds")), before.pop("arms")
-        args.arms = [arm for arm in TRAINING if arm in {*args.arms, *arms}]
-        if before != settings:
-            raise ValueError(f"{path}: belongs to a study with other data, folds or options: give "
-                             "another --out")
-    measure.write_json(path, {**settings, "seeds": args.seeds, "arms": args.arms})
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Does what is left to do; when everything is there, reports the results."""
-    args = parse(argv)
-    try:
-        need_matplotlib()  # for the charts at the end
-        if args.synthetic:
-            small = {"count": 4, "height": 512, "width": 512}
-            args.data = draw_synthetic_slides(
-                args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
-        given, _, _ = prepared(args, "baseline", 0)  # what is wrong here is wrong with every run
-        check_settings(args)
-    except (ValueError, OSError) as error:
-        print(f"study: {error}", file=sys.stderr)
-        sys.exit(2)
-    facts, todo, failed = measure.environment(given.device), jobs(args), False
-    ended = [job for job in todo if read_result(args, job)]
-    bar = Progress(len(todo), args.name, len(ended))
+def work(args: argparse.Namespace, todo: Sequence[Job], facts: dict) -> bool:
+    """Does what is left to do, and returns whether all of it succeeded."""
+    ended = set(read_lines(args))
+    bar, failed = Progress(len(todo), args.name, len(ended.intersection(todo))), False
     for job in todo:
+        if job in ended:
+            continue
         folder, start = folder_of(args, *job), time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder) as free:
-            if free and is_left(args, job):
+            if free and not (folder / "result.json").exists():
                 if run(args, job, facts):
                     bar.say(f"{folder.name}: {duration(time.monotonic() - start)}")
                 else:
                     failed = True
-        bar.step(job not in ended)  # another process may have done it meanwhile
-    lines = {job: result for job in todo if (result := read_result(args, job))}
-    if missing := len(todo) - len(lines):
-        print(f"{missing} of {len(todo)} runs are missing. Another process may be working on them; "
-              "the same command goes on, and writes the results when all are there")
-        sys.exit(failed)
+        bar.step()  # another process may have done it meanwhile
+    return not failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Does what is left to do, and reports what is there."""
+    args = parse(argv)
     try:
-        report(args, lines)
-    except OSError as error:
-        sys.exit(f"study: {error}: the same command tries again")
-
-
-def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
-    """The results: effects by family, with costs, and the error at each distance from a seam."""
-
-    def dices(arm: str) -> list[dict[str, float]]:
-        return [dice_of_groups([lines[arm, seed, fold]["levels"] for fold in range(args.folds)])
-                for seed in range(args.seeds)]
-
-    def overall(seeds: Iterable[dict[str, float]]) -> float:
-        return statistics.mean(dice for seed in seeds for dice in seed.values())
-
-    baseline, costs = dices("baseline"), lines[COSTS, 0, 0]["rows"]
-    families = {
-        "training": [{"arm": arm, **effect(dices(arm), baseline), **costs[arm],
-                      "cost": round(costs[arm]["seconds_a_step"]
-                                    / costs["baseline"]["seconds_a_step"], 3)}
-                     for arm in args.arms[1:]],
-        "inference": [{"arm": arm, **effect(dices(arm), baseline)}
-                      for arm in INFERENCE if (arm, 0, 0) in lines]}
-    for rows in families.values():
-        for row, p in zip(rows, holm([row["p"] for row in rows])):
-            row["p_holm"] = p
-    ways: dict[str, np.ndarray | int] = {}
-    for line in lines.values():
-        for way, counts in line.get("ways", {}).items():
-            ways[way] = ways.get(way, 0) + np.array([counts["wrong"], counts["pixels"]])
-    errors = {way: [round(wrong / pixels, 6) for wrong, pixels in total.T.tolist() if pixels]
-              for way, total in ways.items()}
-    runs = [line for (arm, _, _), line in lines.items() if arm in TRAINING]
-    chance = {"arm": SAME, **effect(baseline[1:2], baseline[:1])} if args.seeds > 1 else None
-    return {"groups": len(baseline[0]), "seeds": args.seeds, "folds": args.folds,
-            "steps": sorted({line["steps"] for line in runs}),
-            "median_run_seconds": statistics.median(line["seconds"] for line in runs),
-            "baseline": {"dice": overall(baseline), "seeds": [overall([s]) for s in baseline],
-                         **costs["baseline"]},
-            "same_again": chance, "effects": families, "error_by_distance": errors}
-
-
-def cell(row: dict | None) -> str:
-    """An effect as text, bold where it survives Holm's correction."""
-    if row is None:
-        return ""
-    difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
-    text, p = f"{difference} [{low}, {high}]", row.get("p_holm", row["p"])
-    return (f"**{text}**" if p <= 0.05 else text) + f" p {p:.2g}"
-
-
-def table(studies: dict[str, dict]) -> str:
-    """Studies side by side as a Markdown table; costs are those of the first that has the arm."""
-    columns = [{row["arm"]: row for rows in study["effects"].values() for row in rows}
-               for study in studies.values()]
-    bases = [study["baseline"] for study in studies.values()]
-    dices = " | ".join(f"Dice {base['dice']:.3f}" for base in bases)
-    same = " | ".join(cell(study["same_again"]) for study in studies.values())
-    lines = [f"| arm | {' | '.join(studies)} | time of a step | memory | parameters |",
-             "|---" * (4 + len(studies)) + "|",
-             f"| baseline | {dices} | 1.00 × | 1.00 × | {bases[0]['parameters'] / 1e6:.2f} M |",
-             f"| {SAME} | {same} | | | |"]
-    for arm in (*TRAINING, *INFERENCE):
-        if known := [(base, column[arm]) for base, column in zip(bases, columns) if arm in column]:
-            base, row = known[0]
-            costs = " | | " if arm in INFERENCE else (
-                f"{row['cost']:.2f} × | {row['kept_bytes'] / base['kept_bytes']:.2f} × | "
-                f"{row['parameters'] / 1e6:.2f} M")
-            cells = " | ".join(cell(column.get(arm)) for column in columns)
-            lines.append(f"| {arm} | {cells} | {costs} |")
-    return "\n".join(lines)
-
-
-def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
-    """Writes the lines and the summary, draws the figures, and prints the table of all studies
-    whose summaries lie in the same folder."""
-    words = ["--quick"] if args.quick else [
-        *([] if args.synthetic else ["--data", args.data.name]),
-        "--folds", str(args.folds), "--seeds", str(args.seeds),
-        *([] if len(args.arms) == len(TRAINING) else ["--arms", *args.arms]), *args.options]
-    runs = [line for line in lines.values() if "commit" in line]
-    facts = {name: sorted({line[name] for line in runs})
-             for name in ("device", "torch", "threads", "commit", "date")}
-    facts["command"] = shlex.join(["python", "-m", "lab.study", *words])
-    summary = args.docs / "results" / f"study-{args.name}.json"
-    measure.write_text(summary.with_suffix(".jsonl"), "".join(
-        json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
-    measure.write_json(summary, {**facts, **summarize(args, lines)})
-    print(table({path.stem.removeprefix("study-"): json.loads(path.read_text(encoding="utf-8"))
-                 for path in sorted(summary.parent.glob("study-*.json"))}))
-    print(summary)
-    for kind in KINDS:
-        name = f"{summary.stem}-{kind}"
-        print(save(stored_chart(name, summary.parent), args.docs / "figures" / f"{name}.png"))
+        need_matplotlib()  # for the charts at the end
+        if args.costs:
+            print(measure.write_json(args.docs / "results/costs.json",
+                                     measure_costs(args.arms, args.options)))
+            return
+        if args.synthetic:
+            small = {"count": 4, "height": 512, "width": 512}
+            args.data = draw_synthetic_slides(
+                args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
+        given = train_options(options_of(args, "baseline", 0, 0))
+        prepare(given)  # what is wrong here is wrong with every run
+        read_lines(args)
+    except (ValueError, OSError) as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(2)
+    todo = jobs(args)
+    work(args, todo, measure.environment(given.device))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import train
-from lab import race
+from lab import measure, race
 
 pytest.importorskip("matplotlib", reason="the charts need it: python -m pip install -e '.[lab]'")
 SMALL = ("--scale 4 --tile 32 --batch 2 --weights none --folds 2 --seeds 1 --device cpu "
@@ -56,11 +56,11 @@ def test_half_of_the_groups_is_left_out(slides, tmp_path):
 
 def test_a_change_ends_with_its_run():
     decay = train.WEIGHT_DECAY
-    with race.changed({"train.WEIGHT_DECAY": 7.0}):
+    with measure.changed({"train.WEIGHT_DECAY": 7.0}):
         assert train.WEIGHT_DECAY == 7.0
     assert decay == train.WEIGHT_DECAY
     for change in race.CHANGES.values():
-        with race.changed(change if isinstance(change, dict) else {}):
+        with measure.changed(change if isinstance(change, dict) else {}):
             pass  # every constant exists
 
 
