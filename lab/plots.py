@@ -6,6 +6,7 @@ beside it. `lab.study` and `lab.compare` draw them; `lab.figures` draws them ane
 
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import numpy as np
 
 from .style import BLUE, GREY, INK, LINES, RED, curves, sheet
 
+BAND = "#dbe9f4"  # of luck alone
+SEAMS = "overlap 0, uniform", "overlap 0.5, uniform", "overlap 0.5, linear", "overlap 0.5, gaussian"
 LEAST = 1e-9  # the chart of shifts shows smaller differences here
-KINDS = "effects", "costs", "seams"  # the charts of a study
+KINDS = "effects", "lengths", "seams"  # the charts of a study
 # Arms that take a trick away from the baseline are turned round, so that plus favours the trick.
-TAKEN_AWAY = {"random weights": "ImageNet, not random weights", "BCE": "BCE + Dice, not BCE",
-              "overlap 0.5, uniform": "linear, not uniform window",
-              **{f"overlap 0, {window}": f"overlap 0.5, not 0 ({window})"
-                 for window in ("uniform", "linear", "gaussian", "hann")}}
+TAKEN_AWAY = {"random weights": "ImageNet, not random weights", "BCE": "Dice added to BCE",
+              "all empty tiles": "one empty tile per full one, not all",
+              "overlap 0, uniform": "overlap 0.5, not 0",
+              "overlap 0.5, uniform": "linear, not uniform window"}
 
 
 def signed(value: float) -> str:
@@ -35,9 +38,32 @@ def favouring(row: dict) -> dict:
     """An effect with the trick minus without it, whichever of the two the arm is."""
     if row["arm"] not in TAKEN_AWAY:
         return row
-    turned = {**row, "arm": TAKEN_AWAY[row["arm"]], "difference": -row["difference"],
-              "low": -row["high"], "high": -row["low"]}
-    return {**turned, "cost": 1 / row["cost"]} if "cost" in row else turned
+
+    def turned(found: dict) -> dict:
+        sides = {"low": -found["high"], "high": -found["low"]} if "low" in found else {}
+        return {**found, "difference": -found["difference"], **sides}
+
+    row = {**turned(row), "arm": TAKEN_AWAY[row["arm"]]}
+    if "along" in row:
+        row["along"] = {steps: turned(found) for steps, found in row["along"].items()}
+    if "moved" in row:
+        row["moved"] = turned(row["moved"])
+    return row
+
+
+def mark(row: dict) -> str:
+    """▲ or ▼ where an effect is clear: p at most 0.05 after Holm's correction and, where a network
+    was trained for it, more than luck alone."""
+    clear = row["p_holm"] <= 0.05 and abs(row["difference"]) > row.get("luck", 0)
+    return (" ▲" if row["difference"] > 0 else " ▼") if clear else ""
+
+
+def moves(row: dict) -> str:
+    """↗ or ↘ where an effect grew or fell in the second half of the run by more than luck does."""
+    moved = row.get("moved", {"difference": 0, "luck": 0})
+    if abs(moved["difference"]) <= moved["luck"]:
+        return ""
+    return " ↗" if moved["difference"] > 0 else " ↘"
 
 
 def forest(axes, rows: Sequence[dict | str]) -> None:
@@ -51,8 +77,11 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
     for y, row in effects:
         low, middle, high = row["low"], row["difference"], row["high"]
         names[y], words[y] = row["arm"], f"{signed(middle)}  [{signed(low)}, {signed(high)}]"
-        counts = row["p_holm"] <= 0.05
+        counts = bool(mark(row))
         colour = GREY if not counts else BLUE if middle > 0 else RED
+        if "luck" in row:
+            width = min(row["luck"], 1.15 * limit)
+            axes.fill_betweenx([y - 0.5, y + 0.5], -width, width, color=BAND, linewidth=0, zorder=0)
         axes.plot(np.clip([low, high], -limit, limit), [y, y], color=colour)
         for x, visible, marker in ((middle, abs(middle) <= limit, "o"), (-limit, low < -limit, "<"),
                                    (limit, high > limit, ">")):
@@ -71,49 +100,63 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
     axes.secondary_yaxis("right").set_yticks(range(len(rows)), words)
 
 
-def costs(rows: Sequence[dict], title: str):
-    """Effects beside their costs, the time of a training step as a multiple of the baseline's; the
-    cheapest is first."""
-    rows = sorted(rows, key=lambda row: row["cost"])
-    figure, (left, right) = sheet(title, 1, 2, height=1.5 + 0.3 * len(rows), sharey=True,
-                                  width_ratios=(2, 3))
-    forest(right, rows)
-    for y, row in enumerate(rows):
-        left.plot([1, row["cost"]], [y, y], color=INK, marker="s", markevery=[1])
-    left.axvline(1, color=INK, linewidth=1.5)
-    left.set_xlabel("time of a step")
-    left.locator_params("x", nbins=4)
-    left.xaxis.set_major_formatter("{x:.3g} ×")
-    left.grid(axis="x")
+def small_multiples(rows: Sequence[dict], title: str):
+    """A panel for each arm: its effect along the way, with intervals, beside the band of luck."""
+    rows = [row for row in rows if len(row["along"]) > 1]
+    height = -(-len(rows) // 4)
+    figure, grid = sheet(title, height, 4, height=1.6 + 1.5 * height, sharex=True, sharey=True,
+                         note="steps of training; point: Dice with the trick minus without, filled "
+                         "where it is clear at the end; line: 95 % interval;\npale band: luck "
+                         "alone. What leaves the panel is written at its border.")
+    ends = sorted(max(abs(found["difference"]) for found in row["along"].values()) for row in rows)
+    limit = 1.3 * min(ends[-1], 2 * ends[len(ends) // 2]) or 1.0
+    steps = [int(number) for number in rows[0]["along"]]
+    for axes, row in zip(grid.flat, rows):
+        found = row["along"].values()
+        middle, low, high, luck = (np.array([at[name] for at in found])
+                                   for name in ("difference", "low", "high", "luck"))
+        colour = GREY if not mark(row) else BLUE if row["difference"] > 0 else RED
+        axes.fill_between(steps, -luck, luck, color=BAND, linewidth=0)
+        axes.axhline(0, color=INK, linewidth=1)
+        inside = np.abs(middle) <= limit
+        axes.vlines(np.array(steps)[inside], low[inside], high[inside], color=colour, linewidth=2)
+        axes.plot(steps, np.where(inside, middle, np.nan), "o-", color=colour, markersize=5,
+                  linewidth=1.5, markeredgewidth=1.5,
+                  markerfacecolor=colour if mark(row) else "white")
+        for x, value in zip(np.array(steps)[~inside], middle[~inside]):
+            axes.text(x, math.copysign(0.93 * limit, value), f"{value:+.2f}".replace("0.", "."),
+                      ha="center", va="top" if value > 0 else "bottom", fontsize=7, color=colour)
+        axes.set_title(textwrap.fill(row["arm"], 22), fontsize=9)
+        axes.set(xscale="log", ylim=(-limit, limit), xlim=(steps[0] / 1.35, steps[-1] * 1.35))
+        axes.set_xticks(steps, map(str, steps), fontsize=8)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:+.3g}")
+        axes.tick_params("y", labelsize=8)
+        axes.grid(axis="y")
+    for axes in grid.flat[len(rows):]:
+        axes.set_axis_off()
     return figure
 
 
 def study_chart(name: str, kind: str, found: dict):
     """One of the charts (`KINDS`) of a study, from the summary that `lab.study` writes."""
-    about = f"{name}, {found['groups']} groups, {found['folds']} folds, {found['seeds']} seeds"
-    families = {name: [favouring(row) for row in rows] for name, rows in found["effects"].items()}
-    if kind == "costs":
-        return costs(families["training"], f"What each trick brings and costs: {about}")
+    about = f"{name}, {found['groups']} groups, {found['folds']} folds, {found['steps']} steps"
     if kind == "seams":
         return curves(f"Wrong pixels near seams: {about}",
-                      {way: ([i + 0.5 for i, _ in enumerate(errors)], [100 * e for e in errors])
-                       for way, errors in found["error_by_distance"].items()},
+                      {way: ([i + 0.5 for i, _ in enumerate(found["error_by_distance"][way])],
+                             [100 * error for error in found["error_by_distance"][way]])
+                       for way in SEAMS if way in found["error_by_distance"]},
                       "pixels to the nearest border of a tile", "% of the pixels there")[0]
-    chance = found["same_again"]
-    for rows in families.values():
-        rows.sort(key=lambda row: -row["difference"])
-    if chance:
-        families = {"chance": [{**chance, "p_holm": chance["p"]}], **families}
-    lines = [line for family, rows in families.items() for line in (family, *rows)]
+    training, ways = (sorted(map(favouring, found[rows]), key=lambda row: -row["difference"])
+                      for rows in ("training", "ways"))
+    if kind == "lengths":
+        return small_multiples(training, f"Along the way: {about}")
+    lines = ["training", *training, *(["prediction", *ways] if ways else [])]
     figure, axes = sheet(f"What each trick brings: {about}", height=1.5 + 0.27 * len(lines),
-                         note="filled: p at most 0.05 after Holm's correction; ring: not told "
-                         "apart; line: 95 % interval;\npale band: as far from 0 as the interval of "
-                         "chance, the baseline with another seed")
+                         note="filled: p at most 0.05 after Holm's correction, and more than luck "
+                         "alone; ring: not told\napart; line: 95 % interval; pale band: luck "
+                         "alone, 19 times in 20")
     forest(axes, lines)
-    if chance:  # which of two seeds counts as the trick is arbitrary: to both sides
-        width = max(abs(chance["low"]), abs(chance["high"]))
-        axes.fill_betweenx([-0.6, lines.index("inference") - 0.6], -width, width, color="#eaf2f8",
-                           zorder=0)
     return figure
 
 

@@ -33,6 +33,8 @@ import argparse
 import contextlib
 import io
 import json
+import shlex
+import statistics
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 import train
@@ -57,8 +60,10 @@ from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved_objects, predict
 
 from . import measure, seams
+from .effects import dice_of_groups, effect, holm, trained_effect
 from .measure import in_turn
-from .style import need_matplotlib
+from .plots import KINDS, favouring, mark, moves, signed, stored_chart
+from .style import need_matplotlib, save
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
 BASELINE = "--encoder efficientnet-lite0 --weights imagenet"
@@ -319,6 +324,139 @@ def work(args: argparse.Namespace, todo: Sequence[Job], facts: dict) -> bool:
     return not failed
 
 
+def complete(lines: dict[Job, dict], folds: int) -> dict[str, list[list[dict]]]:
+    """For each arm its seeds that have all folds: a list of the folds' lines for each."""
+    arms: dict[str, list[list[dict]]] = {}
+    for arm in ARMS:
+        for seed in sorted({seed for name, seed, _ in lines if name == arm}):
+            runs = [lines.get((arm, seed, fold)) for fold in range(folds)]
+            if all(runs):
+                arms.setdefault(arm, []).append(runs)
+    return arms
+
+
+def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
+    """What follows from the lines: effects at the end and along the way, ways to predict, objects,
+    and the error at each distance from a seam."""
+    runs = complete(lines, args.folds)
+    marks = [*lengths(args.steps), args.steps]
+    fold_of = {group: fold for fold, line in enumerate(runs["baseline"][0])
+               for group in line["along"][str(args.steps)]}
+
+    def dices(arm: str, steps: int) -> list[dict[str, float]]:
+        return [dice_of_groups([line["along"][str(steps)] for line in folds])
+                for folds in runs[arm]]
+
+    def way_dices(way: str) -> list[dict[str, float]]:
+        return [dice_of_groups([line["ways"][way]["levels"] for line in folds])
+                for folds in predicted]
+
+    def change(arm: str) -> list[dict[str, float]]:
+        """How much Dice grew in the second half of the run."""
+        return [{group: late[group] - early[group] for group in late} for late, early in
+                zip(dices(arm, args.steps), dices(arm, marks[-2]))]
+
+    base = {steps: dices("baseline", steps) for steps in marks}
+    training = []
+    for arm in [arm for arm in runs if arm != "baseline"]:
+        # On the way to its second stage, an arm with two stages is one that has only the first.
+        along = {str(steps): trained_effect(dices(arm, steps), base[steps], fold_of)
+                 for steps in (marks[-1:] if "--then" in ARMS[arm] else marks)}
+        row = {"arm": arm, **along[str(args.steps)]}
+        row["along"] = {steps: {name: round(found[name], 5) for name in
+                                ("difference", "low", "high", "luck")}
+                        for steps, found in along.items()}
+        if len(along) > 1:
+            later = trained_effect(change(arm), change("baseline"), fold_of)
+            row["moved"] = {name: round(later[name], 5) for name in ("difference", "luck")}
+        training.append({**row, "objects": objects_of(runs[arm])})
+    predicted = [folds for folds in runs["baseline"] if all("ways" in line for line in folds)]
+    ways = [{"arm": way, "seeds": len(predicted), **effect(way_dices(way), way_dices(SCORED))}
+            for way in WAYS if predicted and way != SCORED]
+    for rows in (training, ways):
+        for row, p in zip(rows, holm([row["p"] for row in rows])):
+            row["p_holm"] = p
+    errors = {way: np.sum([[line["ways"][way]["seams"][name] for name in ("wrong", "pixels")]
+                           for folds in predicted for line in folds], 0)
+              for way in WAYS if predicted}
+    return {"groups": len(fold_of), "folds": args.folds, "steps": args.steps,
+            "median_seconds": statistics.median(line["seconds"] for folds in runs.values()
+                                                for seed in folds for line in seed),
+            "baseline": {"seeds": len(base[args.steps]), "dice": mean(base[args.steps]),
+                         "along": {str(steps): mean(base[steps]) for steps in marks}},
+            "training": training, "ways": ways,
+            "objects": {way: objects_of([[line["ways"][way] for line in folds]
+                                         for folds in predicted]) for way in WAYS if predicted},
+            "error_by_distance": {way: [round(wrong / pixels, 6) for wrong, pixels in
+                                        total.T.tolist() if pixels]
+                                  for way, total in errors.items()}}
+
+
+def mean(seeds: Sequence[dict[str, float]]) -> float:
+    """The mean over seeds and groups."""
+    return statistics.mean(dice for seed in seeds for dice in seed.values())
+
+
+def objects_of(seeds: Sequence[Sequence[dict]]) -> dict[str, float]:
+    """The objects of all folds, the mean over the seeds."""
+    return {name: round(statistics.mean(sum(line["objects"][name] for line in folds)
+                                        for folds in seeds), 1)
+            for name in seeds[0][0]["objects"]}
+
+
+def cell(row: dict | None) -> str:
+    """An effect as text, with its mark and the arrow of `moves`."""
+    if row is None:
+        return ""
+    difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
+    return f"{difference}{mark(row)}{moves(row)} ({low} to {high}; p {row['p_holm']:.2g})"
+
+
+def table(studies: dict[str, dict], costs: dict[str, dict]) -> str:
+    """Studies side by side as a Markdown table, with what the arms cost. Plus favours the trick,
+    also where an arm takes it away from the baseline."""
+    bases, arms = [study["baseline"] for study in studies.values()], {}
+    columns = [{row["arm"]: row for row in (*study["training"], *study["ways"])}
+               for study in studies.values()]
+    for arm in (*ARMS, *WAYS):
+        if any(arm in column for column in columns):
+            arms[arm] = [favouring(column[arm]) if arm in column else None for column in columns]
+    luck = [max((row.get("luck", 0) for row in column.values()), default=0) for column in columns]
+    lines = [f"| trick | {' | '.join(studies)} | time of a step | memory | parameters |",
+             "|---" * (4 + len(studies)) + "|",
+             "| the baseline | " + " | ".join(f"Dice {base['dice']:.3f}" for base in bases)
+             + " | 1.00 × | 1.00 × | {:.2f} M |".format(costs["baseline"]["parameters"] / 1e6),
+             "| luck alone | " + " | ".join(f"up to ±{width:.3f}" for width in luck) + " | | | |"]
+    for arm, rows in arms.items():
+        words = " | | "
+        if arm in costs:
+            row, base = costs[arm], costs["baseline"]
+            words = " | ".join([f"{row[name] / base[name]:.2f} ×" for name in
+                                ("seconds_a_step", "kept_bytes")]
+                               + [f"{row['parameters'] / 1e6:.2f} M"])
+        name = next(row["arm"] for row in rows if row)
+        lines.append(f"| {name} | {' | '.join(map(cell, rows))} | {words} |")
+    return "\n".join(lines)
+
+
+def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
+    """Writes the lines and the summary, and draws the charts."""
+    path = args.published.with_suffix(".json")
+    order = sorted(lines, key=lambda job: ([*ARMS].index(job[0]), *job[1:]))
+    measure.write_text(args.published, "".join(
+        json.dumps(lines[job], ensure_ascii=False, separators=(",", ":")) + "\n" for job in order))
+    facts = {name: sorted({line[name] for line in lines.values()})
+             for name in ("device", "torch", "threads", "commit", "date")}
+    words = [*([] if args.synthetic else ["--data", args.data.name]), "--name", args.name,
+             "--folds", args.folds, "--seeds", args.seeds, "--steps", args.steps, *args.options]
+    facts["command"] = shlex.join(["python", "-m", "lab.study", *map(str, words)])
+    measure.write_json(path, {**facts, **summarize(args, lines)})
+    print(path)
+    for kind in KINDS:
+        name = f"{path.stem}-{kind}"
+        print(save(stored_chart(name, path.parent), args.docs / "figures" / f"{name}.png"))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Does what is left to do, and reports what is there."""
     args = parse(argv)
@@ -339,7 +477,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
     todo = jobs(args)
-    work(args, todo, measure.environment(given.device))
+    succeeded = work(args, todo, measure.environment(given.device))
+    lines = read_lines(args)
+    if missing := len(set(todo) - set(lines)):
+        print(f"{missing} of {len(todo)} runs are missing: another process may be working on them; "
+              "the same command goes on")
+    if len(complete(lines, args.folds).get("baseline", ())) > 1:
+        report(args, lines)
+    else:
+        print("nothing to report yet: the baseline needs two seeds with all folds")
+    sys.exit(0 if succeeded else 1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import pages
 from minseg.run import options
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +16,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md",
          "docs/race.md", "docs/study.md", "docs/audit.md"]
 OTHER_PROGRAMS = set(
     "--budgets --changes --half "  # lab.race
+    "--steps --costs --tiles "  # lab.study, lab.shifts
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
     "--against --images --size --tricks --encoders --model "  # lab.bench
     "--no-include-undocumented "  # pdoc
@@ -62,90 +64,36 @@ def test_every_file_and_program_on_a_page_exists(page):
 
 # What the tricks brought
 
-STUDIES = {name: json.loads((ROOT / f"docs/results/study-{name}.json").read_text("utf-8"))
-           for name in ("nuclei", "synthetic", "sparse")}
-ARMS = {name: {row["arm"]: {**row, "family": family}
-               for family, rows in study["effects"].items() for row in rows}
-        for name, study in STUDIES.items()}
-TRICKS = {  # in docs/study.md: the arm that measured it, and -1 where the arm takes the trick away
-    "ImageNet's weights instead of random ones": ("random weights", -1),
-    "attention gates": ("gates", 1), "SCSE": ("SCSE", 1), "CBAM": ("CBAM", 1),
-    "hypercolumn": ("hypercolumn", 1), "Dice added to BCE": ("BCE", -1), "Dice alone": ("Dice", 1),
-    "Lovász alone": ("Lovász", 1), "Dice + Lovász": ("Dice + Lovász", 1),
-    "BCE + Lovász": ("BCE + Lovász", 1), "Dice, then Lovász": ("Dice, then Lovász", 1),
-    "deep supervision": ("deep supervision", 1),
-    "gates, SCSE, hypercolumn and deep supervision together": ("all together", 1),
-    "one empty tile for each tile with an object": ("negatives 1:1", 1),
-    "the same, with balanced bins": ("balanced bins", 1),
-    "tiles that overlap by half": ("overlap 0, linear", -1),
-    "linear window instead of equal weights": ("overlap 0.5, uniform", -1),
-    "flips and turns": ("flips and turns", 1),
-}
-README_CELLS = {  # what README.md says of a file, from the rows above
-    "pretrained": "{ImageNet's weights instead of random ones}", "attention_gate":
-    "{attention gates}", "scse": "{SCSE}", "cbam": "{CBAM}", "hypercolumn": "{hypercolumn}",
-    "dice": "added to BCE: {Dice added to BCE}<br>alone: {Dice alone}",
-    "lovasz": "alone: {Lovász alone}",
-    "losses": "BCE + Lovász: {BCE + Lovász}<br>Dice, then Lovász: {Dice, then Lovász}",
-    "deep_supervision": "{deep supervision}", "tta": "{flips and turns}",
-    "tiling": "overlap: {tiles that overlap by half}<br>"
-              "weighting: {linear window instead of equal weights}",
-}
+@pytest.mark.parametrize("path", [path.relative_to(ROOT) for path in pages.pages(ROOT)], ids=str)
+def test_pages_say_what_the_study_measured(path):
+    text = (ROOT / path).read_text("utf-8")
+    assert pages.pages(ROOT)[ROOT / path](text) == text, "python -m lab.pages writes it anew"
 
 
-def signed(value: float) -> str:
-    return f"{round(value, 3) + 0:+.3f}"  # without a minus before 0.000
+def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
+    arm = {"difference": 0.0123, "low": -0.0004, "high": 0.02, "p_holm": 0.03, "luck": 0.01,
+           "moved": {"difference": -0.02, "luck": 0.01}}
+    other = {**arm, "difference": -0.001, "moved": {"difference": 0, "luck": 0.01}}
+    studies = {"nuclei": {"arms": {"a b": arm}, "training": [arm], "steps": 600,
+                          "baseline": {"dice": 0.8126}},
+               "synthetic": {"arms": {"a b": other}, "training": [other], "steps": 600}}
+    assert pages.quoted("x: {a b}", studies) == "x: +0.012 ▲ ↘; -0.001"
+    assert pages.quoted("{a b@nuclei}, {luck@nuclei}", studies) == "+0.012 [+0.000, +0.020], 0.010"
+    assert pages.quoted("{dice@nuclei}, {steps}", studies) == "0.813, 600"
+    assert pages.chapter("A.\n\n**Measured.** Old\ntext.\n\nB.", "{a b@nuclei}.", studies) == (
+        "A.\n\n**Measured.** +0.012 [+0.000, +0.020].\n\nB.")
 
 
-def measured(data: str, trick: str) -> str:
-    """The change of Dice with its mark, as docs/study.md defines both."""
-    arm, sign = TRICKS[trick]
-    row, chance = ARMS[data][arm], STUDIES[data]["same_again"]
-    by_chance = (abs(chance["difference"]) if row["family"] == "inference"  # the same networks
-                 else max(abs(chance["low"]), abs(chance["high"])))
-    change = sign * row["difference"]
-    clear = row["p_holm"] <= 0.05 and abs(change) > by_chance
-    mark = (" ▲" if change > 0 else " ▼") if clear else ""
-    return f"{signed(change)}{mark}"
+def test_chapters_without_a_paragraph_quote_nothing_of_the_study():
+    quoted = {path.stem for path in (ROOT / "minseg").glob("*.py")
+              if re.search(r"\*\*Measured\.\*\*[^*]*study\.md", path.read_text("utf-8"))}
+    assert quoted == pages.PARAGRAPHS.keys()
 
 
-def test_the_table_of_the_study_follows_from_the_results():
-    page = (ROOT / "docs/study.md").read_text("utf-8")
-    for trick, (arm, sign) in TRICKS.items():
-        cells = []
-        for data in STUDIES:
-            if arm in ARMS[data]:
-                row = ARMS[data][arm]
-                low, high = sorted((sign * row["low"], sign * row["high"]))
-                cells.append(f"{measured(data, trick)} ({signed(low)} to {signed(high)}; "
-                             f"p {row['p_holm']:.2g})")
-            else:
-                cells.append("")
-        assert f"| {trick} | {' | '.join(cells)} |" in page
-    for study in STUDIES.values():
-        chance = study["same_again"]
-        assert (f"±{abs(chance['difference']):.3f} ({signed(chance['low'])} to "
-                f"{signed(chance['high'])}; p {chance['p']:.2g})") in page
-        assert f"| {study['steps'][0]} to {study['steps'][-1]}, of " in page
-
-
-def test_the_table_of_the_readme_follows_from_the_results():
-    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
-    for file, cell in README_CELLS.items():
-        for trick in re.findall(r"{(.+?)}", cell):
-            cell = cell.replace(f"{{{trick}}}", "; ".join(measured(data, trick) for data in
-                                                          ("nuclei", "synthetic")))
-        assert any(f"| {cell} | [{file}](" in line for line in lines), cell
-    table = [line for line in lines if line.startswith("| ")]
-    chance = [abs(study["same_again"]["difference"]) for study in STUDIES.values()]
-    assert "±{:.3f}; ±{:.3f} (sparse tiles: ±{:.3f})".format(*chance) in table[1]  # the first row
-    dice = "the baseline: Dice {:.3f}; {:.3f}".format(
-        *(STUDIES[data]["baseline"]["dice"] for data in ("nuclei", "synthetic")))
-    assert any(dice in line for line in table)
-    sampling = next(line for line in table if "[sampling]" in line)
-    trick = "one empty tile for each tile with an object"
-    assert f"empty: {measured('sparse', trick)} |" in sampling
-    assert "▲" not in sampling  # chance did more
+def test_the_table_of_the_readme_has_a_row_for_every_chapter():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for file in (ROOT / "minseg").glob("[a-z]*.py"):
+        assert f"]({file.relative_to(ROOT).as_posix()})" in text, file
 
 
 def test_the_readme_counts_the_audits_verdicts():

@@ -5,18 +5,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from lab import plots, style
+from lab import plots, study, style
 
 RESULTS = Path(__file__).parent.parent / "docs/results"
 
 
-def row(arm, difference, half=0.01, p=1.0, cost=1.0):
-    return {"arm": arm, "difference": difference, "low": difference - half,
-            "high": difference + half, "p_holm": p, "cost": cost}
+def row(arm, difference, half=0.01, p=1.0, luck=0.005):
+    found = {"difference": difference, "low": difference - half, "high": difference + half,
+             "luck": luck}
+    return {"arm": arm, **found, "p_holm": p, "along": {"10": found, "20": found},
+            "moved": {"difference": 0.001, "luck": 0.002}}
 
 
-ROWS = [row("better", 0.03, p=0.01, cost=1.3), row("unclear, Lovász × 2", 0.004),
-        row("unclear, too", 0.002), row("far off", -0.6, 0.2, p=0.02, cost=2.0)]
+ROWS = [row("better", 0.03, p=0.01), row("unclear, Lovász × 2", 0.004),
+        row("unclear, too", 0.002), row("far off", -0.6, 0.2, p=0.02)]
 
 
 def drawn_points(axes):
@@ -41,41 +43,58 @@ def test_a_forest_shows_the_numbers_of_its_rows_and_fills_what_counts():
 
 
 def test_plus_favours_the_trick_also_where_an_arm_takes_it_away():
-    turned = plots.favouring(row("random weights", -0.7, 0.1, cost=1.25))
+    turned = plots.favouring(row("random weights", -0.7, 0.1))
     assert turned["difference"] == 0.7 and turned["low"] == pytest.approx(0.6)
-    assert turned["high"] == pytest.approx(0.8) and turned["cost"] == pytest.approx(0.8)
+    assert turned["high"] == pytest.approx(0.8) and turned["luck"] == 0.005
     assert turned["arm"] == "ImageNet, not random weights"
+    assert turned["along"]["10"]["difference"] == 0.7
+    assert turned["moved"] == {"difference": -0.001, "luck": 0.002}
     assert plots.favouring(ROWS[0]) == ROWS[0]
-    arms = {row["arm"] for study in RESULTS.glob("study-*.json")
-            for rows in json.loads(study.read_text("utf-8"))["effects"].values() for row in rows}
-    assert plots.TAKEN_AWAY.keys() <= arms
+    assert plots.TAKEN_AWAY.keys() <= {*study.ARMS, *study.WAYS}
 
 
-@pytest.mark.parametrize("name", ["nuclei", "synthetic"])
-def test_chance_is_the_first_row_of_a_study_and_the_others_fall(name):
-    found = json.loads((RESULTS / f"study-{name}.json").read_text("utf-8"))
-    axes = plots.study_chart(name, "effects", found).axes[0]
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[:3] == ["chance", "baseline, another seed", "training"]
-    assert "ImageNet, not random weights" in names and "random weights" not in names
-    numbers = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
-    values = [float(text.split()[0]) for text in numbers[3 : names.index("inference")]]
-    assert values == sorted(values, reverse=True)
-    assert len(values) == len(found["effects"]["training"])
-    assert numbers[1].startswith(plots.signed(found["same_again"]["difference"]))
+def test_a_mark_needs_both_a_small_p_and_more_than_luck():
+    assert plots.mark(row("a", 0.03, p=0.04)) == " ▲"
+    assert plots.mark(row("a", -0.03, p=0.04)) == " ▼"
+    assert plots.mark(row("a", 0.03, p=0.06)) == plots.mark(row("a", 0.03, p=0.04, luck=0.04)) == ""
+    way = {name: value for name, value in row("a", 0.001, p=0.04).items() if name != "luck"}
+    assert plots.mark(way) == " ▲"  # the same networks: no luck
 
 
-def test_costs_begin_with_the_cheapest():
-    left = plots.costs(ROWS, "title").axes[0]
-    assert [label.get_text() for label in left.get_yticklabels()][-2:] == ["better", "far off"]
-    costs = [line.get_xdata()[1] for line in left.lines if line.get_marker() == "s"]
-    assert costs == [1.0, 1.0, 1.3, 2.0]
+def test_an_arrow_needs_more_change_than_luck():
+    def moved(difference):
+        return plots.moves({"moved": {"difference": difference, "luck": 0.002}})
+
+    assert (moved(0.003), moved(-0.003), moved(0.001)) == (" ↗", " ↘", "")
+    assert plots.moves({}) == ""  # another way to predict, or two stages
+
+
+def study_of(training, ways=()):
+    return {"groups": 1, "folds": 1, "steps": 20, "training": training, "ways": list(ways),
+            "error_by_distance": {"overlap 0, uniform": [0.03, 0.02, 0.01],
+                                  "overlap 0.5, linear": [0.01]}}
+
+
+def test_rows_of_a_study_fall_family_by_family():
+    axes = plots.study_chart("a", "effects", study_of(ROWS[::-1], [row("way", 0.5)])).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "training", *(row["arm"] for row in ROWS), "prediction", "way"]
+
+
+def test_along_the_way_each_arm_has_a_panel_and_what_leaves_it_is_written():
+    two_stages = {**row("two stages", 0.01), "along": {"20": ROWS[0]["along"]["20"]}}
+    figure = plots.study_chart("a", "lengths", study_of([*ROWS, two_stages]))
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [row["arm"] for row in ROWS]
+    better, far = panels[0], panels[-1]
+    line = next(line for line in better.lines if line.get_marker() == "o")
+    assert list(line.get_xdata()) == [10, 20] and list(line.get_ydata()) == [0.03, 0.03]
+    assert line.get_markerfacecolor() != "white"
+    assert [text.get_text() for text in far.texts] == ["-.60", "-.60"]
 
 
 def test_curves_of_different_lengths_keep_their_values():
-    figure = plots.study_chart("a", "seams", {
-        "groups": 1, "folds": 1, "seeds": 1, "same_again": None, "effects": {},
-        "error_by_distance": {"long": [0.03, 0.02, 0.01], "short": [0.01]}})
+    figure = plots.study_chart("a", "seams", study_of([]))
     long, short = figure.axes[0].lines
     assert np.allclose(long.get_xdata(), [0.5, 1.5, 2.5])
     assert np.allclose(long.get_ydata(), [3, 2, 1])
@@ -93,11 +112,8 @@ def test_a_comparison_starts_at_a_round_number_and_names_where_runs_end():
 
 
 def test_where_nothing_differs_there_is_a_picture_all_the_same(tmp_path):
-    same = [row("a", 0.0, 0.0), row("b", 0.0, 0.0)]
-    found = {"groups": 1, "folds": 1, "seeds": 1, "same_again": None,
-             "effects": {"training": same, "inference": []},
-             "error_by_distance": {"a": [0.0, 0.0]}}
-    (tmp_path / "study-none.json").write_text(json.dumps(found))
+    same = [row("a", 0.0, 0.0, luck=0.0), row("b", 0.0, 0.0, luck=0.0)]
+    (tmp_path / "study-none.json").write_text(json.dumps(study_of(same)))
     for kind in plots.KINDS:
         figure = plots.stored_chart(f"study-none-{kind}", tmp_path)
         figure.set_dpi(40)
