@@ -6,8 +6,9 @@ README.md has a cell for each trick, each chapter a paragraph that begins with *
 docs/study.md its tables. All of them follow from docs/results/study-NAME.json; this program writes
 them anew when a study has changed, and a test fails where they differ. In the templates below,
 `{gates}` becomes the effects of that arm with their marks, one for each study that has it,
-`{gates@nuclei}` one effect with its interval, `{luck@nuclei}` how much luck alone does, and
-`{dice@nuclei}` the baseline's Dice. Plus favours the trick.
+`{gates@nuclei}` one effect with its interval, `{luck@nuclei}` how much luck alone does,
+`{seeds@nuclei}` how many seeds of a trick there are at least, and `{dice@nuclei}` the baseline's
+Dice. Plus favours the trick.
 """
 
 import json
@@ -17,13 +18,17 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from .measure import RESULTS, write_text
 from .plots import SEAMS, favouring, mark, moves, signed
+from .shifts import SHIFTS, WIDTH
 from .study import WAYS, table
 
 STUDIES = "nuclei", "synthetic"
 CELLS = {  # of README.md, by the file that its row ends with
-    "effects": "up to ±{luck@nuclei}; ±{luck@synthetic}",
+    "effects": "up to ±{luck@nuclei}; ±{luck@synthetic}<br>(seeds of a trick: {seeds@nuclei}; "
+               "{seeds@synthetic})",
     "unet": "the baseline: Dice {dice@nuclei}; {dice@synthetic}",
     "pretrained": "{random weights}", "attention_gate": "{gates}", "scse": "{SCSE}",
     "cbam": "{CBAM}", "hypercolumn": "{hypercolumn}",
@@ -105,6 +110,8 @@ def quoted(template: str, studies: Studies) -> str:
             return str(studies[STUDIES[0]]["steps"])
         if arm == "luck":
             return f"{luck(studies[data]):.3f}"
+        if arm == "seeds":
+            return str(min(row["seeds"] for row in studies[data]["training"]))
         if arm == "dice":
             return f"{studies[data]['baseline']['dice']:.3f}"
         if data:
@@ -122,8 +129,8 @@ def readme(text: str, studies: Studies) -> str:
     for file, cell in CELLS.items():
         [i] = [i for i, line in enumerate(lines)
                if line.startswith("| ") and f"| [{file}](" in line]
-        picture, trick, _, end = lines[i].removeprefix("| ").removesuffix(" |").split(" | ")
-        lines[i] = f"| {picture} | {trick} | {quoted(cell, studies)} | {end} |"
+        cells = lines[i].split(" | ")
+        lines[i] = " | ".join([*cells[:-2], quoted(cell, studies), cells[-1]])
     return "\n".join(lines)
 
 
@@ -177,10 +184,63 @@ def along(studies: Studies) -> str:
     return "\n".join(lines)
 
 
-def page(text: str, studies: Studies, costs: dict) -> str:
+def number(value: float) -> str:
+    """A small number, with two digits.
+
+    >>> number(0.0), number(0.0173), number(2.34e-5)
+    ('0', '0.017', '2.3e-5')
+    """
+    return "0" if value == 0 else f"{value:.2g}".replace("e-0", "e-")
+
+
+def inside(row: dict, key: str, means: str, beyond: int) -> float:
+    """The mean mismatch (`lab.shifts`) of the pixels that lie `beyond` so many pixels or more from
+    every border."""
+    found = row["mismatch"][key]
+    pixels = np.array(found["pixels"])[beyond // WIDTH :]
+    return float((np.array(found[means])[beyond // WIDTH :] * pixels).sum() / pixels.sum())
+
+
+def mismatches(found: dict) -> str:
+    """The table of what two large tiles say of the same pixel, far from their borders."""
+    key, reach = f"tile {found['tiles'][-1]}, shift {{}}", found["reach"]
+    lines = [f"| {reach} pixels inside | 32 pixels apart | the same, means of one tile | "
+             "16 pixels apart, means of one tile | for comparison: 32 apart, at the border |",
+             "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        cells = [inside(row, key.format(shift), means, reach) for shift, means in
+                 ((32, "as they are"), (32, "same means"), (16, "same means"))]
+        cells.append(row["mismatch"][key.format(32)]["as they are"][0])
+        lines.append(f"| {row['name']} | {' | '.join(map(number, cells))} |")
+    return "\n".join(lines)
+
+
+def shifted(found: dict) -> str:
+    """The table of what two small tiles say of the pixels in their middle, for each shift."""
+    tile = found["tiles"][0]
+    lines = [f"| tiles of {tile}, apart by | " + " | ".join(f"{shift}" for shift in SHIFTS) + " |",
+             "|---" * (1 + len(SHIFTS)) + "|"]
+    for row in found["rows"]:
+        cells = [number(inside(row, f"tile {tile}, shift {shift}", "as they are", 32))
+                 for shift in SHIFTS]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def blended(found: dict) -> str:
+    """The table of what each way to blend leaves between two predictions of an image."""
+    ways = list(found["rows"][0]["left"]["shift 32"])
+    lines = ["| left after blending | " + " | ".join(ways) + " |", "|---" * (1 + len(ways)) + "|"]
+    for row in found["rows"]:
+        cells = [number(row["left"]["shift 32"][way]) for way in ways]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page(text: str, studies: Studies, costs: dict, moved: dict) -> str:
     """docs/study.md with its tables: each replaces the one that begins with the same words."""
     for new in (table({name: studies[name] for name in STUDIES}, costs), objects(studies),
-                seams(studies), along(studies)):
+                seams(studies), along(studies), mismatches(moved), shifted(moved), blended(moved)):
         first = re.escape(new.split("|")[1])
         text = re.sub(rf"(?m)^\|{first}\|.*?(?=\n\n)", lambda _, new=new: new, text, count=1,
                       flags=re.S)
@@ -190,9 +250,10 @@ def page(text: str, studies: Studies, costs: dict) -> str:
 def pages(root: Path) -> dict[Path, Callable[[str], str]]:
     """For each page, what makes its new text of its old one."""
     studies = load(root / RESULTS)
-    costs = json.loads((root / RESULTS / "costs.json").read_text(encoding="utf-8"))["rows"]
+    costs, shifts = (json.loads((root / RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+                     for name in ("costs", "shifts"))
     return {root / "README.md": lambda text: readme(text, studies),
-            root / "docs/study.md": lambda text: page(text, studies, costs),
+            root / "docs/study.md": lambda text: page(text, studies, costs["rows"], shifts),
             **{root / f"minseg/{file}.py":
                lambda text, paragraph=paragraph: chapter(text, paragraph, studies)
                for file, paragraph in PARAGRAPHS.items()}}

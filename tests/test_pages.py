@@ -84,6 +84,20 @@ def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
         "A.\n\n**Measured.** +0.012 [+0.000, +0.020].\n\nB.")
 
 
+def test_tables_of_shifts_leave_out_what_lies_near_a_border():
+    found = {"as they are": [1.0] + [0.5] * 3 + [0.25, 0.0], "same means": [0.0] * 6,
+             "pixels": [10, 10, 10, 10, 3, 1]}
+    row = {"name": "net", "mismatch": {f"tile {tile}, shift {shift}": found for tile in (128, 999)
+                                       for shift in (32, 16, 8, 4, 2, 1)},
+           "left": {"shift 32": {"a": 0.0123, "b": 1.2e-5}}}
+    moved = {"tiles": [128, 999], "reach": 40, "rows": [row]}
+    assert pages.mismatches(moved).endswith("| net | 0 | 0 | 0 | 1 |")
+    assert pages.mismatches({**moved, "reach": 32}).endswith("| net | 0.19 | 0 | 0 | 1 |")
+    assert pages.shifted(moved).endswith("| net" + " | 0.19" * 6 + " |")
+    assert pages.blended(moved).endswith("| left after blending | a | b |\n|---|---|---|\n"
+                                         "| net | 0.012 | 1.2e-5 |")
+
+
 def test_chapters_without_a_paragraph_quote_nothing_of_the_study():
     quoted = {path.stem for path in (ROOT / "minseg").glob("*.py")
               if re.search(r"\*\*Measured\.\*\*[^*]*study\.md", path.read_text("utf-8"))}
