@@ -6,7 +6,7 @@ README.md has a cell for each trick, each chapter a paragraph that begins with *
 docs/study.md its tables. All of them follow from docs/results/study-NAME.json; this program writes
 them anew when a study has changed, and a test fails where they differ. In the templates below,
 `{gates}` becomes the effects of that arm with their marks, one for each study that has it,
-`{gates@nuclei}` one effect with its interval, `{luck@nuclei}` how much luck alone does,
+`{gates@nuclei}` one effect with its interval and mark, `{luck@nuclei}` how much luck alone does,
 `{seeds@nuclei}` how many seeds of a trick there are at least, and `{dice@nuclei}` the baseline's
 Dice. Plus favours the trick.
 """
@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from .measure import RESULTS, write_text
 from .plots import SEAMS, favouring, mark, moves, signed
 from .shifts import SHIFTS, WIDTH
-from .study import WAYS, table
+from .study import ARMS, WAYS
 
 STUDIES = "nuclei", "synthetic"
 CELLS = {  # of README.md, by the file that its row ends with
@@ -43,8 +43,7 @@ NOTE = ("(brackets: 95 % intervals; luck alone: up to {luck@nuclei} and {luck@sy
 BOTH = "Dice {{{0}@nuclei}} on nuclei, {{{0}@synthetic}} on synthetic slides"
 PARAGRAPHS = {  # of the chapters, up to the next empty line
     "unet": "The baseline of all comparisons: Dice {dice@nuclei} on nuclei, {dice@synthetic} on "
-            "synthetic slides; with two other seeds it could be {luck@nuclei} and {luck@synthetic} "
-            "away from that (networks of {steps} steps of eight tiles; [study](../docs/study.md)). "
+            "synthetic slides ({steps} steps of eight tiles; [study](../docs/study.md)). "
             "With the same weights, the logits on B0 equal those of segmentation_models.pytorch "
             "([audit](../docs/results/audit.json)). On B1 to B7 they do only once that library's "
             "padding is corrected: it is fixed for the authors' image size, whatever the input's.",
@@ -92,6 +91,8 @@ def load(results: Path = RESULTS) -> Studies:
         study = json.loads((results / f"study-{name}.json").read_text(encoding="utf-8"))
         study["arms"] = {row["arm"]: favouring(row) for row in (*study["training"], *study["ways"])}
         found[name] = study
+    if len({study["steps"] for study in found.values()}) > 1:
+        raise ValueError("the studies have runs of different lengths")
     return found
 
 
@@ -101,26 +102,49 @@ def luck(study: dict) -> float:
     return max(row["luck"] for row in study["training"])
 
 
+def interval(row: dict) -> str:
+    """An effect with its mark and interval."""
+    difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
+    return f"{difference}{mark(row)}{moves(row)} [{low}, {high}]"
+
+
 def quoted(template: str, studies: Studies) -> str:
-    """The template with its fields filled in."""
+    """The template with its fields filled in. KeyError for an arm that does not exist."""
 
     def value(match: re.Match) -> str:
-        arm, _, data = " ".join(match[1].split()).partition("@")
+        arm, _, data = match[1].partition("@")
         if arm == "steps":
             return str(studies[STUDIES[0]]["steps"])
-        if arm == "luck":
-            return f"{luck(studies[data]):.3f}"
         if arm == "seeds":
             return str(min(row["seeds"] for row in studies[data]["training"]))
+        if arm == "luck":
+            return f"{luck(studies[data]):.3f}"
         if arm == "dice":
             return f"{studies[data]['baseline']['dice']:.3f}"
+        if arm not in {*ARMS, *WAYS}:
+            raise KeyError(f"no arm {arm!r}")
+        rows = [study["arms"].get(arm) for study in studies.values()]
         if data:
-            row = studies[data]["arms"][arm]
-            return f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]"
-        rows = [study["arms"][arm] for study in studies.values() if arm in study["arms"]]
-        return "; ".join(f"{signed(row['difference'])}{mark(row)}{moves(row)}" for row in rows)
+            row = rows[list(studies).index(data)]
+            return interval(row) if row else "not measured yet"
+        return "; ".join(f"{signed(row['difference'])}{mark(row)}{moves(row)}" if row else "–"
+                         for row in rows)
 
     return re.sub(r"{([^}]+)}", value, template)
+
+
+def replaced(pattern: str, new: str, text: str) -> str:
+    """The text with the one part that the pattern finds replaced. ValueError if there is none."""
+    result, count = re.subn(pattern, lambda _: new, text, count=1, flags=re.S | re.M)
+    if not count:
+        raise ValueError(f"nothing begins like {new.splitlines()[0][:60]!r}")
+    return result
+
+
+def markdown(*rows: Sequence[str]) -> str:
+    """A table; the first row is its header."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def readme(text: str, studies: Studies) -> str:
@@ -138,50 +162,66 @@ def chapter(text: str, paragraph: str, studies: Studies) -> str:
     """A chapter with its paragraph of what was measured."""
     words = textwrap.fill("**Measured.** " + quoted(paragraph, studies), 100,
                           break_on_hyphens=False, break_long_words=False)
-    return re.sub(r"(?m)^\*\*Measured\.\*\* .*?(?=\n\n)", lambda _: words, text, count=1,
-                  flags=re.S)
+    return replaced(r"^\*\*Measured\.\*\* .*?(?=\n\n)", words, text)
+
+
+def effects(studies: Studies, costs: dict[str, dict]) -> str:
+    """The table of all effects, with what the arms cost."""
+    base = costs["baseline"]
+    rows = [["trick", *studies, "time of a step", "memory", "parameters"],
+            ["the baseline", *(f"Dice {study['baseline']['dice']:.3f}, "
+                               f"{study['baseline']['seeds']} seeds" for study in studies.values()),
+             "1.00 ×", "1.00 ×", f"{base['parameters'] / 1e6:.2f} M"],
+            ["luck alone", *(f"up to ±{luck(study):.3f}" for study in studies.values()),
+             "", "", ""]]
+    for arm in (*ARMS, *WAYS):
+        if found := [study["arms"].get(arm) for study in studies.values()]:
+            name = next((row["arm"] for row in found if row), None)
+            if name is None:
+                continue
+            cells = [f"{interval(row)} p {row['p_holm']:.2g}" if row else "" for row in found]
+            words = [f"{costs[arm][what] / base[what]:.2f} ×"
+                     for what in ("seconds_a_step", "kept_bytes") if arm in costs]
+            words += [f"{costs[arm]['parameters'] / 1e6:.2f} M"] if words else ["", "", ""]
+            rows.append([name, *cells, *words])
+    return markdown(*rows)
 
 
 def objects(studies: Studies) -> str:
     """The table of objects: ways to predict with the baseline's networks, then the arms."""
-    names = "found", "missed", "invented", "split"
-    lines = ["| objects | " + " | ".join(f"{data}: found | missed | invented | split"
-                                         for data in studies) + " |",
-             "|---" * (1 + 4 * len(studies)) + "|"]
-    rows = {f"the baseline, {way}": [study["objects"].get(way) for study in studies.values()]
-            for way in WAYS}
-    arms = dict.fromkeys(row["arm"] for study in studies.values() for row in study["training"])
-    rows |= {arm: [next((row["objects"] for row in study["training"] if row["arm"] == arm), None)
-                   for study in studies.values()] for arm in arms}
-    for name, found in rows.items():
-        cells = [f"{counts[kind]:g}" if counts else "" for counts in found for kind in names]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    kinds = "found", "missed", "invented", "split"
+    found = {f"the baseline, {way}": [study["objects"].get(way) for study in studies.values()]
+             for way in WAYS}
+    for arm in ARMS:
+        rows = [study["arms"].get(arm) for study in studies.values()]
+        if any(rows):
+            found[f"trained with: {arm}"] = [row and row["objects"] for row in rows]
+    return markdown(["objects", *(f"{data}: {kind}" if kind == kinds[0] else kind
+                                  for data in studies for kind in kinds)],
+                    *([name, *(f"{counts[kind]:g}" if counts else "" for counts in all_counts
+                               for kind in kinds)] for name, all_counts in found.items()))
 
 
 def seams(studies: Studies) -> str:
     """The table of errors near seams and farther from them."""
-    lines = ["| wrong pixels | " + " | ".join(f"{data}: within 8 pixels of a seam | 16 to 32 pixels"
-                                              for data in studies) + " |",
-             "|---" * (1 + 2 * len(studies)) + "|"]
+    rows = [["wrong pixels", *(f"{data}: {where}" for data in studies for where in
+                               ("within 8 pixels of a seam", "16 pixels or more"))]]
     for way in SEAMS:
         cells = []
         for study in studies.values():
-            errors = study["error_by_distance"][way]
-            cells += [f"{100 * sum(part) / len(part):.2f} %" for part in (errors[:8], errors[16:])]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            wrong, pixels = (np.array(study["seams"][way][name]) for name in ("wrong", "pixels"))
+            cells += [f"{100 * wrong[part].sum() / pixels[part].sum():.2f} %"
+                      for part in (slice(8), slice(16, None))]
+        rows.append([way, *cells])
+    return markdown(*rows)
 
 
 def along(studies: Studies) -> str:
     """The table of the baseline's Dice on its way."""
-    steps = list(next(iter(studies.values()))["baseline"]["along"])
-    lines = ["| the baseline after | " + " | ".join(f"{number} steps" for number in steps) + " |",
-             "|---" * (1 + len(steps)) + "|"]
-    for data, study in studies.items():
-        dices = study["baseline"]["along"].values()
-        lines.append(f"| {data} | {' | '.join(f'{dice:.3f}' for dice in dices)} |")
-    return "\n".join(lines)
+    dices = {data: study["baseline"]["along"] for data, study in studies.items()}
+    return markdown(["the baseline after", *(f"{steps} steps" for steps in dices[STUDIES[0]])],
+                    *([data, *(f"{dice:.3f}" for dice in found.values())]
+                      for data, found in dices.items()))
 
 
 def number(value: float) -> str:
@@ -204,46 +244,39 @@ def inside(row: dict, key: str, means: str, beyond: int) -> float:
 def mismatches(found: dict) -> str:
     """The table of what two large tiles say of the same pixel, far from their borders."""
     key, reach = f"tile {found['tiles'][-1]}, shift {{}}", found["reach"]
-    lines = [f"| {reach} pixels inside | 32 pixels apart | the same, means of one tile | "
-             "16 pixels apart, means of one tile | for comparison: 32 apart, at the border |",
-             "|---|---|---|---|---|"]
+    rows = [["far inside", "32 pixels apart", "the same, means of one tile",
+             "16 pixels apart, means of one tile", "for comparison: 32 apart, at the border"]]
     for row in found["rows"]:
         cells = [inside(row, key.format(shift), means, reach) for shift, means in
                  ((32, "as they are"), (32, "same means"), (16, "same means"))]
         cells.append(row["mismatch"][key.format(32)]["as they are"][0])
-        lines.append(f"| {row['name']} | {' | '.join(map(number, cells))} |")
-    return "\n".join(lines)
+        rows.append([row["name"], *map(number, cells)])
+    return markdown(*rows)
 
 
 def shifted(found: dict) -> str:
     """The table of what two small tiles say of the pixels in their middle, for each shift."""
     tile = found["tiles"][0]
-    lines = [f"| tiles of {tile}, apart by | " + " | ".join(f"{shift}" for shift in SHIFTS) + " |",
-             "|---" * (1 + len(SHIFTS)) + "|"]
-    for row in found["rows"]:
-        cells = [number(inside(row, f"tile {tile}, shift {shift}", "as they are", 32))
-                 for shift in SHIFTS]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(["small tiles, apart by", *(f"{shift}" for shift in SHIFTS)],
+                    *([row["name"], *(number(inside(row, f"tile {tile}, shift {shift}",
+                                                    "as they are", 32)) for shift in SHIFTS)]
+                      for row in found["rows"]))
 
 
 def blended(found: dict) -> str:
     """The table of what each way to blend leaves between two predictions of an image."""
     ways = list(found["rows"][0]["left"]["shift 32"])
-    lines = ["| left after blending | " + " | ".join(ways) + " |", "|---" * (1 + len(ways)) + "|"]
-    for row in found["rows"]:
-        cells = [number(row["left"]["shift 32"][way]) for way in ways]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(["left after blending", *ways],
+                    *([row["name"], *(number(row["left"]["shift 32"][way]) for way in ways)]
+                      for row in found["rows"]))
 
 
 def page(text: str, studies: Studies, costs: dict, moved: dict) -> str:
-    """docs/study.md with its tables: each replaces the one that begins with the same words."""
-    for new in (table({name: studies[name] for name in STUDIES}, costs), objects(studies),
-                seams(studies), along(studies), mismatches(moved), shifted(moved), blended(moved)):
+    """docs/study.md with its tables: each replaces the one whose header has the same first cell."""
+    for new in (effects(studies, costs), along(studies), objects(studies), seams(studies),
+                mismatches(moved), shifted(moved), blended(moved)):
         first = re.escape(new.split("|")[1])
-        text = re.sub(rf"(?m)^\|{first}\|.*?(?=\n\n)", lambda _, new=new: new, text, count=1,
-                      flags=re.S)
+        text = replaced(rf"^\|{first}\|.*?(?=\n\n)", new, text)
     return text
 
 
@@ -266,8 +299,8 @@ def main() -> None:
             before = path.read_text(encoding="utf-8")
             if (after := new(before)) != before:
                 print(write_text(path, after))
-    except (OSError, KeyError) as error:
-        sys.exit(f"pages: {error}: is missing: run the studies first (docs/study.md)")
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"pages: {error}")
 
 
 if __name__ == "__main__":

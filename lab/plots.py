@@ -59,7 +59,8 @@ def mark(row: dict) -> str:
 
 
 def moves(row: dict) -> str:
-    """↗ or ↘ where an effect grew or fell in the second half of the run by more than luck does."""
+    """↗ or ↘ where an effect went up or down between half of the run and its end, by more than luck
+    does."""
     moved = row.get("moved", {"difference": 0, "luck": 0})
     if abs(moved["difference"]) <= moved["luck"]:
         return ""
@@ -138,15 +139,24 @@ def small_multiples(rows: Sequence[dict], title: str):
     return figure
 
 
+def charts_of(found: dict) -> list[str]:
+    """Those of `KINDS` that a study has something for."""
+    some = {"effects": True, "lengths": any(len(row["along"]) > 1 for row in found["training"]),
+            "seams": bool(found["seams"])}
+    return [kind for kind in KINDS if some[kind]]
+
+
 def study_chart(name: str, kind: str, found: dict):
     """One of the charts (`KINDS`) of a study, from the summary that `lab.study` writes."""
     about = f"{name}, {found['groups']} groups, {found['folds']} folds, {found['steps']} steps"
     if kind == "seams":
-        return curves(f"Wrong pixels near seams: {about}",
-                      {way: ([i + 0.5 for i, _ in enumerate(found["error_by_distance"][way])],
-                             [100 * error for error in found["error_by_distance"][way]])
-                       for way in SEAMS if way in found["error_by_distance"]},
-                      "pixels to the nearest border of a tile", "% of the pixels there")[0]
+        lines = {}
+        for way in SEAMS:
+            wrong, pixels = (np.array(found["seams"][way][name]) for name in ("wrong", "pixels"))
+            at = np.flatnonzero(pixels)
+            lines[way] = at + 0.5, 100 * wrong[at] / pixels[at]
+        return curves(f"Wrong pixels near seams: {about}", lines, "pixels to the nearest seam",
+                      "% of the pixels there")[0]
     training, ways = (sorted(map(favouring, found[rows]), key=lambda row: -row["difference"])
                       for rows in ("training", "ways"))
     if kind == "lengths":

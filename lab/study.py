@@ -6,23 +6,25 @@
 
 An arm is the baseline (`train.py` with its defaults, on EfficientNet-Lite0 with ImageNet's weights)
 with one thing changed (`ARMS`). Options that this program does not know are passed to `train.py`
-and change the baseline. Every arm has the same folds, number of steps and seeds, and the same
-tiles, order of tiles and augmentation unless it is about these. (The first weights are not always
-the same, because a network with more layers draws more random numbers.)
+and change the baseline. Every arm has the same folds and number of steps; seeds 0 and 1, and the
+baseline also 2 to 4, which tell how much luck does. (With the same seed, tiles, their order and
+augmentation are the same, but not always the first weights, because a network with more layers
+draws more random numbers.)
 
 **Along the way.** A run has one learning rate schedule, which ends after `--steps` steps. After an
 eighth, a quarter, half and all of them, the averaged weights (EMA) are scored on whole held-out
 images. The average over the last steps stands in for the rate's fall at the end; how good a
 stand-in it is, a study with fewer `--steps` tells, in which the rate falls earlier.
 
-The baseline's networks are also scored in other ways (`WAYS`), their errors are counted at each
-distance from a tile's border (`lab.seams`), and with all arms objects are counted at the end.
+Objects are counted after the last step. Some of the baseline's networks are also scored in other
+ways (`WAYS`), and the errors are counted at each distance from a seam (`lab.seams`).
 
 Each run has a folder in OUT and leaves its result there, in result.json. So a study can stop
-(Ctrl-C) and go on, and several processes or machines can share OUT. Lines in
-docs/results/study-NAME.jsonl count as done, too. When nothing is left to do here, all lines are
-written there, with what follows from them in study-NAME.json and docs/figures/study-NAME-*.png.
-Seeds that lack a fold have to wait.
+(Ctrl-C) and go on, and several processes or machines can share OUT. Runs whose lines are in
+docs/results/study-NAME.jsonl count as done: to measure them anew, give another `--name`. At the end
+all lines are written there, with what follows from them in study-NAME.json and
+docs/figures/study-NAME-*.png, also if some runs are missing. A seed counts once all of its folds
+are there.
 
 For each group, a result holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
 that a fold can be cut at the threshold that is best on the others. `lab.effects` compares them.
@@ -60,9 +62,9 @@ from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved_objects, predict
 
 from . import measure, seams
-from .effects import dice_of_groups, effect, holm, trained_effect
+from .effects import dice_of_groups, holm, luck_alone, trained_effect, way_effect
 from .measure import in_turn
-from .plots import KINDS, favouring, mark, moves, signed, stored_chart
+from .plots import charts_of, stored_chart
 from .style import need_matplotlib, save
 
 THRESHOLDS = [i / 64 for i in range(1, 64)]
@@ -83,11 +85,12 @@ ARMS = {
 WAYS: dict[str, dict] = {
     **{f"overlap {share:g}, {window}": {"overlap": share, "window": window}
        for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian")
-       if share or window == "uniform"},  # without overlap, windows cancel
+       if share or window == "uniform"},  # without overlap, the window makes no difference
     "eight views": {"tta": True},
 }
 SCORED = "overlap 0.5, linear"  # how every network is scored
-LUCK_SEEDS = 5  # of the baseline: they tell how much chance does
+LUCK_SEEDS = 5  # of the baseline: they tell how much luck does
+WAY_SEEDS = 2  # of the baseline: their networks are also scored in the other ways
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 Job = tuple[str, int, int]  # arm, seed, fold
 BUILD, RATE = train.build, train.learning_rate_share
@@ -122,16 +125,18 @@ def folder_of(args: argparse.Namespace, *job: object) -> Path:
     return args.out / "runs" / "{}, seed {}, fold {}".format(*job)
 
 
-def words_of(args: argparse.Namespace, arm: str) -> list[str]:
-    """What tells two studies apart: an arm's options, the folds and the steps."""
-    return [*BASELINE.split(), *args.options, *ARMS[arm].split(), "--folds", str(args.folds),
-            "--steps", str(args.steps)]
-
-
 def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list[str]:
     """The command line of a run for `train.py`."""
-    run = {"--data": args.data, "--fold": fold, "--seed": seed, "--out": args.out / "runs" / "none"}
-    return [*words_of(args, arm)[:-2], *(str(word) for pair in run.items() for word in pair)]
+    run = {"--data": args.data, "--folds": args.folds, "--fold": fold, "--seed": seed,
+           "--out": args.out / "runs" / "none"}
+    return [*BASELINE.split(), *args.options, *ARMS[arm].split(),
+            *(str(word) for pair in run.items() for word in pair)]
+
+
+def identity(args: argparse.Namespace, arm: str) -> list[str]:
+    """What the runs of an arm must have in common, to be compared."""
+    return [*BASELINE.split(), *args.options, *ARMS[arm].split(), "--folds", str(args.folds),
+            "--steps", str(args.steps)]
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
@@ -181,12 +186,12 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     # Returning memory after each band of an image is for whole slides.
     changes = {"train.EMA": Scored, "minseg.run.scores.trim_memory": lambda: None}
     with measure.changed({**changes, **CHANGED.get(arm, {})}):
-        net, network, seconds = measure.train_minseg(
+        net, network, _ = measure.train_minseg(
             given, data.tiles, training_tiles(data.tiles, data.folds, fold), args.steps)
-        result = scored(net, items, given)
+        result = scored(net, items, given, **WAYS[SCORED])
         along[str(args.steps)] = result["levels"]
-        found = {"seconds": round(seconds, 1), "along": along, "objects": result["objects"]}
-        if arm == "baseline" and seed < args.seeds:
+        found = {"along": along, "objects": result["objects"]}
+        if arm == "baseline" and seed < WAY_SEEDS:
             found["ways"] = {name: result if name == SCORED else scored(net, items, given, **way)
                              for name, way in WAYS.items()}
     if seed == fold == 0:  # for `lab.shifts`
@@ -196,7 +201,8 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
-    """All that is to be done: first one seed of each arm and two of the baseline."""
+    """All that is to be done: first one seed of each arm and two of the baseline, of which the
+    second one is the last, because it takes the least time."""
     seeds = max(args.seeds, 2 if args.quick else LUCK_SEEDS)
     order = [("baseline", 0), ("baseline", seeds - 1), *((arm, 0) for arm in args.arms[1:]),
              *(("baseline", seed) for seed in range(1, seeds - 1)),
@@ -204,21 +210,23 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     return [(arm, seed, fold) for arm, seed in order for fold in range(args.folds)]
 
 
-def read_lines(args: argparse.Namespace) -> dict[Job, dict]:
-    """The results that are there: of runs in OUT, and published ones. ValueError where OUT has a
-    run with other options; published lines with other options are left alone."""
-    lines = {}
+def read_lines(args: argparse.Namespace, groups: Sequence[set[str]] = ()) -> dict[Job, dict]:
+    """The results that are there: published ones, and those of runs in OUT. ValueError if one was
+    measured with other options or, where the `groups` of each fold are given, on other data."""
+    paths, lines = sorted(args.out.glob("runs/*/result.json")), {}
     if args.published.exists():
-        for text in args.published.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            if line["arm"] in ARMS and line["options"] == words_of(args, line["arm"]):
-                lines[line["arm"], line["seed"], line["fold"]] = line
-    for path in args.out.glob("runs/*/result.json"):
-        line = json.loads(path.read_text(encoding="utf-8"))
-        if line["arm"] in ARMS and line["options"] != words_of(args, line["arm"]):
-            raise ValueError(f"{path}: belongs to a study with other options, folds or steps: give "
-                             "another --out")
-        lines[line["arm"], line["seed"], line["fold"]] = line
+        paths.insert(0, args.published)
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        for line in map(json.loads, text.splitlines() if path == args.published else [text]):
+            arm, fold = line["arm"], line["fold"]
+            if arm not in ARMS:
+                continue  # it has been given up
+            if line["options"] != identity(args, arm) or (
+                    groups and groups[fold] != line["along"][str(args.steps)].keys()):
+                raise ValueError(f"{path}: is of a study with other data, options, folds or steps: "
+                                 "give another --name")
+            lines[arm, line["seed"], fold] = line
     return lines
 
 
@@ -229,7 +237,7 @@ def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             result = run_arm(args, arm, seed, fold)
         measure.write_json(folder / "result.json", {
-            "arm": arm, "seed": seed, "fold": fold, "options": words_of(args, arm), **result,
+            "arm": arm, "seed": seed, "fold": fold, "options": identity(args, arm), **result,
             **facts})
     except Stopped:
         raise KeyboardInterrupt
@@ -244,7 +252,8 @@ def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
 
 def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
     """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
-    pass keeps for the backward pass, and the parameters. Of two losses the second one counts."""
+    pass keeps for the backward pass, and the parameters. An arm with two losses is measured with
+    the second."""
     steps, rows = {}, {}
     for arm in arms:
         given = train_options([*BASELINE.split(), *options, *ARMS[arm].split()])
@@ -298,7 +307,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.out = args.out or Path("runs") / f"study-{args.name}"
     args.docs = args.docs or (args.out if args.quick else Path("docs"))
     args.published = args.docs / "results" / f"study-{args.name}.jsonl"
-    if args.quick:
+    if args.quick:  # whatever else was given
         args.folds, args.seeds, args.steps, args.arms = 2, 1, 24, ["SCSE", "Dice"]
         args.options = [*"--weights none --tile 64 --scale 4".split(), *args.options]
     args.arms = ["baseline", *(arm for arm in args.arms if arm != "baseline")]
@@ -337,59 +346,55 @@ def complete(lines: dict[Job, dict], folds: int) -> dict[str, list[list[dict]]]:
 
 def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     """What follows from the lines: effects at the end and along the way, ways to predict, objects,
-    and the error at each distance from a seam."""
-    runs = complete(lines, args.folds)
-    marks = [*lengths(args.steps), args.steps]
+    and the errors at each distance from a seam. At least two seeds of the baseline and one of
+    another arm must be complete."""
+    runs, end = complete(lines, args.folds), args.steps
+    marks = [*lengths(end), end]
     fold_of = {group: fold for fold, line in enumerate(runs["baseline"][0])
-               for group in line["along"][str(args.steps)]}
+               for group in line["along"][str(end)]}
 
     def dices(arm: str, steps: int) -> list[dict[str, float]]:
         return [dice_of_groups([line["along"][str(steps)] for line in folds])
                 for folds in runs[arm]]
 
-    def way_dices(way: str) -> list[dict[str, float]]:
-        return [dice_of_groups([line["ways"][way]["levels"] for line in folds])
-                for folds in predicted]
+    def growth(arm: str) -> list[dict[str, float]]:
+        """How much Dice grew between half of the run and its end."""
+        return [{group: late[group] - early[group] for group in late}
+                for late, early in zip(dices(arm, end), dices(arm, marks[-2]))]
 
-    def change(arm: str) -> list[dict[str, float]]:
-        """How much Dice grew in the second half of the run."""
-        return [{group: late[group] - early[group] for group in late} for late, early in
-                zip(dices(arm, args.steps), dices(arm, marks[-2]))]
-
-    base = {steps: dices("baseline", steps) for steps in marks}
-    training = []
+    base, base_growth, training = {}, growth("baseline"), []
+    for steps in marks:
+        base[steps] = dices("baseline", steps)
     for arm in [arm for arm in runs if arm != "baseline"]:
         # On the way to its second stage, an arm with two stages is one that has only the first.
         along = {str(steps): trained_effect(dices(arm, steps), base[steps], fold_of)
                  for steps in (marks[-1:] if "--then" in ARMS[arm] else marks)}
-        row = {"arm": arm, **along[str(args.steps)]}
+        row = {"arm": arm, **along[str(end)], "objects": objects_of(runs[arm])}
         row["along"] = {steps: {name: round(found[name], 5) for name in
                                 ("difference", "low", "high", "luck")}
                         for steps, found in along.items()}
         if len(along) > 1:
-            later = trained_effect(change(arm), change("baseline"), fold_of)
-            row["moved"] = {name: round(later[name], 5) for name in ("difference", "luck")}
-        training.append({**row, "objects": objects_of(runs[arm])})
+            row["moved"] = {"difference": round(mean(growth(arm)) - mean(base_growth), 5),
+                            "luck": round(luck_alone(base_growth, len(runs[arm]), fold_of), 5)}
+        training.append(row)
     predicted = [folds for folds in runs["baseline"] if all("ways" in line for line in folds)]
-    ways = [{"arm": way, "seeds": len(predicted), **effect(way_dices(way), way_dices(SCORED))}
-            for way in WAYS if predicted and way != SCORED]
+    by_way = {way: [[line["ways"][way] for line in folds] for folds in predicted]
+              for way in WAYS if predicted}
+    way_dices = {way: [dice_of_groups([found["levels"] for found in folds]) for folds in seeds]
+                 for way, seeds in by_way.items()}
+    ways = [{"arm": way, **way_effect(found, way_dices[SCORED], fold_of)}
+            for way, found in way_dices.items() if way != SCORED]
     for rows in (training, ways):
         for row, p in zip(rows, holm([row["p"] for row in rows])):
             row["p_holm"] = p
-    errors = {way: np.sum([[line["ways"][way]["seams"][name] for name in ("wrong", "pixels")]
-                           for folds in predicted for line in folds], 0)
-              for way in WAYS if predicted}
-    return {"groups": len(fold_of), "folds": args.folds, "steps": args.steps,
-            "median_seconds": statistics.median(line["seconds"] for folds in runs.values()
-                                                for seed in folds for line in seed),
-            "baseline": {"seeds": len(base[args.steps]), "dice": mean(base[args.steps]),
+    return {"groups": len(fold_of), "folds": args.folds, "steps": end,
+            "baseline": {"seeds": len(base[end]), "dice": mean(base[end]),
                          "along": {str(steps): mean(base[steps]) for steps in marks}},
             "training": training, "ways": ways,
-            "objects": {way: objects_of([[line["ways"][way] for line in folds]
-                                         for folds in predicted]) for way in WAYS if predicted},
-            "error_by_distance": {way: [round(wrong / pixels, 6) for wrong, pixels in
-                                        total.T.tolist() if pixels]
-                                  for way, total in errors.items()}}
+            "objects": {way: objects_of(seeds) for way, seeds in by_way.items()},
+            "seams": {way: {name: np.sum([found["seams"][name] for folds in seeds
+                                          for found in folds], 0).tolist()
+                            for name in ("wrong", "pixels")} for way, seeds in by_way.items()}}
 
 
 def mean(seeds: Sequence[dict[str, float]]) -> float:
@@ -404,41 +409,6 @@ def objects_of(seeds: Sequence[Sequence[dict]]) -> dict[str, float]:
             for name in seeds[0][0]["objects"]}
 
 
-def cell(row: dict | None) -> str:
-    """An effect as text, with its mark and the arrow of `moves`."""
-    if row is None:
-        return ""
-    difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
-    return f"{difference}{mark(row)}{moves(row)} ({low} to {high}; p {row['p_holm']:.2g})"
-
-
-def table(studies: dict[str, dict], costs: dict[str, dict]) -> str:
-    """Studies side by side as a Markdown table, with what the arms cost. Plus favours the trick,
-    also where an arm takes it away from the baseline."""
-    bases, arms = [study["baseline"] for study in studies.values()], {}
-    columns = [{row["arm"]: row for row in (*study["training"], *study["ways"])}
-               for study in studies.values()]
-    for arm in (*ARMS, *WAYS):
-        if any(arm in column for column in columns):
-            arms[arm] = [favouring(column[arm]) if arm in column else None for column in columns]
-    luck = [max((row.get("luck", 0) for row in column.values()), default=0) for column in columns]
-    lines = [f"| trick | {' | '.join(studies)} | time of a step | memory | parameters |",
-             "|---" * (4 + len(studies)) + "|",
-             "| the baseline | " + " | ".join(f"Dice {base['dice']:.3f}" for base in bases)
-             + " | 1.00 × | 1.00 × | {:.2f} M |".format(costs["baseline"]["parameters"] / 1e6),
-             "| luck alone | " + " | ".join(f"up to ±{width:.3f}" for width in luck) + " | | | |"]
-    for arm, rows in arms.items():
-        words = " | | "
-        if arm in costs:
-            row, base = costs[arm], costs["baseline"]
-            words = " | ".join([f"{row[name] / base[name]:.2f} ×" for name in
-                                ("seconds_a_step", "kept_bytes")]
-                               + [f"{row['parameters'] / 1e6:.2f} M"])
-        name = next(row["arm"] for row in rows if row)
-        lines.append(f"| {name} | {' | '.join(map(cell, rows))} | {words} |")
-    return "\n".join(lines)
-
-
 def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     """Writes the lines and the summary, and draws the charts."""
     path = args.published.with_suffix(".json")
@@ -448,11 +418,12 @@ def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     facts = {name: sorted({line[name] for line in lines.values()})
              for name in ("device", "torch", "threads", "commit", "date")}
     words = [*([] if args.synthetic else ["--data", args.data.name]), "--name", args.name,
-             "--folds", args.folds, "--seeds", args.seeds, "--steps", args.steps, *args.options]
+             "--folds", args.folds, "--seeds", args.seeds, "--steps", args.steps, *args.options,
+             *([] if set(args.arms) == set(ARMS) else ["--arms", *args.arms[1:]])]
     facts["command"] = shlex.join(["python", "-m", "lab.study", *map(str, words)])
-    measure.write_json(path, {**facts, **summarize(args, lines)})
-    print(path)
-    for kind in KINDS:
+    found = summarize(args, lines)
+    print(measure.write_json(path, {**facts, **found}))
+    for kind in charts_of(found):
         name = f"{path.stem}-{kind}"
         print(save(stored_chart(name, path.parent), args.docs / "figures" / f"{name}.png"))
 
@@ -471,21 +442,26 @@ def main(argv: list[str] | None = None) -> None:
             args.data = draw_synthetic_slides(
                 args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
         given = train_options(options_of(args, "baseline", 0, 0))
-        prepare(given)  # what is wrong here is wrong with every run
-        read_lines(args)
+        data = prepare(given)  # what is wrong here is wrong with every run
+        groups = [{item.group for item, other in zip(data.items, data.folds) if other == fold}
+                  for fold in range(args.folds)]
+        if lines := read_lines(args, groups):
+            print(f"{len(lines)} runs are there already; another --name measures them anew")
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
     todo = jobs(args)
     succeeded = work(args, todo, measure.environment(given.device))
-    lines = read_lines(args)
+    lines = read_lines(args, groups)
     if missing := len(set(todo) - set(lines)):
         print(f"{missing} of {len(todo)} runs are missing: another process may be working on them; "
               "the same command goes on")
-    if len(complete(lines, args.folds).get("baseline", ())) > 1:
+    arms = complete(lines, args.folds)
+    if len(arms.get("baseline", ())) > 1 and len(arms) > 1:
         report(args, lines)
     else:
-        print("nothing to report yet: the baseline needs two seeds with all folds")
+        print("nothing to report yet: it needs two seeds of the baseline and one of another arm, "
+              "with all folds")
     sys.exit(0 if succeeded else 1)
 
 

@@ -64,24 +64,58 @@ def test_every_file_and_program_on_a_page_exists(page):
 
 # What the tricks brought
 
-@pytest.mark.parametrize("path", [path.relative_to(ROOT) for path in pages.pages(ROOT)], ids=str)
+@pytest.mark.parametrize("path", ["README.md", "docs/study.md",
+                                  *(f"minseg/{file}.py" for file in pages.PARAGRAPHS)])
 def test_pages_say_what_the_study_measured(path):
     text = (ROOT / path).read_text("utf-8")
     assert pages.pages(ROOT)[ROOT / path](text) == text, "python -m lab.pages writes it anew"
 
 
+ROW = {"difference": 0.0123, "low": -0.0004, "high": 0.02, "p_holm": 0.03, "luck": 0.01, "seeds": 2,
+       "moved": {"difference": -0.02, "luck": 0.01}, "arm": "SCSE",
+       "objects": {"found": 1, "missed": 2.5, "invented": 3, "split": 0}}
+MADE_UP = {
+    "nuclei": {"arms": {"SCSE": ROW}, "training": [ROW], "steps": 600,
+               "baseline": {"dice": 0.8126, "seeds": 5, "along": {"75": 0.7, "600": 0.8126}},
+               "objects": {"eight views": ROW["objects"]},
+               "seams": {way: {"wrong": [9] * 8 + [5] * 16, "pixels": [100] * 24}
+                         for way in pages.SEAMS}},
+    "synthetic": {"arms": {}, "training": [ROW], "steps": 600}}
+FIRST = {"nuclei": MADE_UP["nuclei"]}
+
+
 def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
-    arm = {"difference": 0.0123, "low": -0.0004, "high": 0.02, "p_holm": 0.03, "luck": 0.01,
-           "moved": {"difference": -0.02, "luck": 0.01}}
-    other = {**arm, "difference": -0.001, "moved": {"difference": 0, "luck": 0.01}}
-    studies = {"nuclei": {"arms": {"a b": arm}, "training": [arm], "steps": 600,
-                          "baseline": {"dice": 0.8126}},
-               "synthetic": {"arms": {"a b": other}, "training": [other], "steps": 600}}
-    assert pages.quoted("x: {a b}", studies) == "x: +0.012 ▲ ↘; -0.001"
-    assert pages.quoted("{a b@nuclei}, {luck@nuclei}", studies) == "+0.012 [+0.000, +0.020], 0.010"
-    assert pages.quoted("{dice@nuclei}, {steps}", studies) == "0.813, 600"
-    assert pages.chapter("A.\n\n**Measured.** Old\ntext.\n\nB.", "{a b@nuclei}.", studies) == (
-        "A.\n\n**Measured.** +0.012 [+0.000, +0.020].\n\nB.")
+    other = {**ROW, "difference": -0.001, "moved": {"difference": 0, "luck": 0.01}}
+    both = {**FIRST, "synthetic": {"arms": {"SCSE": other}}}
+    assert pages.quoted("x: {SCSE}", both) == "x: +0.012 ▲ ↘; -0.001"
+    assert pages.quoted("x: {SCSE}; {gates@synthetic}", MADE_UP) == (
+        "x: +0.012 ▲ ↘; –; not measured yet")
+    assert pages.quoted("{SCSE@nuclei}", MADE_UP) == "+0.012 ▲ ↘ [+0.000, +0.020]"
+    assert pages.quoted("{dice@nuclei} {luck@nuclei} {seeds@nuclei} {steps}", MADE_UP) == (
+        "0.813 0.010 2 600")
+    with pytest.raises(KeyError, match="gatse"):
+        pages.quoted("{gatse@nuclei}", MADE_UP)
+
+
+def test_a_page_without_its_part_is_refused():
+    assert pages.chapter("A.\n\n**Measured.** Old\ntext.\n\nB.", "{steps}.", MADE_UP) == (
+        "A.\n\n**Measured.** 600.\n\nB.")
+    with pytest.raises(ValueError, match="nothing begins like"):
+        pages.chapter("A.\n\nB.", "{steps}.", MADE_UP)
+
+
+def test_tables_of_the_study():
+    costs = {arm: {"seconds_a_step": seconds, "kept_bytes": 4, "parameters": 5_200_000}
+             for arm, seconds in (("baseline", 2.0), ("SCSE", 3.0))}
+    assert pages.effects(FIRST, costs).splitlines()[2:] == [
+        "| the baseline | Dice 0.813, 5 seeds | 1.00 × | 1.00 × | 5.20 M |",
+        "| luck alone | up to ±0.010 |  |  |  |",
+        "| SCSE | +0.012 ▲ ↘ [+0.000, +0.020] p 0.03 | 1.50 × | 1.00 × | 5.20 M |"]
+    assert pages.objects(FIRST).splitlines()[-2:] == [
+        "| the baseline, eight views | 1 | 2.5 | 3 | 0 |",
+        "| trained with: SCSE | 1 | 2.5 | 3 | 0 |"]
+    assert pages.seams(FIRST).splitlines()[-1] == "| overlap 0.5, gaussian | 9.00 % | 5.00 % |"
+    assert pages.along(FIRST).splitlines()[-1] == "| nuclei | 0.700 | 0.813 |"
 
 
 def test_tables_of_shifts_leave_out_what_lies_near_a_border():

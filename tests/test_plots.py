@@ -71,8 +71,8 @@ def test_an_arrow_needs_more_change_than_luck():
 
 def study_of(training, ways=()):
     return {"groups": 1, "folds": 1, "steps": 20, "training": training, "ways": list(ways),
-            "error_by_distance": {"overlap 0, uniform": [0.03, 0.02, 0.01],
-                                  "overlap 0.5, linear": [0.01]}}
+            "seams": {way: {"wrong": [3, 0, 8, 0], "pixels": [100, 50, 200, 0]}
+                      for way in plots.SEAMS}}
 
 
 def test_rows_of_a_study_fall_family_by_family():
@@ -93,12 +93,12 @@ def test_along_the_way_each_arm_has_a_panel_and_what_leaves_it_is_written():
     assert [text.get_text() for text in far.texts] == ["-.60", "-.60"]
 
 
-def test_curves_of_different_lengths_keep_their_values():
+def test_errors_near_seams_are_shares_of_the_pixels_there():
     figure = plots.study_chart("a", "seams", study_of([]))
-    long, short = figure.axes[0].lines
-    assert np.allclose(long.get_xdata(), [0.5, 1.5, 2.5])
-    assert np.allclose(long.get_ydata(), [3, 2, 1])
-    assert np.allclose(short.get_ydata(), [1])
+    assert len(figure.axes[0].lines) == len(plots.SEAMS)
+    for line in figure.axes[0].lines:
+        assert np.allclose(line.get_xdata(), [0.5, 1.5, 2.5])
+        assert np.allclose(line.get_ydata(), [3, 0, 4])
 
 
 def test_a_comparison_starts_at_a_round_number_and_names_where_runs_end():

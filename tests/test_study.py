@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from PIL import Image
 
 import train
-from lab import measure, pages, study
+from lab import measure, pages, plots, study
 from lab.study import ARMS, SCORED, THRESHOLDS, WAYS, main, parse
 from minseg.run.errors import Stopped
 from minseg.run.options import train_options
@@ -30,6 +32,7 @@ def few(monkeypatch):
     """Two ways to predict, and one seed more of the baseline, instead of all."""
     two = {name: WAYS[name] for name in (SCORED, "overlap 0, uniform")}
     monkeypatch.setattr(study, "WAYS", two)
+    monkeypatch.setattr(plots, "SEAMS", tuple(two))
     monkeypatch.setattr(study, "LUCK_SEEDS", 2)
 
 
@@ -65,19 +68,21 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     assert [row["arm"] for row in found["training"]] == ["all empty tiles"]
     assert [row["arm"] for row in found["ways"]] == ["overlap 0, uniform"]
     assert found["groups"] == 3 and found["baseline"]["seeds"] == 2
-    assert set(found["error_by_distance"]) == set(study.WAYS)
+    assert set(found["seams"]) == set(found["objects"]) == set(study.WAYS)
     assert "tmp" not in (results / "study-slides.jsonl").read_text("utf-8") + json.dumps(found)
     assert found["command"].startswith("python -m lab.study --data slides --name slides --folds 2")
-    for kind in ("effects", "lengths", "seams"):
+    assert found["command"].endswith("--arms 'all empty tiles'")
+    for kind in plots.KINDS:
         assert Image.open(tmp_path / "d" / "figures" / f"study-slides-{kind}.png").width == 1600
 
     count = len(trained)
     with pytest.raises(SystemExit):
         main([*argv, "--out", str(tmp_path / "elsewhere")])  # what is published counts as done
-    assert len(trained) == count and "are missing" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert len(trained) == count and "are missing" not in out and "6 runs are there already" in out
     with pytest.raises(SystemExit) as error:
         main([*first, "--lr", "1e-3"])  # would be compared with runs at another rate
-    assert error.value.code == 2 and "another --out" in capsys.readouterr().err
+    assert error.value.code == 2 and "another --name" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -144,7 +149,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, ca
     captured = capsys.readouterr()
     assert error.value.code == 1
     assert "SCSE, seed 0, fold 1: step 3: the loss is nan" in captured.err
-    assert "6 of 6 runs are missing" in captured.out and "needs two seeds" in captured.out
+    assert "6 of 6 runs are missing" in captured.out and "nothing to report yet" in captured.out
     assert not (tmp_path / "d").exists()
 
 
@@ -189,51 +194,71 @@ def made_up(args):
     """Lines of a study in which the Dice of an arm is what `EFFECTS` says."""
     lines, groups = {}, [f"g{i}" for i in range(6)]
     for arm, seed, fold in study.jobs(args):
-        def levels(steps, arm=arm, seed=seed, fold=fold):
-            dice = 7000 - 20_000 / steps + EFFECTS.get(arm, 0) + 10 * (seed - 1)
+        def levels(steps, name=arm, seed=seed, fold=fold):
+            dice = 7000 - 20_000 / steps + EFFECTS.get(name, 0) * steps / args.steps + 10 * seed
             return {group: [[round(dice) + 100 * i, 10_000]] * len(THRESHOLDS)
                     for i, group in enumerate(groups) if i % args.folds == fold}
 
         objects = {"found": 5 + fold, "missed": 2 - fold, "invented": seed, "split": 0}
         line = {"along": {str(steps): levels(steps) for steps in
-                          [*study.lengths(args.steps), args.steps]},
-                "objects": objects, "seconds": 1.0}
-        if arm == "baseline" and seed < args.seeds:
+                          [*study.lengths(args.steps), args.steps]}, "objects": objects}
+        if arm == "baseline" and seed < study.WAY_SEEDS:
             line["ways"] = {way: {"levels": levels(args.steps, way), "objects": objects,
                                   "seams": {"wrong": [3, 1], "pixels": [10, 20]}} for way in WAYS}
-        lines[arm, seed, fold] = {"arm": arm, "seed": seed, "fold": fold, **line}
+        lines[arm, seed, fold] = {"arm": arm, "seed": seed, "fold": fold,
+                                  "options": study.identity(args, arm), **line}
     return lines
 
 
 EFFECTS = {"SCSE": 200, "BCE": -300, "Dice, then Lovász": -500, "eight views": 40}
 
 
-def test_a_summary_says_what_its_lines_say():
-    args = parse(["--data", "D", "--steps", "80", "--folds", "2", "--arms", "SCSE", "BCE",
+@pytest.fixture
+def args():
+    return parse(["--data", "D", "--steps", "80", "--folds", "2", "--arms", "SCSE", "BCE",
                   "Dice, then Lovász", "gates"])
+
+
+def test_a_summary_says_what_its_lines_say(args):
     lines = made_up(args)
-    del lines["gates", 1, 1], lines["baseline", 3, 0]  # seeds that lack a fold have to wait
+    del lines["gates", 1, 1], lines["baseline", 3, 0]  # seeds that lack a fold do not count
     found = study.summarize(args, lines)
     rows = {row["arm"]: row for row in (*found["training"], *found["ways"])}
     assert found["baseline"]["seeds"] == 4 and rows["gates"]["seeds"] == 1
-    # The seeds 0, 1, 2 and 4 of the baseline have 0.001 * their mean - 0.001; those of arms -0.0005
-    base = 0.7 - 0.025 + 0.025 + 0.00075
+    # The baseline has the seeds 0, 1, 2 and 4, of which each adds 0.001; arms have 0 and 1.
+    base = 0.7 - 0.025 + 0.025 + 0.00175
     assert found["baseline"]["dice"] == pytest.approx(base)
     assert found["baseline"]["along"]["10"] == pytest.approx(base - 0.2 + 0.025)
     for arm, effect in EFFECTS.items():
         own = 0 if arm in WAYS else -0.00125
         assert rows[arm]["difference"] == pytest.approx(effect / 10_000 + own), arm
-    assert list(rows["SCSE"]["along"]) == ["10", "20", "40", "80"]
+    assert {steps: row["difference"] for steps, row in rows["SCSE"]["along"].items()} == (
+        pytest.approx({"10": 0.0025 - 0.00125, "20": 0.005 - 0.00125, "40": 0.01 - 0.00125,
+                       "80": 0.02 - 0.00125}))
     assert list(rows["Dice, then Lovász"]["along"]) == ["80"]  # before, it has one stage only
-    assert rows["SCSE"]["moved"]["difference"] == pytest.approx(0, abs=1e-9)
+    assert rows["SCSE"]["moved"]["difference"] == pytest.approx(0.01)
+    assert rows["BCE"]["moved"]["difference"] == pytest.approx(-0.015)
     assert "moved" not in rows["Dice, then Lovász"] and "luck" not in rows["eight views"]
     assert rows["SCSE"]["objects"] == {"found": 11, "missed": 3, "invented": 1.0, "split": 0}
-    assert found["error_by_distance"]["eight views"] == [0.3, 0.05]
-    text = study.table({"D": found}, {arm: {"seconds_a_step": 2.0, "kept_bytes": 4,
-                                            "parameters": 5_200_000} for arm in ARMS})
-    assert "| the baseline | Dice 0.701 | 1.00 ×" in text
-    assert "| Dice added to BCE | +0.031 ▲ (" in text and "| SCSE | +0.019 ▲ (" in text
-    assert "| eight views | +0.004" in text and "CBAM" not in text
+    assert found["seams"]["eight views"] == {"wrong": [12, 4], "pixels": [40, 80]}
+    assert plots.charts_of(found) == list(plots.KINDS)
+    two_stages = {**found, "training": [rows["Dice, then Lovász"]], "seams": {}}
+    assert plots.charts_of(two_stages) == ["effects"]
+
+
+def test_lines_of_another_study_are_refused(args, tmp_path):
+    args.out, args.published = tmp_path / "o", tmp_path / "p.jsonl"
+    lines = made_up(args)
+    args.published.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    given_up = {**lines["SCSE", 0, 0], "arm": "magic", "options": []}
+    measure.write_json(args.out / "runs/magic/result.json", given_up)
+    folds = [{"g0", "g2", "g4"}, {"g1", "g3", "g5"}]
+    assert study.read_lines(args, folds) == lines
+    with pytest.raises(ValueError, match=r"p.jsonl: .* another --name"):
+        study.read_lines(args, folds[::-1])  # other data, or other groups
+    args.steps = 160
+    with pytest.raises(ValueError, match=r"p.jsonl: .* another --name"):
+        study.read_lines(args)
 
 
 @pytest.mark.slow
@@ -245,6 +270,7 @@ def test_quick_gives_the_same_numbers_twice(tmp_path):
         assert ended.value.code == 0
         path = tmp_path / name / "results" / "study-quick.jsonl"
         lines.append([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    assert len(lines[0]) == len(lines[1]) == 2 * (2 + 2)
     for one, other in zip(*lines):
         assert all(one[name] == other[name] for name in ("arm", "along", "objects"))
         assert one.get("ways") == other.get("ways")
@@ -268,16 +294,18 @@ PUBLISHED = sorted((ROOT / "docs/results").glob("study-*.json"))
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_summaries_follow_from_their_lines(path):
     found = json.loads(path.read_text("utf-8"))
-    args = parse(found["command"].split()[3:])
+    args = parse(shlex.split(found["command"])[3:])
     args.published, args.out = path.with_suffix(".jsonl"), Path("none")
     lines = study.read_lines(args)
     assert len(lines) == len(args.published.read_text("utf-8").splitlines())
-    again = study.summarize(args, lines)
+    again = json.loads(json.dumps(study.summarize(args, lines)))
     for rows in ("training", "ways"):
-        assert [study.cell(row) for row in again[rows]] == [study.cell(row) for row in found[rows]]
-    for name in ("baseline", "objects", "error_by_distance", "groups"):
-        assert again[name] == found[name]
-    assert not any("dirty" in commit for commit in found["commit"])
+        assert [pages.interval(row) for row in again[rows]] == [pages.interval(row)
+                                                                for row in found[rows]]
+    assert all(again[name] == found[name] for name in ("objects", "seams", "groups", "steps"))
+    assert again["baseline"]["along"] == pytest.approx(found["baseline"]["along"])
+    assert again["baseline"]["seeds"] == found["baseline"]["seeds"]
+    assert all(re.fullmatch("[0-9a-f]{7,12}", commit) for commit in found["commit"])
 
 
 def test_the_main_studies_have_all_arms():
