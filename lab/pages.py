@@ -265,9 +265,9 @@ def shifted(found: dict) -> str:
 
 def blended(found: dict) -> str:
     """The table of what each way to blend leaves between two predictions of an image."""
-    ways = list(found["rows"][0]["left"]["shift 32"])
+    ways = list(found["rows"][0]["left"])
     return markdown(["left after blending", *ways],
-                    *([row["name"], *(number(row["left"]["shift 32"][way]) for way in ways)]
+                    *([row["name"], *(number(row["left"][way]) for way in ways)]
                       for row in found["rows"]))
 
 

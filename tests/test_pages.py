@@ -123,7 +123,7 @@ def test_tables_of_shifts_leave_out_what_lies_near_a_border():
              "pixels": [10, 10, 10, 10, 3, 1]}
     row = {"name": "net", "mismatch": {f"tile {tile}, shift {shift}": found for tile in (128, 999)
                                        for shift in (32, 16, 8, 4, 2, 1)},
-           "left": {"shift 32": {"a": 0.0123, "b": 1.2e-5}}}
+           "left": {"a": 0.0123, "b": 1.2e-5}}
     moved = {"tiles": [128, 999], "reach": 40, "rows": [row]}
     assert pages.mismatches(moved).endswith("| net | 0 | 0 | 0 | 1 |")
     assert pages.mismatches({**moved, "reach": 32}).endswith("| net | 0.19 | 0 | 0 | 1 |")

@@ -90,7 +90,7 @@ def test_the_program_writes_a_row_for_each_network(tmp_path, capsys):
     apart, alike = (sum(row["mismatch"]["tile 64, shift 32"][means])
                     for means in ("as they are", "same means"))
     assert alike > 0 and apart != alike
-    assert row["left"]["shift 32"]["overlap 0, uniform"] > 0
+    assert row["left"]["overlap 0, uniform"] > 0
     assert (tmp_path / "figures/shifts.png").exists()
     for argv, message in ((["--tiles", "256"], "tiles of 256 need 288 a side"),
                           (["--tiles", "100"], "--tiles 100: needs multiples of 32")):
