@@ -201,12 +201,11 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
-    """All that is to be done: first one seed of each arm and two of the baseline, of which the
-    second one is the last, because it takes the least time."""
+    """All that is to be done: first the baseline, which tells how much luck does, then one seed of
+    each arm."""
     seeds = max(args.seeds, 2 if args.quick else LUCK_SEEDS)
-    order = [("baseline", 0), ("baseline", seeds - 1), *((arm, 0) for arm in args.arms[1:]),
-             *(("baseline", seed) for seed in range(1, seeds - 1)),
-             *((arm, seed) for seed in range(1, args.seeds) for arm in args.arms[1:])]
+    order = [*(("baseline", seed) for seed in range(seeds)),
+             *((arm, seed) for seed in range(args.seeds) for arm in args.arms[1:])]
     return [(arm, seed, fold) for arm, seed in order for fold in range(args.folds)]
 
 
