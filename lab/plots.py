@@ -126,7 +126,7 @@ def small_multiples(rows: Sequence[dict], title: str):
                   markerfacecolor=colour if mark(row) else "white")
         for x, value in zip(np.array(steps)[~inside], middle[~inside]):
             axes.text(x, math.copysign(0.93 * limit, value), f"{value:+.2f}".replace("0.", "."),
-                      ha="center", va="top" if value > 0 else "bottom", fontsize=7, color=colour)
+                      ha="center", va="top" if value > 0 else "bottom", fontsize=8, color=colour)
         axes.set_title(textwrap.fill(row["arm"], 22), fontsize=9)
         axes.set(xscale="log", ylim=(-limit, limit), xlim=(steps[0] / 1.35, steps[-1] * 1.35))
         axes.set_xticks(steps, map(str, steps), fontsize=8)

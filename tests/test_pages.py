@@ -132,6 +132,33 @@ def test_tables_of_shifts_leave_out_what_lies_near_a_border():
                                          "| net | 0.012 | 1.2e-5 |")
 
 
+def test_the_page_says_of_tiles_what_was_measured():
+    found = json.loads((ROOT / "docs/results/shifts.json").read_text("utf-8"))
+    assert found["reach"] == 520 and found["tiles"] == [128, 1152]
+    apart, alike, off = ({row["name"]: pages.inside(row, f"tile 1152, shift {shift}", means, 520)
+                          for row in found["rows"]} for shift, means in
+                         ((32, "as they are"), (32, "same means"), (16, "same means")))
+    assert apart["Lite0"] == apart["hypercolumn"] == alike["B0"] == alike["SCSE"] == 0
+    assert 0 < apart["gates"] < 1e-12 and 0 < alike["CBAM"] < 1e-10
+    assert 2e-5 < apart["CBAM"] < apart["SCSE"] < 4e-5 and 0.0015 < apart["B0"] < 0.0025
+    assert 1.5e-4 < off["Lite0"] < 2.5e-4 and 0.015 < off["B0"] < 0.025
+    for row in found["rows"]:
+        border = row["mismatch"]["tile 1152, shift 32"]["as they are"]
+        assert 0.02 < border[0] < 0.05
+        assert all(pages.inside(row, f"tile 128, shift {shift}", "as they are", 32) > 0.0085
+                   for shift in (1, 2))
+        left = row["left"]
+        assert 0.015 < left["overlap 0, uniform"] < 0.026
+        assert left["overlap 0.5, uniform"] > 0.8 * left["overlap 0, uniform"]
+        if row["name"] == "Lite0":
+            assert 0.8e-4 < border[12] < 1.5e-4
+            assert 8 < left["overlap 0, uniform"] / left["overlap 0.5, linear"] < 12
+            assert 40 < left["overlap 0, uniform"] / left["overlap 0.5, gaussian"] < 60
+        if row["name"] == "B0":
+            assert all(0.25 < left[f"overlap 0.5, {window}"] / left["overlap 0, uniform"] < 0.4
+                       for window in ("linear", "gaussian"))
+
+
 def test_chapters_without_a_paragraph_quote_nothing_of_the_study():
     quoted = {path.stem for path in (ROOT / "minseg").glob("*.py")
               if re.search(r"\*\*Measured\.\*\*[^*]*study\.md", path.read_text("utf-8"))}
