@@ -244,8 +244,8 @@ def inside(row: dict, key: str, means: str, beyond: int) -> float:
 def mismatches(found: dict) -> str:
     """The table of what two large tiles say of the same pixel, far from their borders."""
     key, reach = f"tile {found['tiles'][-1]}, shift {{}}", found["reach"]
-    rows = [["far inside", "32 pixels apart", "the same, means of one tile",
-             "16 pixels apart, means of one tile", "for comparison: 32 apart, at the border"]]
+    rows = [["far inside", "32 pixels apart", "32 apart, shared means", "16 apart, shared means",
+             "for comparison: 32 apart, within 8 pixels of a border"]]
     for row in found["rows"]:
         cells = [inside(row, key.format(shift), means, reach) for shift, means in
                  ((32, "as they are"), (32, "same means"), (16, "same means"))]

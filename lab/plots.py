@@ -211,16 +211,16 @@ def shifts_chart(found: dict):
                            height=5, sharey=True)
     for axes, (shift, means, title) in zip(panels, (
             (32, "as they are", "32 pixels apart"),
-            (32, "same means", "32 apart, same means"),
-            (16, "same means", "16 apart, same means"))):
-        for row, (colour, line, marker) in zip(found["rows"], LINES):
-            # The last bin is not a full one.
-            each = row["mismatch"][f"tile {tile}, shift {shift}"][means][:-1]
+            (32, "same means", "32 apart, shared means"),
+            (16, "same means", "16 apart, shared means"))):
+        for at, (row, (colour, line, marker)) in enumerate(zip(found["rows"], LINES)):
+            # The last bins hold few pixels.
+            each = row["mismatch"][f"tile {tile}, shift {shift}"][means][:-3]
             axes.plot(found["bin"] * (np.arange(len(each)) + 0.5), np.maximum(each, LEAST),
-                      color=colour, linestyle=line, marker=marker, markersize=5, markevery=8,
-                      linewidth=1.5, label=row["name"] if axes is panels[0] else None)
-        axes.axvline(found["reach"], color=INK, linestyle="--", linewidth=1,
-                     label="Lite0 sees no farther" if axes is panels[0] else None)
+                      color=colour, linestyle=line, linewidth=1.5, marker=marker, markersize=5,
+                      markevery=(at, 8), label=row["name"] if axes is panels[0] else None)
+        axes.axvline(found["reach"], color=GREY, linewidth=1,
+                     label="Lite0 and B0 see no farther" if axes is panels[0] else None)
         axes.set(yscale="log", xticks=(0, 200, 400))
         axes.set_title(title, fontsize=10)
         axes.minorticks_off()

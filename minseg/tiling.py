@@ -47,11 +47,11 @@ tile and with the slide's width, not with its height.
 wrong when cut at 1/2. Without overlap, one tile finds its part of a glomerulus and its neighbour
 misses the rest. Overlap repairs the seam, but not all false positives.*
 
-**What overlap cannot mend.** Means over the whole tile (squeeze-and-excitation, SCSE, CBAM), and
-tiles that are not a multiple of 32 pixels apart, give a pixel another probability in another tile
-however far inside both it lies; zeros beyond the border do so up to where the network sees. Without
-such means, and on a grid of 32 pixels, the answer is the same to the bit from 520 pixels inside on
-(Lite0; [measured](../docs/study.md#the-same-pixel-in-another-tile)).
+**What overlap cannot fully mend.** A window hides most of what zeros beyond the border do, but at
+any distance from it a pixel's answer depends on its tile if the network takes means over the tile
+(squeeze-and-excitation, SCSE, CBAM), or if tiles are not a multiple of 32 pixels apart (the last
+one is moved in). Without either, it is the same to the bit from 520 pixels inside on (Lite0;
+[measured](../docs/study.md#the-same-pixel-in-another-tile)).
 
 **Measured.** Linear window and overlap 0.5 instead of no overlap: Dice +0.003 [+0.001, +0.008] on
 nuclei, +0.038 [+0.021, +0.055] on synthetic slides; instead of a plain average at the same overlap:
