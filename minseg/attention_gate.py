@@ -42,9 +42,10 @@ default initialisation keeps q near 0, so alpha starts near 1/2.
 segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
-**Measured.** Added to the baseline: Dice -0.011 [-0.018, -0.004] on nuclei, -0.115 [-0.141, -0.091]
-on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
-networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
+**Measured.** Added to the baseline: Dice +0.007 [-0.017, +0.031] on nuclei, -0.016 [-0.048, +0.016]
+on synthetic slides; where they start open, not measured yet and not measured yet (brackets: 95 %
+intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
+[study](../docs/study.md)).
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
 arXiv 1804.03999, equations 1 and 2 and figure 2. W, BN and the 2 x 2 theta: the authors' code,

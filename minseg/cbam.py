@@ -36,11 +36,10 @@ decoder block; `minseg.unet` applies it after the ReLU. segmentation_models.pyto
 b1 starts at 1 because otherwise a single hidden channel (all that `reduction` leaves of 16) may
 output 0 for every image from the start and never learn (see `minseg.scse`).
 
-**Measured.** Added to the baseline: Dice -0.004 [-0.017, +0.017] on nuclei, -0.108 [-0.155, -0.065]
-on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
-networks trained for only about 100 and 200 steps; [study](../docs/study.md)). A likely reason, not
-tested: c and s start at about 1/2 each, so at first every block hands its map on at about a quarter
-of its strength, beside a skip at full strength.
+**Measured.** Added to the baseline: Dice +0.017 [-0.018, +0.052] on nuclei, -0.009 [-0.042, +0.025]
+on synthetic slides; where c and s start near 1, not measured yet and not measured yet (brackets: 95
+% intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
+[study](../docs/study.md)).
 
 **Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv
 1807.06521, equations 1 to 3; code: Jongchan/attention-module; the winner's:

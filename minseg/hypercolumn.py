@@ -32,9 +32,9 @@ GiB; on two CPU cores it takes 0.8 s, the concatenation 8.1 s (`python -m lab.be
 Of a whole training step this is a small part: with the hypercolumn, the baseline's step takes 1.09
 times as long and 1.05 times the memory ([study](../docs/study.md)).
 
-**Measured.** Added to the baseline: Dice +0.004 [-0.012, +0.024] on nuclei, +0.000 [-0.016, +0.019]
-on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
-networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
+**Measured.** Added to the baseline: Dice +0.014 [-0.017, +0.044] on nuclei, -0.022 [-0.061, +0.016]
+on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600
+steps of eight tiles; [study](../docs/study.md)).
 
 | what | paper | HuBMAP's winner | here |
 |---|---|---|---|

@@ -31,9 +31,9 @@ weights do the selecting.*
 b1 starts at 1 because there are few hidden channels: for 16 channels, `reduction` leaves one. With
 b1 about 0, in about half of all runs its ReLU outputs 0 for every image and can then never learn.
 
-**Measured.** Added to the baseline: Dice +0.002 [-0.002, +0.006] on nuclei, +0.014 [+0.002, +0.027]
-on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
-networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
+**Measured.** Added to the baseline: Dice +0.023 [-0.022, +0.068] on nuclei, +0.005 [-0.025, +0.034]
+on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600
+steps of eight tiles; [study](../docs/study.md)).
 
 **Source.** Roy, Navab and Wachinger, *Concurrent Spatial and Channel Squeeze & Excitation in Fully
 Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,

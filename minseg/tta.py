@@ -19,9 +19,9 @@ augmentation may not be the best with it: averages are less extreme than single 
 **Shapes.** Those of the function it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles
 are square.
 
-**Measured.** Instead of one view: Dice +0.003 [+0.000, +0.007] on nuclei, +0.044 [+0.029, +0.059]
-on synthetic slides (brackets: 95 % intervals; another seed alone changed Dice by 0.019 and 0.005;
-networks trained for only about 100 and 200 steps; [study](../docs/study.md)).
+**Measured.** Instead of one view: Dice +0.001 [-0.013, +0.015] on nuclei, +0.024 [-0.006, +0.053]
+on synthetic slides (brackets: 95 % intervals; networks of 600 steps of eight tiles;
+[study](../docs/study.md)).
 
 | what | nnU-Net | here |
 |---|---|---|
