@@ -42,9 +42,9 @@ default initialisation keeps q near 0, so alpha starts near 1/2.
 segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
-**Measured.** Added to the baseline: Dice +0.007 [-0.017, +0.031] on nuclei, -0.016 [-0.048, +0.016]
-on synthetic slides; where they start open, not measured yet and not measured yet (brackets: 95 %
-intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
+**Measured.** Added to the baseline: Dice +0.002 [-0.016, +0.020] on nuclei, -0.011 [-0.045, +0.024]
+on synthetic slides; where they start open, +0.005 [-0.014, +0.023] and -0.031 [-0.080, +0.018]
+(brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
 [study](../docs/study.md)).
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,

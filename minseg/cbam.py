@@ -36,9 +36,9 @@ decoder block; `minseg.unet` applies it after the ReLU. segmentation_models.pyto
 b1 starts at 1 because otherwise a single hidden channel (all that `reduction` leaves of 16) may
 output 0 for every image from the start and never learn (see `minseg.scse`).
 
-**Measured.** Added to the baseline: Dice +0.017 [-0.018, +0.052] on nuclei, -0.009 [-0.042, +0.025]
-on synthetic slides; where c and s start near 1, not measured yet and not measured yet (brackets: 95
-% intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
+**Measured.** Added to the baseline: Dice +0.021 [-0.018, +0.059] on nuclei, -0.003 [-0.033, +0.027]
+on synthetic slides; where c and s start near 1, +0.018 [-0.016, +0.052] and +0.004 [-0.026, +0.034]
+(brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
 [study](../docs/study.md)).
 
 **Source.** Woo, Park, Lee and Kweon, *CBAM: Convolutional Block Attention Module*, ECCV 2018, arXiv

@@ -32,7 +32,7 @@ GiB; on two CPU cores it takes 0.8 s, the concatenation 8.1 s (`python -m lab.be
 Of a whole training step this is a small part: with the hypercolumn, the baseline's step takes 1.09
 times as long and 1.05 times the memory ([study](../docs/study.md)).
 
-**Measured.** Added to the baseline: Dice +0.014 [-0.017, +0.044] on nuclei, -0.022 [-0.061, +0.016]
+**Measured.** Added to the baseline: Dice +0.017 [-0.018, +0.052] on nuclei, -0.009 [-0.055, +0.036]
 on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600
 steps of eight tiles; [study](../docs/study.md)).
 
