@@ -93,6 +93,10 @@ def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
     assert pages.quoted("{SCSE@nuclei}", MADE_UP) == "+0.012 ▲ ↘ [+0.000, +0.020]"
     assert pages.quoted("{dice@nuclei} {luck@nuclei} {seeds@nuclei} {steps}", MADE_UP) == (
         "0.813 0.010 2 600")
+    along = {**ROW, "along": {"75": {"difference": -0.5}}}
+    assert pages.quoted("{SCSE@nuclei@75}", {"nuclei": {"arms": {"SCSE": along}}}) == "-0.500"
+    assert pages.quoted("{missed: eight views@nuclei} of {all: eight views@nuclei}", MADE_UP) == (
+        "2.5 of 3.5")
     with pytest.raises(KeyError, match="gatse"):
         pages.quoted("{gatse@nuclei}", MADE_UP)
 
