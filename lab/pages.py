@@ -88,8 +88,8 @@ CLAIMS = (  # what docs/study.md says of them
     '**Hypercolumns and attention "did not improve my results significantly".** They do not here '
     "either. On nuclei and on slides, gates brought {gates}, SCSE {SCSE}, CBAM {CBAM} and the "
     "hypercolumn {hypercolumn}, none of them told from chance. In the short runs gates and CBAM "
-    "had seemed to cost 0.11 on the slides. That was the start: gates cost {gates@synthetic@75} after "
-    "75 steps here, too, and {gates@synthetic@300} after 300.",
+    "had seemed to cost 0.11 on the slides. That was the start: gates cost {gates@synthetic@75} "
+    "after 75 steps here, too, and {gates@synthetic@300} after 300.",
     '**Deep supervision "did not provide much performance gain".** The same here: {deep '
     "supervision} on nuclei and slides. That had been so in the short runs, too.",
     '**Weighted reconstruction "gave us a nice boost".** On the slides it does: {overlap 0.5, '
