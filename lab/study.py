@@ -388,7 +388,10 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
             row["p_holm"] = p
     return {"groups": len(fold_of), "folds": args.folds, "steps": end,
             "baseline": {"seeds": len(base[end]), "dice": mean(base[end]),
-                         "along": {str(steps): mean(base[steps]) for steps in marks}},
+                         "along": {str(steps): mean(base[steps]) for steps in marks},
+                         "groups": {group: {str(steps): round(statistics.mean(
+                             seed[group] for seed in base[steps]), 4) for steps in marks}
+                             for group in sorted(fold_of)}},
             "training": training, "ways": ways,
             "objects": {way: objects_of(seeds) for way, seeds in by_way.items()},
             "seams": {way: {name: np.sum([found["seams"][name] for folds in seeds

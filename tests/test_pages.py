@@ -95,10 +95,20 @@ def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
         "0.813 0.010 2 600")
     along = {**ROW, "along": {"75": {"difference": -0.5}}}
     assert pages.quoted("{SCSE@nuclei@75}", {"nuclei": {"arms": {"SCSE": along}}}) == "-0.500"
+    found = {"along": {"75": 0.7}, "groups": {"g1": {"75": 0.61239}}}
+    assert pages.quoted("{baseline@nuclei@75} {group g1@nuclei@75}",
+                        {"nuclei": {"baseline": found}}) == "0.700 0.612"
     assert pages.quoted("{missed: eight views@nuclei} of {all: eight views@nuclei}", MADE_UP) == (
         "2.5 of 3.5")
     with pytest.raises(KeyError, match="gatse"):
         pages.quoted("{gatse@nuclei}", MADE_UP)
+
+
+def test_two_groups_of_nuclei_fall_and_the_others_gain():
+    groups = pages.load(ROOT / "docs/results")["nuclei"]["baseline"]["groups"]
+    gains = {group: dices["600"] - dices["150"] for group, dices in groups.items()}
+    assert {group for group, gain in gains.items() if gain < -0.01} == {"g5", "g6"}
+    assert sum(gain > 0 for gain in gains.values()) == 7
 
 
 def test_a_page_without_its_part_is_refused():

@@ -229,6 +229,7 @@ def test_a_summary_says_what_its_lines_say(args):
     base = 0.7 - 0.025 + 0.025 + 0.00175
     assert found["baseline"]["dice"] == pytest.approx(base)
     assert found["baseline"]["along"]["10"] == pytest.approx(base - 0.2 + 0.025)
+    assert found["baseline"]["groups"]["g3"]["10"] == pytest.approx(base - 0.17, abs=1e-4)
     for arm, effect in EFFECTS.items():
         own = 0 if arm in WAYS else -0.00125
         assert rows[arm]["difference"] == pytest.approx(effect / 10_000 + own), arm
