@@ -3,7 +3,7 @@
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-Some show a network at work: two small ones are trained first, into runs/figures-*. The charts of
+Some show a network at work: two are trained first, into runs/figures-*, for half an hour. The charts of
 what was measured are drawn from docs/results/; nothing is measured anew."""
 
 import math
@@ -30,6 +30,7 @@ from .plots import KINDS, stored_chart
 from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
 SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
+EPOCHS = "34"  # 612 steps, as long as a run of `lab.study`
 NETWORKS = {"every-trick": "--gates --attention scse --hypercolumn --deep-supervision",
             "cbam": "--attention cbam"}
 RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
@@ -40,8 +41,9 @@ def trained(name: str, runs: Path) -> nn.Module:
     model = runs / f"figures-{name}" / "fold0" / "model.pt"
     if not model.exists():
         torch.set_num_threads(1)  # the same network whatever the number of cores
-        train.main(["--encoder", "efficientnet-lite0", *NETWORKS[name].split(), "--device", "cpu",
-                    "--resume", "--out", str(runs / f"figures-{name}")])
+        train.main(["--encoder", "efficientnet-lite0", "--weights", "imagenet", "--epochs", EPOCHS,
+                    *NETWORKS[name].split(), "--device", "cpu", "--resume", "--out",
+                    str(runs / f"figures-{name}")])
     return load_model(model, "cpu")[0]
 
 
