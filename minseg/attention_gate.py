@@ -37,7 +37,8 @@ not found the glomeruli. Nothing in the loss tells a gate where to open.*
 (*) Only the deepest map of all passes a 1 x 1 convolution, BN and ReLU before it serves as g.
 
 The paper says that its gates start open. Nothing in its code opens them, and nothing does here: the
-default initialisation keeps q near 0, so alpha starts near 1/2.
+default initialisation keeps q near 0, so alpha starts near 1/2. Opened by psi's bias (3, so alpha
+starts near 0.95), they ended no better (below).
 
 segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
