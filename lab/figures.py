@@ -3,8 +3,8 @@
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-Some show a network at work: two are trained first, into runs/figures-*, for half an hour. The charts of
-what was measured are drawn from docs/results/; nothing is measured anew."""
+Some show a network at work: two are trained first, into runs/figures-*, for half an hour. The
+charts of what was measured are drawn from docs/results/; nothing is measured anew."""
 
 import math
 from collections.abc import Sequence
