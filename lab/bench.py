@@ -453,6 +453,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
     add("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
+    parser.device(args.device)
     args.images = args.images or (2 if args.what == "hypercolumn" else 16)
     args.size = args.size or (30_000 if args.what == "tiling" else 640)
     try:

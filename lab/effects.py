@@ -159,7 +159,7 @@ def added(*variances: tuple[float, float]) -> tuple[float, float]:
     return total, total**2 / sum(variance**2 / df for variance, df in some) if some else math.inf
 
 
-def luck(runs: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
+def luck_variance(runs: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
     """s^2, the variance over seeds of the mean over groups, with its degrees of freedom. `runs`
     (seeds, groups): Dice, two seeds or more; `folds` (groups,): the fold of each group."""
     seeds, groups = runs.shape
@@ -192,7 +192,7 @@ def luck_alone(baseline: Sequence[dict[str, float]], seeds: int,
     """How far from the baseline an arm of `seeds` seeds that changes nothing is at most, 19 times
     in 20."""
     folds, runs = as_arrays(fold_of, baseline)
-    variance, df = luck(runs, folds)
+    variance, df = luck_variance(runs, folds)
     return student(df) * (variance * (1 / seeds + 1 / len(runs))) ** 0.5 if variance else 0.0
 
 
@@ -203,8 +203,8 @@ def trained_effect(arm: Sequence[dict[str, float]], baseline: Sequence[dict[str,
     group. Returns the arm's mean dice and the number of its seeds; difference, low, high and p; and
     luck, which is `luck_alone`."""
     folds, ours, theirs = as_arrays(fold_of, arm, baseline)
-    usual = luck(theirs, folds)
-    own = max(usual, luck(ours, folds)) if len(ours) > 1 else usual
+    usual = luck_variance(theirs, folds)
+    own = max(usual, luck_variance(ours, folds)) if len(ours) > 1 else usual
     return {"dice": float(ours.mean()), "seeds": len(ours),
             **judged(ours.mean(0) - theirs.mean(0), (usual[0] / len(theirs), usual[1]),
                      (own[0] / len(ours), own[1])),
@@ -219,6 +219,6 @@ def way_effect(way: Sequence[dict[str, float]], usual: Sequence[dict[str, float]
     gains = ours - theirs
     variances = []
     if len(gains) > 1:
-        variance, df = luck(gains, folds)
+        variance, df = luck_variance(gains, folds)
         variances = [(variance / len(gains), df)]
     return {"dice": float(ours.mean()), "seeds": len(ours), **judged(gains.mean(0), *variances)}

@@ -8,6 +8,7 @@ charts of what was measured are drawn from docs/results/; nothing is measured an
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +31,23 @@ from .plots import KINDS, stored_chart
 from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
 SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
-EPOCHS = "34"  # 612 steps, as long as a run of `lab.study`
+EPOCHS = "34"  # 612 steps: about as long as a run of `lab.study`
 NETWORKS = {"every-trick": "--gates --attention scse --hypercolumn --deep-supervision",
             "cbam": "--attention cbam"}
 RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
 
 
+@cache
 def trained(name: str, runs: Path) -> nn.Module:
-    """One of `NETWORKS`, from `runs`, or trained into it, which takes some minutes."""
-    model = runs / f"figures-{name}" / "fold0" / "model.pt"
-    if not model.exists():
-        torch.set_num_threads(1)  # the same network whatever the number of cores
-        train.main(["--encoder", "efficientnet-lite0", "--weights", "imagenet", "--epochs", EPOCHS,
-                    *NETWORKS[name].split(), "--device", "cpu", "--resume", "--out",
-                    str(runs / f"figures-{name}")])
-    return load_model(model, "cpu")[0]
+    """One of `NETWORKS`, trained into `runs`; what is there already is not trained again, and
+    refused if it was trained with other settings."""
+    out = runs / f"figures-{name}"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same network whatever the number of cores
+    train.main(["--encoder", "efficientnet-lite0", "--weights", "imagenet", "--epochs", EPOCHS,
+                *NETWORKS[name].split(), "--device", "cpu", "--resume", "--out", str(out)])
+    torch.set_num_threads(threads)
+    return load_model(out / "fold0" / "model.pt", "cpu")[0]
 
 
 def unseen(size: int = 256) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Charts of what was measured: effects with their intervals, what they cost, curves.
+"""Charts of what was measured: effects with their intervals, and curves.
 
 Nothing is told by colour alone: a point is filled where a difference counts, and its numbers stand
-beside it. `lab.study` and `lab.compare` draw them; `lab.figures` draws them anew from their files.
+beside it. The programs that measure draw them; `lab.figures` draws them anew from their files.
 """
 
 import json
@@ -23,6 +23,11 @@ TAKEN_AWAY = {"random weights": "ImageNet, not random weights", "BCE": "Dice add
               "all empty tiles": "one empty tile per full one, not all",
               "overlap 0, uniform": "overlap 0.5, not 0",
               "overlap 0.5, uniform": "linear, not uniform window"}
+# Other ways to predict are compared with overlap 0.5 and the linear window, and say so.
+INSTEAD = {"overlap 0.5, gaussian": "Gaussian, not linear window",
+           "overlap 0.25, linear": "overlap 0.25, not 0.5",
+           "overlap 0.25, uniform": "overlap 0.25 uniform, not 0.5 linear",
+           "overlap 0.25, gaussian": "overlap 0.25 Gaussian, not 0.5 linear"}
 
 
 def signed(value: float) -> str:
@@ -35,9 +40,10 @@ def signed(value: float) -> str:
 
 
 def favouring(row: dict) -> dict:
-    """An effect with the trick minus without it, whichever of the two the arm is."""
+    """An effect with the trick minus without it, whichever of the two the arm is, under the name
+    that says what is compared."""
     if row["arm"] not in TAKEN_AWAY:
-        return row
+        return {**row, "arm": INSTEAD.get(row["arm"], row["arm"])}
 
     def turned(found: dict) -> dict:
         sides = {"low": -found["high"], "high": -found["low"]} if "low" in found else {}
@@ -214,8 +220,9 @@ def shifts_chart(found: dict):
             (32, "same means", "32 apart, shared means"),
             (16, "same means", "16 apart, shared means"))):
         for at, (row, (colour, line, marker)) in enumerate(zip(found["rows"], LINES)):
-            # The last bins hold few pixels.
-            each = row["mismatch"][f"tile {tile}, shift {shift}"][means][:-3]
+            here = row["mismatch"][f"tile {tile}, shift {shift}"]
+            each = [value for value, pixels in zip(here[means], here["pixels"])
+                    if pixels > 0.05 * here["pixels"][0]]  # the last bins hold few pixels
             axes.plot(found["bin"] * (np.arange(len(each)) + 0.5), np.maximum(each, LEAST),
                       color=colour, linestyle=line, linewidth=1.5, marker=marker, markersize=5,
                       markevery=(at, 8), label=row["name"] if axes is panels[0] else None)

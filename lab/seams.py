@@ -59,7 +59,7 @@ def errors(folder: Path, items: Sequence[Item], args: argparse.Namespace) -> dic
         for levels, label in read_saved(folder, item):
             distance = np.minimum(down[y : y + len(levels), None], right)
             counted = (distance >= 0) & np.isfinite(distance) & (label != VOID)
-            at = distance[counted].astype(int).clip(max=len(pixels) - 1)
+            at = distance[counted].astype(int)
             error = ((levels > 127) != (label == 1))[counted]
             pixels += np.bincount(at, minlength=len(pixels))
             wrong += np.bincount(at[error], minlength=len(pixels))

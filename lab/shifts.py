@@ -45,12 +45,12 @@ from minseg.tiling import predict_image
 
 from . import measure, style
 from .plots import stored_chart
+from .study import WAYS
 
 TILES = 128, 1152  # the larger one has pixels that lie farther inside than the network sees
 SHIFTS = 32, 16, 8, 4, 2, 1  # pixels, down and to the right; the larger tiles get the first two
-WAYS = [(share, window) for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian")
-        if share or window == "uniform"]
-REACH = 520  # pixels: a plain U-Net on Lite0 or B0 sees no farther (tests/test_shifts.py)
+BLENDS = {name: way for name, way in WAYS.items() if "window" in way}
+REACH = 520  # pixels: a plain U-Net on Lite0 sees no farther (tests/test_shifts.py), nor on B0
 WIDTH = 8  # of a bin of distances, in pixels
 BLENDED = 512  # pixels a side: the part of an image that is predicted as a whole
 
@@ -114,12 +114,12 @@ def mismatch(net: nn.Module, image: Tensor, tile: int, shift: int) -> Tensor:
 
 @torch.inference_mode()
 def left(net: nn.Module, images: Sequence, tile: int, shift: int, device: str) -> dict[str, float]:
-    """The mean |p_1 - p_2| that each of `WAYS` leaves in two parts of each image, equally large,
+    """The mean |p_1 - p_2| that each of `BLENDS` leaves in two parts of each image, equally large,
     of which the second begins `shift` pixels farther down and to the right."""
     predict, result = predictor([net], device=device), {}
-    for share, window in WAYS:
-        options = {"tile": tile, "stride": round(tile * (1 - share)), "window": window,
-                   "device": device}
+    for name, way in BLENDS.items():
+        options = {"tile": tile, "stride": round(tile * (1 - way["overlap"])),
+                   "window": way["window"], "device": device}
         total, pixels = 0.0, 0
         for image in images:
             # The same size: otherwise both would end with the same tile (`tile_starts`).
@@ -131,7 +131,7 @@ def left(net: nn.Module, images: Sequence, tile: int, shift: int, device: str) -
                                                           second[:-shift, :-shift]))
             total += (first - second).abs().sum().item()
             pixels += first.numel()
-        result[f"overlap {share:g}, {window}"] = total / pixels
+        result[name] = total / pixels
     return result
 
 
@@ -163,14 +163,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "slides, drawn for it)")
     add("--tiles", type=int, nargs="+", default=list(TILES), metavar="PIXELS",
         help="multiples of 32 (default 128 1152)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--device", help="cpu or cuda (default: cuda if there is one)")
     add("--docs", type=Path, default=Path("docs"), metavar="DIR",
         help="for results/ and figures/ (default docs)")
     args = parser.parse_args(argv)
+    args.device = parser.device(args.device)
     args.tiles.sort()
     for tile in args.tiles:
         if tile < 64 or tile % 32:
             parser.error(f"--tiles {tile}: needs multiples of 32, from 64 up")
+    if args.tiles[0] > BLENDED // 2:
+        parser.error(f"--tiles {args.tiles[0]}: give one of {BLENDED // 2} or less, too: whole "
+                     "images are predicted with the smallest")
     return args
 
 
@@ -179,13 +183,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     try:
         style.need_matplotlib()
-        named = [(name or model, Path(model)) for name, _, model in
-                 (text.rpartition("=") for text in args.models)]
+        named = [(name, Path(model or name)) for name, _, model in
+                 (text.partition("=") for text in args.models)]
         scales = {load_model(model)[1]["scale"] for _, model in named}
         if len(scales) > 1:
             raise ValueError(f"the models were trained at scales {sorted(scales)}: give models of "
                              "one scale")
-        scale, least = min(scales), args.tiles[-1] + SHIFTS[0]
+        scale, least = min(scales), max(args.tiles[-1], 2 * args.tiles[0]) + SHIFTS[0]
         side = 4 * scale * least // 3  # a third more, since glass surrounds the tissue
         data = args.data or draw_synthetic_slides(Path("runs") / f"shifts-slides-{side}", count=2,
                                                   height=side, width=side)
@@ -193,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         for slide in slides:
             if min(slide.height, slide.width) < least:
                 raise ValueError(f"{data}: an image has {slide.height} x {slide.width} pixels at "
-                                 f"scale {scale}, and tiles of {args.tiles[-1]} need {least} a "
+                                 f"scale {scale}, and tiles of {args.tiles} need {least} a "
                                  "side: use smaller --tiles")
     except (ValueError, OSError) as error:
         print(f"shifts: {error}", file=sys.stderr)

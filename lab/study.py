@@ -89,6 +89,7 @@ WAYS: dict[str, dict] = {
     "eight views": {"tta": True},
 }
 SCORED = "overlap 0.5, linear"  # how every network is scored
+ROUNDS = 21  # in which each step is timed once
 LUCK_SEEDS = 5  # of the baseline: they tell how much luck does
 WAY_SEEDS = 2  # of the baseline: their networks are also scored in the other ways
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
@@ -180,7 +181,8 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
             super().update()
             self.steps += 1
             if self.steps in lengths(args.steps):
-                along[str(self.steps)] = levels(items, predict(self.net, items, given))
+                counts = predict(self.net, items, given, **WAYS[SCORED])
+                along[str(self.steps)] = levels(items, counts)
 
     keep_memory()
     # Returning memory after each band of an image is for whole slides.
@@ -211,18 +213,22 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 
 def read_lines(args: argparse.Namespace, groups: Sequence[set[str]] = ()) -> dict[Job, dict]:
     """The results that are there: published ones, and those of runs in OUT. ValueError if one was
-    measured with other options or, where the `groups` of each fold are given, on other data."""
+    measured with other options or on other data: with other numbers of objects in a fold or, where
+    the `groups` of each fold are given, with other groups."""
     paths, lines = sorted(args.out.glob("runs/*/result.json")), {}
+    there: dict[int, int] = {}  # objects in each fold
     if args.published.exists():
         paths.insert(0, args.published)
     for path in paths:
         text = path.read_text(encoding="utf-8")
         for line in map(json.loads, text.splitlines() if path == args.published else [text]):
-            arm, fold = line["arm"], line["fold"]
+            arm, fold, objects = line["arm"], line["fold"], line["objects"]
             if arm not in ARMS:
                 continue  # it has been given up
-            if line["options"] != identity(args, arm) or (
-                    groups and groups[fold] != line["along"][str(args.steps)].keys()):
+            count = objects["found"] + objects["missed"]
+            if (line["options"] != identity(args, arm)
+                    or count != there.setdefault(fold, count)
+                    or (groups and groups[fold] != line["along"][str(args.steps)].keys())):
                 raise ValueError(f"{path}: is of a study with other data, options, folds or steps: "
                                  "give another --name")
             lines[arm, line["seed"], fold] = line
@@ -252,20 +258,23 @@ def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
 def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
     """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
     pass keeps for the backward pass, and the parameters. An arm with two losses is measured with
-    the second."""
-    steps, rows = {}, {}
+    the second; arms with the same network and loss are measured once."""
+    steps, costs, step_of = {}, {}, {}
     for arm in arms:
         given = train_options([*BASELINE.split(), *options, *ARMS[arm].split()])
-        net, _ = train.build(given, 1)
+        net, network = train.build(given, 1)
+        step_of[arm] = name = f"{network}, {given.then or given.loss}"
+        if name in steps:
+            continue
         optimizer, loss = train.make_optimizer(net.train(), given), given.losses[-1]
         batch = measure.random_batch(given.batch, given.tile, given.device)
-        steps[arm] = measure.train_step(net, optimizer, loss, batch, given.amp)
+        steps[name] = measure.train_step(net, optimizer, loss, batch, given.amp)
         kept = measure.alive_after(partial(measure.forward, net, loss, batch, given.amp))
-        rows[arm] = {"kept_bytes": kept, "parameters": sum(p.numel() for p in net.parameters())}
-    for arm, seconds in in_turn(steps, 7).items():
-        rows[arm]["seconds_a_step"] = round(seconds, 5)
+        costs[name] = {"kept_bytes": kept, "parameters": sum(p.numel() for p in net.parameters())}
+    for name, seconds in in_turn(steps, ROUNDS).items():
+        costs[name]["seconds_a_step"] = round(seconds, 5)
     return {**measure.environment(given.device), "batch": given.batch, "tile": given.tile,
-            "rows": rows}
+            "rows": {arm: costs[name] for arm, name in step_of.items()}}
 
 
 def add_data_options(parser: argparse.ArgumentParser, seeds: int) -> None:
@@ -356,25 +365,24 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         return [dice_of_groups([line["along"][str(steps)] for line in folds])
                 for folds in runs[arm]]
 
-    def growth(arm: str) -> list[dict[str, float]]:
-        """How much Dice grew between half of the run and its end."""
-        return [{group: late[group] - early[group] for group in late}
-                for late, early in zip(dices(arm, end), dices(arm, marks[-2]))]
-
-    base, base_growth, training = {}, growth("baseline"), []
-    for steps in marks:
-        base[steps] = dices("baseline", steps)
+    base, training = {steps: dices("baseline", steps) for steps in marks}, []
+    growth = [{group: late[group] - early[group] for group in late}
+              for late, early in zip(base[end], base[marks[-2]])]  # in the second half of a run
     for arm in [arm for arm in runs if arm != "baseline"]:
         # On the way to its second stage, an arm with two stages is one that has only the first.
         along = {str(steps): trained_effect(dices(arm, steps), base[steps], fold_of)
                  for steps in (marks[-1:] if "--then" in ARMS[arm] else marks)}
-        row = {"arm": arm, **along[str(end)], "objects": objects_of(runs[arm])}
+        row = {"arm": arm, **along[str(end)], "objects": objects_of(runs[arm]),
+               "networks": len(runs[arm]) * args.folds,
+               "found_nothing": sum(not line["objects"]["found"]
+                                    for folds in runs[arm] for line in folds)}
         row["along"] = {steps: {name: round(found[name], 5) for name in
                                 ("difference", "low", "high", "luck")}
                         for steps, found in along.items()}
         if len(along) > 1:
-            row["moved"] = {"difference": round(mean(growth(arm)) - mean(base_growth), 5),
-                            "luck": round(luck_alone(base_growth, len(runs[arm]), fold_of), 5)}
+            moved = along[str(end)]["difference"] - along[str(marks[-2])]["difference"]
+            row["moved"] = {"difference": round(moved, 5),
+                            "luck": round(luck_alone(growth, len(runs[arm]), fold_of), 5)}
         training.append(row)
     predicted = [folds for folds in runs["baseline"] if all("ways" in line for line in folds)]
     by_way = {way: [[line["ways"][way] for line in folds] for folds in predicted]

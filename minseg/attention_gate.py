@@ -44,7 +44,7 @@ segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
 **Measured.** Added to the baseline: Dice +0.002 [-0.016, +0.020] on nuclei, -0.011 [-0.045, +0.024]
-on synthetic slides; where they start open, +0.005 [-0.014, +0.023] and -0.031 [-0.080, +0.018]
+on synthetic slides; where they start open, +0.002 [-0.010, +0.015] and -0.031 [-0.071, +0.008]
 (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
 [study](../docs/study.md)).
 

@@ -37,7 +37,7 @@ b1 starts at 1 because otherwise a single hidden channel (all that `reduction` l
 output 0 for every image from the start and never learn (see `minseg.scse`).
 
 **Measured.** Added to the baseline: Dice +0.021 [-0.018, +0.059] on nuclei, -0.003 [-0.033, +0.027]
-on synthetic slides; where c and s start near 1, +0.018 [-0.016, +0.052] and +0.004 [-0.026, +0.034]
+on synthetic slides; where c and s start near 1, +0.014 [-0.012, +0.039] and +0.006 [-0.016, +0.028]
 (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
 [study](../docs/study.md)).
 

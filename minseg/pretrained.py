@@ -40,8 +40,8 @@ summed, which gives the same result as the grey image in all three channels. For
 repeated, red, green, blue, red ..., and multiplied by 3 / n, which keeps the scale of the sum. timm
 and segmentation_models.pytorch do the same. Mean and standard deviation are averaged or repeated.
 
-**Measured.** ImageNet instead of random weights: Dice -0.011 [-0.048, +0.026] on nuclei, +0.247 ▲ ↘
-[+0.149, +0.344] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032;
+**Measured.** ImageNet instead of random weights: Dice -0.012 [-0.055, +0.031] on nuclei, +0.208 ▲ ↘
+[+0.098, +0.317] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032;
 networks of 600 steps of eight tiles; [study](../docs/study.md)). After ten epochs on the nuclei, in
 larger tiles: 0.888 against 0.875.
 

@@ -11,8 +11,8 @@ from lab.effects import (
     dice_of_groups,
     effect,
     holm,
-    luck,
     luck_alone,
+    luck_variance,
     sign_flip,
     student,
     student_p,
@@ -108,7 +108,7 @@ def study_of(rng, seeds, truth=0.0, luck=0.01, groups=0.02):
 def test_luck_is_the_spread_of_means_over_groups_fold_by_fold():
     rng, folds = np.random.default_rng(0), np.array([0, 0, 0, 1])
     runs = rng.normal(size=(40_000, 2))[:, folds]  # a network's luck, the same in its whole fold
-    variance, df = luck(runs, folds)
+    variance, df = luck_variance(runs, folds)
     assert variance == pytest.approx(0.75**2 + 0.25**2, rel=0.03)
     assert 40_000 < df < 2 * 40_000  # the first fold does most of it
 

@@ -55,6 +55,14 @@ def test_windows_that_fall_mend_what_the_border_spoils_at_the_same_pixels(item, 
     assert max(wrong.values()) < 0.2
 
 
+def test_pixels_that_nobody_labelled_do_not_count(item, tmp_path):
+    all_pixels = sum(measured(item, tmp_path, 32)["pixels"])
+    mask = np.array(Image.open(item.mask)) // 255
+    mask[40:44, 40:60] = 255  # beside 0 and 1, that is void
+    Image.fromarray(mask).save(item.mask)
+    assert sum(measured(item, tmp_path, 32)["pixels"]) == all_pixels - 4 * 20
+
+
 def test_an_image_within_one_tile_has_no_seam(item, tmp_path):
     assert sum(measured(item, tmp_path, 256)["pixels"]) == 0
 

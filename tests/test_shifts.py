@@ -10,6 +10,7 @@ import torch
 from lab import shifts
 from minseg import CBAM, SCSE, UNet
 from minseg.data.synthetic import write_slides
+from minseg.efficientnet import SqueezeExcite
 from minseg.run.checkpoint import save_model
 
 
@@ -33,15 +34,17 @@ def test_without_means_a_pixel_farther_inside_than_the_receptive_field_is_exact_
     assert differences(16)[0] > 1e-4  # another grid
 
 
-@pytest.mark.parametrize("make", [SCSE, partial(CBAM, kernel_size=1)], ids=["SCSE", "CBAM"])
+@pytest.mark.parametrize("make", [SCSE, partial(CBAM, kernel_size=1),
+                                  partial(SqueezeExcite, hidden=4)],
+                         ids=["SCSE", "CBAM", "squeeze-and-excitation"])
 def test_with_the_first_tiles_means_the_second_tile_answers_alike(make):
     torch.manual_seed(0)
     module = make(8).eval()
-    torch.nn.init.ones_(module.reduce.weight)  # its ReLU lets the means through
+    torch.nn.init.ones_(module.reduce.weight)  # its activation lets the means through
     x = torch.rand(1, 8, 12, 12) * torch.linspace(0, 4, 12)  # the means of its parts differ
     with shifts.Means() as means:
         whole = module(x)
-    assert len(means.recorded) == (1 if isinstance(module, SCSE) else 2)
+    assert len(means.recorded) == (2 if isinstance(module, CBAM) else 1)
     with shifts.Means(means):
         part = module(x[..., 4:])
     torch.testing.assert_close(part, whole[..., 4:])
@@ -58,6 +61,17 @@ def test_the_mismatch_of_a_network_that_knows_where_its_border_is():
     # In 28 x 28 shared pixels, two columns of the second tile stand against 1/2, at the border.
     assert pixels.tolist() == [28**2 - 12**2, 12**2]
     assert difference.tolist() == alike.tolist() == pytest.approx([28, 0])
+
+
+def test_the_mismatch_of_a_network_that_knows_only_the_mean_of_its_tile():
+    def net(x):
+        return x.mean((2, 3), keepdim=True)[:, :1].expand(-1, 1, *x.shape[2:])
+
+    found = shifts.mismatch(net, torch.linspace(0, 9, 36).expand(1, 3, 36, 36), 32, 4)
+    apart, alike, pixels = found
+    first, second = (torch.linspace(0, 9, 36)[x : x + 32].mean().sigmoid() for x in (0, 4))
+    assert (apart / pixels).tolist() == pytest.approx([(second - first).item()] * 2)
+    assert alike.tolist() == [0, 0]
 
 
 def test_what_is_left_without_overlap_is_the_difference_between_two_grids_of_tiles():
@@ -89,10 +103,15 @@ def test_the_program_writes_a_row_for_each_network(tmp_path, capsys):
     assert len(row["mismatch"]) == 6 + 2
     apart, alike = (sum(row["mismatch"]["tile 64, shift 32"][means])
                     for means in ("as they are", "same means"))
-    assert alike > 0 and apart != alike
+    assert apart != alike > 0
     assert row["left"]["overlap 0, uniform"] > 0
     assert (tmp_path / "figures/shifts.png").exists()
-    for argv, message in ((["--tiles", "256"], "tiles of 256 need 288 a side"),
+    shifts.main([*command, "--tiles", "64"])
+    found = json.loads((tmp_path / "results/shifts.json").read_text())
+    assert found["tiles"] == [64] and found["rows"][0]["left"] == row["left"]
+    for argv, message in ((["--tiles", "256"], "tiles of [256] need 544 a side"),
+                          (["--tiles", "512"], "--tiles 512: give one of 256 or less, too"),
+                          (["--device", "nosuch"], "there is no such device"),
                           (["--tiles", "100"], "--tiles 100: needs multiples of 32")):
         with pytest.raises(SystemExit):
             shifts.main([*command, *argv])

@@ -128,6 +128,25 @@ def test_open_arms_begin_open_and_the_lower_rate_is_lower():
     assert second == pytest.approx(0.3 * train.learning_rate_share(80, 100, 60))
 
 
+@pytest.mark.parametrize("arm, name, value", [
+    ("gates, open at first", "build", study.build_open),
+    ("BCE + Dice, then Lovász at a lower rate", "learning_rate_share", study.lower_rate)])
+def test_arms_that_no_option_makes_are_trained_as_they_say(slides, tmp_path, monkeypatch, arm, name,
+                                                           value):
+    seen = []
+
+    def ends(*_):
+        seen.append(getattr(train, name))
+        raise Stopped
+
+    monkeypatch.setattr(measure, "train_minseg", ends)
+    args = parse(["--data", str(slides), "--folds", "2", *SMALL, "--out", str(tmp_path)])
+    for job in (arm, "baseline"):
+        with pytest.raises(Stopped):
+            study.run_arm(args, job, 0, 0)
+    assert seen[0] is value and seen[1] is not value
+
+
 def test_jobs_begin_with_the_baseline_and_are_complete():
     args = parse(["--data", "D", "--folds", "2", "--arms", "SCSE"])
     todo = study.jobs(args)
@@ -199,7 +218,9 @@ def made_up(args):
             return {group: [[round(dice) + 100 * i, 10_000]] * len(THRESHOLDS)
                     for i, group in enumerate(groups) if i % args.folds == fold}
 
-        objects = {"found": 5 + fold, "missed": 2 - fold, "invented": seed, "split": 0}
+        blind = arm == "gates" and seed == fold == 0
+        objects = {"found": 0 if blind else 5 + fold, "missed": 7 if blind else 2 - fold,
+                   "invented": seed, "split": 0}
         line = {"along": {str(steps): levels(steps) for steps in
                           [*study.lengths(args.steps), args.steps]}, "objects": objects}
         if arm == "baseline" and seed < study.WAY_SEEDS:
@@ -240,6 +261,8 @@ def test_a_summary_says_what_its_lines_say(args):
     assert rows["SCSE"]["moved"]["difference"] == pytest.approx(0.01)
     assert rows["BCE"]["moved"]["difference"] == pytest.approx(-0.015)
     assert "moved" not in rows["Dice, then Lovász"] and "luck" not in rows["eight views"]
+    assert (rows["gates"]["found_nothing"], rows["gates"]["networks"]) == (1, 2)
+    assert (rows["SCSE"]["found_nothing"], rows["SCSE"]["networks"]) == (0, 4)
     assert rows["SCSE"]["objects"] == {"found": 11, "missed": 3, "invented": 1.0, "split": 0}
     assert found["seams"]["eight views"] == {"wrong": [12, 4], "pixels": [40, 80]}
     assert plots.charts_of(found) == list(plots.KINDS)
@@ -257,6 +280,10 @@ def test_lines_of_another_study_are_refused(args, tmp_path):
     assert study.read_lines(args, folds) == lines
     with pytest.raises(ValueError, match=r"p.jsonl: .* another --name"):
         study.read_lines(args, folds[::-1])  # other data, or other groups
+    more = {**lines["SCSE", 0, 0], "objects": {"found": 5, "missed": 3}}
+    measure.write_json(args.out / "runs/more/result.json", more)
+    with pytest.raises(ValueError, match=r"more/result.json: .* another --name"):
+        study.read_lines(args, folds)  # other masks: an object more in this fold
     args.steps = 160
     with pytest.raises(ValueError, match=r"p.jsonl: .* another --name"):
         study.read_lines(args)
@@ -278,18 +305,33 @@ def test_quick_gives_the_same_numbers_twice(tmp_path):
 
 
 def test_costs_are_measured_for_each_arm(monkeypatch, tmp_path):
-    monkeypatch.setattr(study, "in_turn", lambda functions, rounds: {
-        name: 0.1 for name, function in functions.items() if function() is not None})
-    main(["--costs", "--arms", "SCSE", "--weights", "none", "--tile", "32", "--batch", "2",
-          "--device", "cpu", "--docs", str(tmp_path)])
+    timed = []
+
+    def in_turn(functions, rounds):
+        timed.extend(functions)
+        return {name: 0.1 for name, function in functions.items() if function() is not None}
+
+    monkeypatch.setattr(study, "in_turn", in_turn)
+    main(["--costs", "--arms", "SCSE", "Dice", "random weights", "--weights", "none", "--tile",
+          "32", "--batch", "2", "--device", "cpu", "--docs", str(tmp_path)])
     rows = json.loads((tmp_path / "results/costs.json").read_text("utf-8"))["rows"]
     assert rows["SCSE"]["parameters"] > rows["baseline"]["parameters"]
     assert rows["SCSE"]["kept_bytes"] > rows["baseline"]["kept_bytes"] > 0
+    assert rows["random weights"] == rows["baseline"] and len(timed) == 3  # the same step
 
 
 # What is published
 
 PUBLISHED = sorted((ROOT / "docs/results").glob("study-*.json"))
+
+
+def same(one, other):
+    """Whether two summaries are equal, but for rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == pytest.approx(other, abs=1e-4) if isinstance(one, float) else one == other
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -300,12 +342,7 @@ def test_published_summaries_follow_from_their_lines(path):
     lines = study.read_lines(args)
     assert len(lines) == len(args.published.read_text("utf-8").splitlines())
     again = json.loads(json.dumps(study.summarize(args, lines)))
-    for rows in ("training", "ways"):
-        assert [pages.interval(row) for row in again[rows]] == [pages.interval(row)
-                                                                for row in found[rows]]
-    assert all(again[name] == found[name] for name in ("objects", "seams", "groups", "steps"))
-    assert again["baseline"]["along"] == pytest.approx(found["baseline"]["along"])
-    assert again["baseline"]["seeds"] == found["baseline"]["seeds"]
+    assert same(again, {name: found[name] for name in again})
     assert all(re.fullmatch("[0-9a-f]{7,12}", commit) for commit in found["commit"])
 
 
@@ -316,4 +353,4 @@ def test_the_main_studies_have_all_arms():
         # Among the nuclei there are fewer empty tiles than full ones: the arm is the baseline.
         assert missing == ({"all empty tiles"} if name == "nuclei" else set())
         assert len(found["ways"]) == len(WAYS) - 1
-        assert found["steps"] >= 600 and found["baseline"]["seeds"] >= 2
+        assert found["steps"] >= 600 and found["baseline"]["seeds"] == 5
