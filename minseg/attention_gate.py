@@ -31,21 +31,22 @@ not found the glomeruli. Nothing in the loss tells a gate where to open.*
 | g | one level deeper | as the paper (*) | as the paper, upsampled | as the paper |
 | psi | bias | bias | bias, BN | bias |
 | `inter_channels` | - | default Cs / 2, but their CT networks pass Cs | an argument | Cs / 2 |
+| alpha at the start | near 1 | near 1/2 | near 1/2 | near 1/2 |
 | W | - | 1 x 1, BN; in CT networks 1 x 1, BN, ReLU after it | none | 1 x 1, BN |
 | finest skip | not gated | not gated | gated | not gated (see `minseg.unet`) |
 
 (*) Only the deepest map of all passes a 1 x 1 convolution, BN and ReLU before it serves as g.
 
-The paper says that its gates start open. Nothing in its code opens them, and nothing does here: the
-default initialisation keeps q near 0, so alpha starts near 1/2. Opened by psi's bias (3, so alpha
-starts near 0.95), they ended no better (below).
+The paper says that its gates start open, but nothing in its code opens them: the usual
+initialisation keeps q near 0. Opened by psi's bias (3, so that alpha starts near 0.95), they ended
+no better here (below).
 
 segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
 **Measured.** Added to the baseline: Dice +0.002 [-0.016, +0.020] on nuclei, -0.011 [-0.045, +0.024]
 on synthetic slides; where they start open, +0.002 [-0.010, +0.015] and -0.031 [-0.071, +0.008]
-(brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight tiles;
+(brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600 steps of eight tiles;
 [study](../docs/study.md)).
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,

@@ -34,7 +34,7 @@ cannot be right. The coarsest map's
 1 x 1 convolution therefore does not learn unless other `weights` are given.
 
 **Measured.** Added to the baseline: Dice +0.003 [-0.023, +0.029] on nuclei, -0.009 [-0.041, +0.024]
-on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600
+on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600
 steps of eight tiles; [study](../docs/study.md)).
 
 **Source.** Lee et al., *Deeply-Supervised Nets*, AISTATS 2015, arXiv 1409.5185; the weights:

@@ -33,7 +33,7 @@ Of a whole training step this is a small part: with the hypercolumn, the baselin
 times as long and 1.05 times the memory ([study](../docs/study.md)).
 
 **Measured.** Added to the baseline: Dice +0.017 [-0.018, +0.052] on nuclei, -0.009 [-0.055, +0.036]
-on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600
+on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600
 steps of eight tiles; [study](../docs/study.md)).
 
 | what | paper | HuBMAP's winner | here |

@@ -34,10 +34,10 @@ half of an image is void, the other half counts half as much.)
 wider. `target` is in {0, 1, 255}.
 
 **Measured.** Against BCE + Dice, Dice and then Lovász: Dice -0.006 [-0.032, +0.020] on nuclei,
--0.435 [-1.133, +0.263] on synthetic slides; BCE + Dice, then Lovász at a lower rate: -0.001
-[-0.020, +0.018] and -0.006 [-0.037, +0.025]; BCE + Lovász: -0.001 [-0.019, +0.017] and -0.039 ↗
+-0.435 [-1.133, +0.263] on synthetic slides; BCE + Dice, then Lovász at a lower rate: +0.006
+[-0.026, +0.038] and -0.006 [-0.032, +0.019]; BCE + Lovász: -0.001 [-0.019, +0.017] and -0.039 ↗
 [-0.077, -0.001]; what adding Dice to BCE brings: -0.002 [-0.029, +0.025] and -0.006 [-0.043,
-+0.031] (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks of 600 steps of eight
++0.031] (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600 steps of eight
 tiles; [study](../docs/study.md)).
 
 **Source.** Yuanhao Wu, *Tricks of Semantic Segmentation*, blog post, 30 May 2021: Lovász with Dice

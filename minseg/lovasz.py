@@ -39,7 +39,7 @@ contributes, and only it has a gradient. In an image of P positives and no negat
 |M| / P, and the loss is the mean hinge.
 
 **Measured.** Alone instead of BCE + Dice: Dice +0.011 [-0.014, +0.036] on nuclei, -0.041 ↗ [-0.079,
--0.003] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.017 and 0.032; networks
+-0.003] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks
 of 600 steps of eight tiles; [study](../docs/study.md)).
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |

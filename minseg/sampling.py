@@ -51,7 +51,7 @@ for this only in part: it moves the cut, but does not change which pixels rank a
 
 **Measured.** On synthetic slides where two tiles in three are empty, R = 1 instead of all tiles:
 Dice +0.006 [-0.016, +0.028] after the same number of steps (brackets: 95 % interval; luck alone: up
-to 0.032; networks of 600 steps of eight tiles; [study](../docs/study.md)). In another experiment,
+to 0.025; networks of 600 steps of eight tiles; [study](../docs/study.md)). In another experiment,
 where 28 % of the tiles have something to find, 150 steps with R = 1 gave a Dice of 0.849, with all
 tiles 0.772 (one seed, [log](../docs/log.md)).
 

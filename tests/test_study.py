@@ -354,3 +354,4 @@ def test_the_main_studies_have_all_arms():
         assert missing == ({"all empty tiles"} if name == "nuclei" else set())
         assert len(found["ways"]) == len(WAYS) - 1
         assert found["steps"] >= 600 and found["baseline"]["seeds"] == 5
+        assert all(row["seeds"] == 2 for row in found["training"])
