@@ -11,14 +11,14 @@ Chance comes in twice, and both variances add up.
 - **Which groups.** Other patients would have given another mean. Its variance is that of d over
   groups, divided by G.
 - **Luck in training.** One network scores all groups of a fold, so its luck moves them together. It
-  shows only between seeds: s^2 is the variance over seeds of the mean over groups, fold by fold and
-  added up, since each fold has its own networks. With n seeds of the arm and m of the baseline the
+  shows only between seeds: s^2 is the variance over seeds of a fold's part of the mean, added up
+  over the folds, since each has its own networks. With n seeds of the arm and m of the baseline the
   effect gets s^2 / n + s^2 / m. The baseline has more seeds, so s^2 is its own; for the arm its own
   s^2 is taken where that is larger.
 
 What follows from that (`trained_effect`):
 
-- **Luck alone**: how far from 0 an arm that changes nothing is at most, 19 times in 20, on the same
+- **Luck alone**: other seeds by themselves stay this close to 0, 19 times in 20, on the same
   groups: t s sqrt(1/n + 1/m).
 - **Interval** and **p**, for new groups and new seeds: effect ± t sqrt(sum of the variances), and
   the probability of a t as large as the one seen. Student's t has as many degrees of freedom as
@@ -28,8 +28,9 @@ Another way to predict is compared on the same networks (`way_effect`). Their lu
 another network may gain more or less, so the variance over seeds of the difference counts.
 
 **Why not a bootstrap?** The hierarchical bootstrap (draw groups, and luck seed by seed) has too
-short tails with ten groups and five seeds: in simulations, useless arms reached p = 0.003, which
-Holm's correction asks of the best of 16 arms, in 0.5 to 1.9 % of cases, and with t in 0.1 to 0.5 %.
+short tails with ten groups and five seeds. Holm's correction asks p = 0.003 of the best of 16 arms,
+which useless arms should reach in 0.3 % of cases: in simulations they did in 0.5 to 1.9 %, and with
+t in 0.1 to 0.5 %.
 
 **Holm's correction**: of twenty useless tricks, one has p < 0.05 on average. Sort the m values of
 p; multiply the smallest by m, the next by m - 1, and so on; none may be less than the one before
@@ -41,11 +42,6 @@ and baseline have some seeds in common (the order of tiles, the augmentation), w
 
 Each fold is cut at the threshold that is best on the other folds (`minseg.crossval`), separately
 for each arm.
-
-**For the race** (`effect`), whose contestants are compared seed by seed: the bootstrap over groups,
-and the sign-flip test. If nothing differed, each d could as well have the other sign; p is the
-share of all 2^n choices of signs that give a mean at least as far from 0 as the one seen. Neither
-knows of luck that moves all groups of a fold.
 
 **Source.** Satterthwaite, *An Approximate Distribution of Estimates of Variance Components*,
 Biometrics Bulletin 1946; Holm, *A Simple Sequentially Rejective Multiple Test Procedure*,
@@ -139,9 +135,13 @@ def dice_of_groups(folds: Sequence[dict[str, list]]) -> dict[str, float]:
 
 
 def effect(arm: Sequence[dict[str, float]], baseline: Sequence[dict[str, float]]) -> dict:
-    """How an arm differs from the baseline. Both hold one dictionary for each seed: the Dice of
-    each group. Returns the arm's mean dice; difference, low, high and p; and groups, the difference
-    of each."""
+    """For `lab.race`, whose contestants are compared seed by seed: how an arm differs from the
+    baseline. Both hold one dictionary for each seed: the Dice of each group. Returns the arm's mean
+    dice; difference, low, high and p; and groups, the difference of each.
+
+    The interval is a bootstrap over groups. For p: if nothing differed, each difference could as
+    well have the other sign; p is the share of all choices of signs that give a mean at least as
+    far from 0 as the one seen. Neither knows of luck that moves all groups of a fold."""
     groups = {group: statistics.mean(a[group] - b[group] for a, b in zip(arm, baseline))
               for group in sorted(arm[0])}
     each = list(groups.values())

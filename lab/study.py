@@ -90,6 +90,7 @@ WAYS: dict[str, dict] = {
 }
 SCORED = "overlap 0.5, linear"  # how every network is scored
 ROUNDS = 21  # in which each step is timed once
+AGAIN = "the same again"  # a row of the costs: how far equal steps are from each other
 LUCK_SEEDS = 5  # of the baseline: they tell how much luck does
 WAY_SEEDS = 2  # of the baseline: their networks are also scored in the other ways
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
@@ -258,12 +259,12 @@ def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
 def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
     """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
     pass keeps for the backward pass, and the parameters. An arm with two losses is measured with
-    the second; arms with the same network and loss are measured once."""
+    the second; arms with the same network and loss are measured once, and the baseline `AGAIN`."""
     steps, costs, step_of = {}, {}, {}
-    for arm in arms:
-        given = train_options([*BASELINE.split(), *options, *ARMS[arm].split()])
+    for arm in (*arms, AGAIN):
+        given = train_options([*BASELINE.split(), *options, *ARMS.get(arm, "").split()])
         net, network = train.build(given, 1)
-        step_of[arm] = name = f"{network}, {given.then or given.loss}"
+        step_of[arm] = name = arm if arm == AGAIN else f"{network}, {given.then or given.loss}"
         if name in steps:
             continue
         optimizer, loss = train.make_optimizer(net.train(), given), given.losses[-1]

@@ -75,8 +75,11 @@ ROW = {"difference": 0.0123, "low": -0.0004, "high": 0.02, "p_holm": 0.03, "luck
        "moved": {"difference": -0.02, "luck": 0.01}, "arm": "SCSE", "networks": 6,
        "found_nothing": 2,
        "objects": {"found": 1, "missed": 2.5, "invented": 3, "split": 0}}
+WAY = {"arm": "eight views", "seeds": 2, "dice": 0.8, "difference": 0.05, "low": 0.01, "high": 0.09,
+       "p_holm": 1.0}
 MADE_UP = {
-    "nuclei": {"arms": {"SCSE": ROW}, "training": [ROW], "steps": 600,
+    "nuclei": {"arms": {"SCSE": ROW, "eight views": WAY}, "training": [ROW], "ways": [WAY],
+               "steps": 600,
                "baseline": {"dice": 0.8126, "seeds": 5, "along": {"75": 0.7, "600": 0.8126}},
                "objects": {"eight views": ROW["objects"]},
                "seams": {way: {"wrong": [9] * 8 + [5] * 16, "pixels": [100] * 24}
@@ -101,6 +104,7 @@ def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
                         {"nuclei": {"baseline": found}}) == "0.700 0.612"
     assert pages.quoted("{missed: eight views@nuclei} of {all: eight views@nuclei}", MADE_UP) == (
         "2.5 of 3.5")
+    assert pages.quoted("{high: SCSE@nuclei} {half@nuclei}", MADE_UP) == "+0.020 0.01"
     assert pages.quoted("{blind: SCSE@nuclei}", MADE_UP) == "2 of 6"
     with pytest.raises(KeyError, match="gatse"):
         pages.quoted("{gatse@nuclei}", MADE_UP)
@@ -142,12 +146,17 @@ def test_a_page_without_its_part_is_refused():
 
 def test_tables_of_the_study():
     costs = {arm: {"seconds_a_step": seconds, "kept_bytes": 4, "parameters": 5_200_000}
-             for arm, seconds in (("baseline", 2.0), ("SCSE", 3.0), ("BCE", 1.0))}
+             for arm, seconds in (("baseline", 2.0), ("SCSE", 3.0), ("BCE", 1.0),
+                                 ("the same again", 2.1))}
     assert pages.effects(FIRST, costs).splitlines()[2:] == [
         "| the baseline | Dice 0.813, 5 seeds | 1.00 × | 1.00 × | 5.20 M |",
-        "| luck alone | up to ±0.010 |  |  |  |",
-        "| SCSE | +0.012 ▲ ↘ [+0.000, +0.020] p 0.03 | 1.50 × | 1.00 × | 5.20 M |"]
+        "| luck alone | ±0.010 |  |  |  |",
+        "| the same again |  | 1.05 × | 1.00 × | 5.20 M |",
+        "| SCSE | +0.012 ▲ ↘ [+0.000, +0.020] p 0.03 | 1.50 × | 1.00 × | 5.20 M |",
+        "| the baseline's first 2 seeds | Dice 0.750 |  |  |  |",
+        "| eight views | +0.050 [+0.010, +0.090] |  |  |  |"]
     turned = {"nuclei": {**FIRST["nuclei"], "arms": {"BCE": {**ROW, "arm": "Dice added to BCE"}}}}
+    turned["nuclei"]["ways"] = []
     assert pages.effects(turned, costs).endswith("p 0.03 | 2.00 × | 1.00 × | 5.20 M |")
     assert pages.objects(FIRST).splitlines()[-2:] == [
         "| the baseline, eight views | 1 | 2.5 | 3 | 0 |",
@@ -186,8 +195,8 @@ def test_tables_of_shifts_leave_out_what_lies_near_a_border():
     assert pages.mismatches(moved).endswith("| net | 0 | 0 | 0 | 1 |")
     assert pages.mismatches({**moved, "reach": 32}).endswith("| net | 0.19 | 0 | 0 | 1 |")
     assert pages.shifted(moved).endswith("| net" + " | 0.19" * 6 + " |")
-    assert pages.blended(moved).endswith("| left after blending | a | b |\n|---|---|---|\n"
-                                         "| net | 0.012 | 1.2e-5 |")
+    assert pages.blended(moved).splitlines() == ["| mean difference after blending | a | b |",
+                                                 "|---|---|---|", "| net | 0.012 | 1.2e-5 |"]
 
 
 def test_the_page_says_of_tiles_what_was_measured():
