@@ -11,7 +11,7 @@ resemble the answer. The coarser logits are only used in training.
 ![Five answers and five targets](../docs/figures/deep_supervision.png)
 
 *The five logit maps of a trained network, as probabilities, and below each the target at its size.
-The last has weight 0, so it was never trained.*
+Already the map of 32 x 32 finds every glomerulus. The last has weight 0, so it was never trained.*
 
 **Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `minseg.unet`, with
 `deep_supervision=True`); `target` (N, C, H, W). H and W must be multiples of the coarsest factor.

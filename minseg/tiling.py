@@ -45,7 +45,8 @@ tile and with the slide's width, not with its height.
 
 *The worst seam of one synthetic slide: probabilities of a trained network, and the pixels that are
 wrong when cut at 1/2. Without overlap, one tile finds its part of a glomerulus and its neighbour
-misses the rest. Overlap repairs the seam, but not all false positives.*
+misses the rest (middle), and two tiles put the same outline at different places (top right).
+Overlap repairs both.*
 
 **What overlap cannot fully mend.** A window hides most of what zeros beyond the border do, but at
 any distance from it a pixel's answer depends on its tile if the network takes means over the tile

@@ -38,7 +38,7 @@ neither up(d) nor the concatenation is ever made.
 
 *A trained network on a slide that it has not seen (Lite0 with gates, SCSE, hypercolumn and deep
 supervision; only the maps are drawn). Down the encoder the maps get smaller and, from x2 on, have
-more channels; up the decoder the answer appears from d2 on, its outline last.*
+more channels; up the decoder the answer appears from d3 on, its outline last.*
 
 **The tricks**, each in a file of its own and off by default, go here:
 
