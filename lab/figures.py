@@ -4,7 +4,7 @@
     python -m lab.figures windows lovasz      some
 
 Some show a network at work: two are trained first, into runs/figures-*, for half an hour. The
-charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.png is
+charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.jpg is
 the preview of the network with every trick, as train.py draws it.)"""
 
 import math

@@ -47,6 +47,20 @@ def predicted(folder, items, levels):
     return counts
 
 
+def test_outlines_can_be_seen_in_the_preview_of_large_images(tmp_path):
+    mask, paths = np.zeros((1000, 1000), np.uint8), [tmp_path / "i.png", tmp_path / "m.png"]
+    mask[300:700, 300:700] = 255
+    Image.fromarray(np.full((1000, 1000, 3), 128, np.uint8)).save(paths[0])
+    Image.fromarray(mask).save(paths[1])
+    (tmp_path / "probabilities").mkdir()
+    tifffile.imwrite(tmp_path / "probabilities/id.tiff", mask)
+    counts = count_levels(torch.from_numpy(mask), torch.from_numpy(mask // 255))
+    save_fold(tmp_path, [Item("id", *paths, "a")], [counts])
+    row = np.asarray(Image.open(tmp_path / "preview.png"))[240].astype(int)
+    near = (abs(row - (230, 159, 0)) < 80).all(1)
+    assert 3 <= near.sum() <= 6  # two lines, left and right
+
+
 def test_a_single_fold_is_scored_at_a_threshold_of_one_half(items, tmp_path, capsys):
     folder = tmp_path / "fold0"
     threshold = save_fold(folder, items, predicted(folder, items, [100] * 3))

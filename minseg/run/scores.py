@@ -149,7 +149,8 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
                           for y in range(0, slide.height, step)])
         if (label == VOID).any():
             legend = f"{LEGEND}    hatched: not labelled"
-        pictures.append((draw_outlines(image, probability[..., 0] >= threshold * 255, label),
+        width = max(1, round(max(image.shape) / 210))  # on the sheet, about two pixels
+        pictures.append((draw_outlines(image, probability[..., 0] >= threshold * 255, label, width),
                          f"{item.id}: Dice {dice[item.id]:.3f}"))
     contact_sheet(folder / "preview.png", pictures, legend=legend)
     save_score(folder / "score.json", result, {
