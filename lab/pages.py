@@ -45,7 +45,7 @@ CELLS = {  # of README.md, by the file that its row ends with
     "dice": "added to BCE: {BCE}<br>alone: {Dice}", "lovasz": "alone: {Lovász}",
     "losses": "BCE + Lovász: {BCE + Lovász}<br>Dice, then Lovász: {Dice, then Lovász} ({blind: "
               "Dice, then Lovász@synthetic} found nothing)",
-    "deep_supervision": "{deep supervision}", "sampling": "on the slides: {all empty tiles}",
+    "deep_supervision": "{deep supervision}", "sampling": "{all empty tiles}",
     "tiling": "overlap and window: {overlap 0, uniform}<br>of which the window: {overlap 0.5, "
               "uniform}",
     "tta": "{eight views}",
