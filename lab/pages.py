@@ -155,6 +155,14 @@ ALONG = (
     "eight gain up to 0.006. With groups as the unit, these two count as much as the others and "
     "make the intervals wide: most of what SCSE, CBAM and the hypercolumn seem to bring on the "
     "nuclei comes from g5, and without g5, ImageNet's weights are better there, not worse.")
+LENGTHS = (
+    "**Other lengths.** A point along the way is not what a run of that length ends with. For the "
+    "baseline it comes close: {baseline@synthetic@150} after 150 of 600 steps, "
+    "{baseline@synthetic-150@150} at the end of a run of 150, whose rate falls earlier. But what "
+    "begins slowly ends lower in a short run of its own: Lovász is at {Lovász@synthetic@150} and "
+    "at {Lovász@synthetic-150@150}, gates at {gates@synthetic@150} and at "
+    "{gates@synthetic-150@150} (with wide intervals). So the short runs were worse still than the "
+    "points along the way.")
 OBJECTS = (
     "Without overlap, the baseline invents {invented: overlap 0, uniform@synthetic} objects on the "
     "drawn slides, which have {all: overlap 0, uniform@synthetic}; with overlap and the linear "
@@ -437,7 +445,7 @@ def page(text: str, studies: Studies, costs: dict, moved: dict) -> str:
         new = "\n".join(textwrap.fill(f"- {quoted(item, studies)}", subsequent_indent="  ", **FILL)
                         for item in items)
         text = replaced(rf"^- {re.escape(items[0][:20])}.*?(?=\n\n)", new, text)
-    for paragraph in (ALONG, OBJECTS):
+    for paragraph in (ALONG, LENGTHS, OBJECTS):
         text = replaced(rf"^{re.escape(paragraph.split('{')[0])}.*?(?=\n\n)",
                         textwrap.fill(quoted(paragraph, studies), **FILL), text)
     return text

@@ -14,7 +14,8 @@ draws more random numbers.)
 **Along the way.** A run has one learning rate schedule, which ends after `--steps` steps. After an
 eighth, a quarter, half and all of them, the averaged weights (EMA) are scored on whole held-out
 images. The average over the last steps stands in for the rate's fall at the end; how good a
-stand-in it is, a study with fewer `--steps` tells, in which the rate falls earlier.
+stand-in it is, a study with fewer `--steps` tells, in which the rate falls earlier: good for the
+baseline, not for arms that begin slowly (docs/study.md).
 
 Objects are counted after the last step. Some of the baseline's networks are also scored in other
 ways (`WAYS`), and the errors are counted at each distance from a seam (`lab.seams`).
