@@ -446,7 +446,7 @@ def page(text: str, studies: Studies, costs: dict, moved: dict) -> str:
                         for item in items)
         text = replaced(rf"^- {re.escape(items[0][:20])}.*?(?=\n\n)", new, text)
     for paragraph in (ALONG, LENGTHS, OBJECTS):
-        text = replaced(rf"^{re.escape(paragraph.split('{')[0])}.*?(?=\n\n)",
+        text = replaced(rf"^{re.escape(paragraph[:20])}.*?(?=\n\n)",
                         textwrap.fill(quoted(paragraph, studies), **FILL), text)
     return text
 
