@@ -453,7 +453,7 @@ NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}
 CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind in KINDS),
-          "compare-random-imagenet", "shifts"]
+          "study-synthetic-1200-lengths", "compare-random-imagenet", "shifts"]
 
 
 def make(name: str, runs: Path):

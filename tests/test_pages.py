@@ -104,6 +104,7 @@ def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
                         {"nuclei": {"baseline": found}}) == "0.700 0.612"
     assert pages.quoted("{missed: eight views@nuclei} of {all: eight views@nuclei}", MADE_UP) == (
         "2.5 of 3.5")
+    assert pages.quoted("{end: SCSE@nuclei} {end: gates@nuclei}", MADE_UP) == "+0.012 ▲ ↘ –"
     assert pages.quoted("{high: SCSE@nuclei} {half@nuclei}", MADE_UP) == "+0.020 0.01"
     assert pages.quoted("{blind: SCSE@nuclei}", MADE_UP) == "2 of 6"
     with pytest.raises(KeyError, match="gatse"):
