@@ -41,7 +41,7 @@ contributes, and only it has a gradient. In an image of P positives and no negat
 **Measured.** Alone instead of BCE + Dice: Dice +0.011 [-0.014, +0.036] on nuclei, -0.041 ↗ [-0.079,
 -0.003] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks
 of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps on the slides:
--0.172 ↗ [-0.984, +0.641].
+-0.172 ↗ [-0.984, +0.641] (1 of 6 networks found nothing).
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
