@@ -3,13 +3,12 @@
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-Some show a network at work: two are trained first, into runs/figures-*, for half an hour. The
+Some show a network at work: two are trained first, into runs/figures-*, for twenty minutes. The
 charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.jpg is
 the preview of the network with every trick, as train.py draws it.)"""
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +37,15 @@ NETWORKS = {"every-trick": "--gates --attention scse --hypercolumn --deep-superv
 RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
 
 
-@cache
 def trained(name: str, runs: Path) -> nn.Module:
-    """One of `NETWORKS`, trained into `runs`; what is there already is not trained again, and
-    refused if it was trained with other settings."""
-    out = runs / f"figures-{name}"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same network whatever the number of cores
-    train.main(["--encoder", "efficientnet-lite0", "--weights", "imagenet", "--epochs", EPOCHS,
-                *NETWORKS[name].split(), "--device", "cpu", "--resume", "--out", str(out)])
-    torch.set_num_threads(threads)
-    return load_model(out / "fold0" / "model.pt", "cpu")[0]
+    """One of `NETWORKS`, from `runs`, or trained into it, which takes some minutes."""
+    out = runs / f"figures-{name}-{EPOCHS}-epochs"
+    model = out / "fold0" / "model.pt"
+    if not model.exists():
+        torch.set_num_threads(1)  # the same network whatever the number of cores
+        train.main(["--encoder", "efficientnet-lite0", "--weights", "imagenet", "--epochs", EPOCHS,
+                    *NETWORKS[name].split(), "--device", "cpu", "--resume", "--out", str(out)])
+    return load_model(model, "cpu")[0]
 
 
 def unseen(size: int = 256) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ def test_an_unknown_figure_is_one_line(capsys):
 
 
 def test_a_damaged_network_is_one_line_that_names_it(tmp_path, capsys):
-    model = tmp_path / "figures-cbam" / "fold0" / "model.pt"
+    model = tmp_path / f"figures-cbam-{figures.EPOCHS}-epochs" / "fold0" / "model.pt"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"no network")
     with pytest.raises(SystemExit) as error:
