@@ -77,6 +77,14 @@ def show_map(axes, values: Tensor, title: str, note: str = "", **options) -> Non
          **options)
 
 
+def range_and_means(weights: Tensor, mask: Tensor) -> str:
+    """What stands under a map of weights (h, w): its range, and its means inside and outside the
+    glomeruli of the mask (H, W)."""
+    there = F.interpolate(mask[None, None].float(), weights.shape)[0, 0] >= 0.5
+    inside, outside = weights[there].mean(), weights[~there].mean()
+    return f"{RANGE}\nin glomeruli {inside:.2f},\nelsewhere {outside:.2f}"
+
+
 def show_channels(axes, weights: Tensor, title: str) -> None:
     """A bar for the weight of each channel, the largest first."""
     axes.bar(range(weights.numel()), sorted(weights.flatten().tolist())[::-1], color=BLUE)
@@ -307,7 +315,7 @@ def draw_unet(net: nn.Module):
 def draw_gates(net: nn.Module):
     """The map of each of three gates, over the image."""
     image, mask = unseen()
-    figure, axes = sheet("What three gates let through: alpha, over the image", 1, 4, height=2.9)
+    figure, axes = sheet("What three gates let through: alpha, over the image", 1, 4, height=3.5)
     show(axes[0], image, "image and label")
     outline(axes[0], mask, BLUE)
     gates = [f"block{k}.gate" for k in (4, 3, 2)]
@@ -316,7 +324,7 @@ def draw_gates(net: nn.Module):
         with torch.inference_mode():
             alpha = net.get_submodule(gate).attention(skip, deeper)[0, 0]  # (h, w)
         plot.imshow(image.float().mean(2).numpy(), cmap="gray", extent=(0, 1, 0, 1))
-        show_map(plot, alpha, f"skip of stride {stride}", RANGE,
+        show_map(plot, alpha, f"skip of stride {stride}", range_and_means(alpha, mask),
                  alpha=0.65, interpolation="bilinear", extent=(0, 1, 0, 1))
     return figure, axes[2:]
 
@@ -324,13 +332,14 @@ def draw_gates(net: nn.Module):
 @torch.inference_mode()
 def draw_scse(net: nn.Module):
     """One feature map, its channels' weights, its places' weights, and the sum."""
-    block = "block1.attention"
+    block, (image, mask) = "block1.attention", unseen()
     ((x,), result), (_, c), (_, s) = watched(
-        net, unseen()[0], [block, f"{block}.expand", f"{block}.spatial"])
-    figure, axes = sheet(f"SCSE on the decoder's map of stride 2 ({size_of(x)})", 1, 4, height=2.8)
+        net, image, [block, f"{block}.expand", f"{block}.spatial"])
+    s = s[0, 0].sigmoid()
+    figure, axes = sheet(f"SCSE on the decoder's map of stride 2 ({size_of(x)})", 1, 4, height=3.5)
     show_map(axes[0], x, "x", "mean |x| over\nchannels")
     show_channels(axes[1], c.sigmoid(), f"c: {c.numel()} channels, sorted")
-    show_map(axes[2], s[0, 0].sigmoid(), "s: every place", RANGE)
+    show_map(axes[2], s, "s: every place", range_and_means(s, mask))
     show_map(axes[3], result, "c x + s x", "mean |x| over\nchannels")
     return figure, axes[1:3]
 
@@ -338,13 +347,14 @@ def draw_scse(net: nn.Module):
 @torch.inference_mode()
 def draw_cbam(net: nn.Module):
     """One feature map on its way through CBAM."""
-    name = "block1.attention"
+    name, (image, mask) = "block1.attention", unseen()
     ((x,), result), ((maps,), _), (_, s) = watched(
-        net, unseen()[0], [name, f"{name}.spatial", f"{name}.norm"])
+        net, image, [name, f"{name}.spatial", f"{name}.norm"])
+    s = s[0, 0].sigmoid()
     mlp = net.get_submodule(name).mlp
     c = (mlp(x.amax((2, 3), keepdim=True)) + mlp(x.mean((2, 3), keepdim=True))).sigmoid()
     figure, axes = sheet(
-        f"CBAM on the decoder's map of stride 2 ({size_of(x)})", 2, 4, height=5.2, note="x, x' and "
+        f"CBAM on the decoder's map of stride 2 ({size_of(x)})", 2, 4, height=5.5, note="x, x' and "
         "s x': mean of the absolute values over channels. Each map has colours of its own range.")
     show_map(axes[0, 0], x, "x")
     show_channels(axes[0, 1], c, f"first c: {c.numel()} channels,\nsorted")
@@ -352,7 +362,7 @@ def draw_cbam(net: nn.Module):
     axes[0, 3].set_axis_off()
     show_map(axes[1, 0], maps[0, 0], "max of x'\nover channels")
     show_map(axes[1, 1], maps[0, 1], "mean of x'\nover channels")
-    show_map(axes[1, 2], s[0, 0].sigmoid(), "then s", RANGE)
+    show_map(axes[1, 2], s, "then s", range_and_means(s, mask))
     show_map(axes[1, 3], result, "s x'")
     return figure, axes[1, 1:3]
 

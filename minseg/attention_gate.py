@@ -21,9 +21,9 @@ alpha, (N, 1, H, W).
 ![The maps of three gates over a slide](../docs/figures/gates.png)
 
 *alpha of a trained network's three gates, laid over a slide that it has not seen. The finest gate
-(on the map at 1/4 of the image's size) lets 0.9 through in glomeruli and 0.2 in other tissue, the
-next (1/8) 0.9 and 0.6, and the deepest (1/16) hardly tells them apart. Nothing in the loss tells a
-gate where to open.*
+(on the map at 1/4 of the image's size) lets 0.89 through in glomeruli and 0.15 elsewhere, on
+average; the next (1/8) 0.89 and 0.44; and the deepest (1/16) hardly tells them apart. Nothing in
+the loss tells a gate where to open.*
 
 | what | paper | authors' code | MONAI | here |
 |---|---|---|---|---|

@@ -29,8 +29,7 @@ upsampled, hold 23 times fewer numbers than the stack.*
 numbers than the stack, with 64 only 6 times fewer. With 16, forward and backward in float32 on 2
 images of 640 x 640, this module needs 0.21 GiB of memory beyond the maps, the concatenation 3.84
 GiB; on two CPU cores it takes 0.8 s, the concatenation 8.1 s (`python -m lab.bench hypercolumn`).
-Of a whole training step this is a small part: with the hypercolumn, the baseline's step takes 1.09
-times as long and 1.05 times the memory ([study](../docs/study.md)).
+Of a whole training step this is a small part ([study](../docs/study.md#the-tricks)).
 
 **Measured.** Added to the baseline: Dice +0.017 [-0.018, +0.052] on nuclei, -0.009 [-0.055, +0.036]
 on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600

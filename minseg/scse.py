@@ -16,9 +16,9 @@ and s start at 1/2, so with the sum the block starts near the identity.
 
 ![A map, its two weights, and the sum](../docs/figures/scse.png)
 
-*A trained block on one map of a decoder. c weights its 32 channels, from 0.16 to 0.95. s weights
-its pixels: it is highest in glomeruli (0.99 on average, in other tissue 0.95), but near 1 nearly
-everywhere. Here the channel weights do the selecting.*
+*A trained block on one map of a decoder. c weights its 32 channels. s weights its pixels: it is
+highest in glomeruli (0.99 on average, elsewhere 0.96), but near 1 nearly everywhere. Here the
+channel weights do the selecting.*
 
 | what | paper | authors' code | segmentation_models.pytorch | here |
 |---|---|---|---|---|

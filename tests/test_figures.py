@@ -138,6 +138,13 @@ def test_the_unseen_image_is_the_slide_at_the_training_scale():
     assert mask.numpy().mean() == pytest.approx(label.mean(), abs=0.01)
 
 
+def test_a_map_of_weights_says_its_means_in_glomeruli_and_elsewhere():
+    mask, weights = torch.zeros(8, 8, dtype=torch.uint8), torch.full((4, 4), 0.25)
+    mask[:4], weights[:2] = 1, 0.75
+    weights[0, 0], weights[3, 3] = 0.83, 0.09
+    assert figures.range_and_means(weights, mask).endswith("in glomeruli 0.76,\nelsewhere 0.23")
+
+
 def test_watched_returns_what_the_network_computes():
     torch.manual_seed(0)
     net, image = UNet("efficientnet-lite0").eval(), torch.randint(256, (64, 64, 3))
