@@ -197,16 +197,17 @@ def main(argv=None):
     keep_memory()  # on a CPU, a step is 1.5 times as fast
     # `explained` turns an error into one line on stderr and an exit code. 2: the options or the
     # data are wrong, and no fold was begun. 1: it failed later, and some folds may be complete.
-    with explained(args, argv, exit_code=2):
+    # 3: a fold is unfinished, and needs --resume, or is being trained by another process.
+    with explained(args, exit_code=2):
         data = prepare(args)
         args.out.mkdir(parents=True, exist_ok=True)
-    with explained(args, argv, exit_code=1):
+    with explained(args, exit_code=1):
         for fold in data.chosen:
             with claim_fold(args.out / f"fold{fold}", args.resume) as claimed:
                 if claimed:  # the fold is not complete, and no other process is training it
-                    save_config(args.out, data.config)  # --resume may bring another --lr
+                    save_config(args, data.config)  # --resume may bring another --lr
                     train_and_score(args, data, fold)
-        summarize(args.out, data.items, data.folds)
+        summarize(args.out, data.items, data.folds, data.chosen)
         print(f"took {duration(time.monotonic() - start)}")
 
 

@@ -6,17 +6,14 @@ import gc
 import json
 import math
 import multiprocessing
-import platform
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import date
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -44,26 +41,12 @@ from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
 from minseg.run.options import infer_options, train_options
 from minseg.run.prepare import make_sampler, prepare, training_tiles
+from minseg.run.report import environment
 from minseg.run.step import EMA, autocast_dtype
 
 RESULTS = Path("docs/results")
 
 # Results and what they depend on
-
-
-def environment(device: str) -> dict:
-    """What a measurement depends on: the device's name, the threads, versions and the commit."""
-    name, commit = platform.processor(), ""
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name()
-    elif (cpuinfo := Path("/proc/cpuinfo")).exists():
-        model = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
-        name = model[1].strip() if model else name
-    with suppress(FileNotFoundError):  # no git
-        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12",
-                                 "--exclude=*"], capture_output=True, text=True).stdout.strip()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": platform.python_version(), "commit": commit, "date": str(date.today())}
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -444,11 +444,11 @@ def main(argv: list[str] | None = None) -> None:
     """Does what is left to do, and reports what is there."""
     args = parse(argv)
     try:
-        need_matplotlib()  # for the charts at the end
         if args.costs:
             print(measure.write_json(args.docs / "results/costs.json",
                                      measure_costs(args.arms, args.options)))
             return
+        need_matplotlib()  # for the charts at the end
         if args.synthetic:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw_synthetic_slides(

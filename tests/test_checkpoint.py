@@ -1,5 +1,9 @@
 """A checkpoint gives back the network and what it was trained for, and runs no code."""
 
+import copy
+import errno
+import io
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import torch
 from torch import nan as NAN
 
 from minseg import UNet
+from minseg.run import checkpoint as checkpoint_file
 from minseg.run.checkpoint import load_model, save_model
 
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
@@ -113,17 +118,29 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_no_other_file(path, net
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
 
 
+def test_equal_weights_and_facts_give_equal_bytes_in_every_folder_and_process(
+        path, net, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 12345)  # temporary files are named after it
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "network.pt"
+    save_model(other, NETWORK, copy.deepcopy(net).state_dict(), **FACTS)
+    assert other.read_bytes() == path.read_bytes()
+
+
 def test_a_full_disk_is_an_error_that_names_the_file_and_the_old_checkpoint_stays(
         path, net, monkeypatch):
-    def full(checkpoint, file):
-        file.write_bytes(b"half of")
-        raise RuntimeError("[enforce fail at inline_container.cc:668]\n. unexpected pos 64 vs 0")
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
 
     before = path.read_bytes()
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="model.pt: cannot be written: .*unexpected pos") as error:
+    monkeypatch.setattr(checkpoint_file, "open", lambda file, mode: Full(file, mode),
+                        raising=False)
+    with pytest.raises(OSError, match="No space left on device") as error:
         save_model(path, NETWORK, net.state_dict(), **FACTS)
-    assert "\n" not in str(error.value)
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
 

@@ -41,7 +41,7 @@ def test_it_says_which_options_differ_and_when_each_run_passes_the_others_end(ru
 
 
 def test_it_writes_a_table_json_and_a_picture(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
     main([*map(str, runs), "--docs", str(tmp_path / "docs")])
     out = capsys.readouterr().out
     assert "| random | 0.7000 | 0.6000 ± 0.1000 | 1 of 2 groups | never |" in out
@@ -52,7 +52,7 @@ def test_it_writes_a_table_json_and_a_picture(runs, tmp_path, capsys):
 
 
 def test_runs_that_cannot_be_compared_are_one_line(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 
     def refused(other):
         with pytest.raises(SystemExit) as error:

@@ -72,12 +72,13 @@ def test_targets_are_the_pixels_nearest_to_each_middle(size):
 
 
 def test_targets_are_those_of_skimage_as_nnunet_calls_it():
-    resize = pytest.importorskip("skimage.transform", reason="needs scikit-image").resize
+    transform = pytest.importorskip("skimage.transform",
+                                    reason="python -m pip install -e '.[audit]'")
     torch.manual_seed(0)
     target = random_target(64, 96)
     for small in targets_seen(scales_of(64, 96), target, [1] * 5):
         for t, s in zip(target[:, 0].numpy(), small[:, 0].numpy()):
-            theirs = resize(t, s.shape, order=0, mode="edge", anti_aliasing=False)
+            theirs = transform.resize(t, s.shape, order=0, mode="edge", anti_aliasing=False)
             np.testing.assert_array_equal(s, theirs)
 
 

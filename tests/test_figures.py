@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 from matplotlib.axis import Axis
 from matplotlib.text import Text
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 from lab import plots, study, style
 
 RESULTS = Path(__file__).parent.parent / "docs/results"

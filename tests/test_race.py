@@ -7,7 +7,7 @@ import pytest
 import train
 from lab import measure, race
 
-pytest.importorskip("matplotlib", reason="the charts need it: python -m pip install -e '.[lab]'")
+pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 SMALL = ("--scale 4 --tile 32 --batch 2 --weights none --folds 2 --seeds 1 --device cpu "
          "--budgets 1 2").split()
 

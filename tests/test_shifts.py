@@ -88,7 +88,7 @@ def test_what_is_left_without_overlap_is_the_difference_between_two_grids_of_til
 
 @pytest.mark.usefixtures("small_networks")
 def test_the_program_writes_a_row_for_each_network(tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="the charts need it")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
     write_slides(tmp_path / "slides", 2, height=160, width=160)
     torch.manual_seed(0)
     network = {"encoder": "efficientnet-lite0", "attention": "scse"}

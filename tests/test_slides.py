@@ -147,7 +147,7 @@ CASES = covering(PLAIN, ALL)
     getattr(part, "__name__", str(part)) for part in case))
 def test_windows_of_every_layout(tmp_path, case, monkeypatch):
     if needs_imagecodecs(*case):
-        pytest.importorskip("imagecodecs")
+        pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
     path = tmp_path / "a.tif"
     write(path, *case)
     image = whole(path)

@@ -156,7 +156,7 @@ def test_jobs_begin_with_the_baseline_and_are_complete():
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 
     def fails(*_):
         raise FloatingPointError("step 3: the loss is nan")
@@ -173,7 +173,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, ca
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 
     def refused(*argv):
         with pytest.raises(SystemExit) as error:

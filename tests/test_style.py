@@ -28,7 +28,7 @@ def test_without_matplotlib_one_line_says_what_to_install(main, argv, monkeypatc
 
 
 def test_accents_are_in_the_font():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
     from matplotlib.font_manager import findfont, get_font
 
     letters = get_font(findfont(style.STYLE["font.family"])).get_charmap()
@@ -36,7 +36,7 @@ def test_accents_are_in_the_font():
 
 
 def test_axes_are_cut_out_for_the_small_copy(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
     from PIL import Image
 
     figure, axes = style.sheet("title", 1, 2, height=3)

@@ -237,7 +237,7 @@ def write_packed(path, values, bits, data=None, compression=1, order=1):
 @pytest.mark.parametrize("bits", [1, 2, 4, 10, 12, 14])
 def test_few_bits_are_scaled_to_eight(tmp_path, bits):
     if bits > 1:
-        pytest.importorskip("imagecodecs")
+        pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
     values = noise(20, 33, dtype=np.uint16, highest=2**bits - 1)
     write_packed(tmp_path / "a.tif", values, bits)
     wanted = np.floor(values * 255.0 / (2**bits - 1) + 0.5)
@@ -370,7 +370,7 @@ def test_bits_may_be_stored_the_other_way_round(tmp_path, compression, bits, hel
 
 
 def test_jpeg_2000_in_ycbcr_is_refused(tmp_path):
-    pytest.importorskip("imagecodecs")
+    pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
     tifffile.imwrite(tmp_path / "a.svs", RGB, photometric="rgb", compression=33003, tile=(16, 16))
     assert "YCbCr in JPEG 2000: save it as RGB" in refusal(tmp_path / "a.svs")
 

@@ -197,7 +197,9 @@ def test_facts_describe_the_slide_and_where_its_tiles_lie(tmp_path):
     path, = (tmp_path / "cache").glob("*.tiles")
     assert facts == {"file": path.name, "height": 41, "width": 62, "microns": 0.5, "notes": [],
                      "kind": "1", "positive": int(mask.sum()), "void": 0, "agreement": [0, 0],
-                     "blank": 0, "places": [[y, x] for y, x in places]}
+                     "objects": facts["objects"], "blank": 0,
+                     "places": [[y, x] for y, x in places]}
+    assert sum(facts["objects"]) == mask.sum()
     assert json.loads(path.with_suffix(".json").read_text()).items() >= facts.items()
     assert path.name.startswith("a-") and path.stat().st_size == len(places) * 24 * 24 * 4
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import statistics
+from datetime import date
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,10 +64,13 @@ def refused(capsys, *arguments):
 def test_a_run_leaves_the_files_that_the_design_names(run):
     assert {p.name for p in run.iterdir()} == {"config.json", "fold0"}
     assert {p.name for p in (run / "fold0").iterdir()} == {
-        "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "resume.pt",
-        "probabilities", ".lock"}
+        "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "probabilities", ".lock"}
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+batch_dice"
+    made_with = config["made_with"]
+    assert made_with["torch"] == torch.__version__ and made_with["device"]
+    assert made_with["command"].startswith("python train.py --data ")
+    assert made_with["date"] == str(date.today()) and "commit" in made_with
     rows = list(csv.DictReader(open(run / "fold0" / "log.csv")))
     assert [row["epoch"] for row in rows] == ["1"] and float(rows[0]["loss"]) > 0
     assert Image.open(run / "fold0" / "preview.png").width > 400
@@ -465,7 +469,7 @@ def test_a_recipe_sets_and_prints_options_and_those_of_the_user_take_precedence(
         args = train_options(["--recipe", name])
         typed = train_options(capsys.readouterr().out.split(": ")[1].split())
         args.recipe = None
-        args.losses = typed.losses = None
+        args.losses = typed.losses = args.command = typed.command = None
         assert vars(args) == vars(typed)
 
 
@@ -478,13 +482,42 @@ def test_a_line_says_that_each_image_without_a_group_is_a_group_of_its_own(data,
     assert "each image is a group of its own" in out and "4 images in 4 groups" in out
 
 
+def test_what_there_is_to_find_is_printed_with_what_looks_like_a_mistake(tmp_path, capsys):
+    folder, mask = tmp_path / "data", np.zeros((64, 96), np.uint8)
+    mask[4:14, 8:20] = mask[30:50, 40:60] = 255  # 120 and 400 pixels
+    for name, values in {"a": mask, "b": mask, "c": 0 * mask, "d": None}.items():
+        for kind, array in (("images", mask), ("masks", values)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            if array is not None:
+                Image.fromarray(array).save(folder / kind / f"{name}.png")
+    (folder / "images" / "d.png").rename(folder / "masks" / "d.png")
+    options = ["--data", str(folder), "--out", str(tmp_path / "o"), *QUICK]
+    train.prepare(train_options(options))
+    out = capsys.readouterr().out.splitlines()
+    # the areas are 120, 120, 400 and 400: their median is 260, a disc 18.2 pixels wide
+    assert "5.6% of pixels positive, 4 objects, median diameter 18 pixels (9 at --scale 2)" in out
+    assert "no object in: c" in out
+    assert f"{folder / 'masks'}: masks without an image are not used: d.png" in out
+    assert ("3 of 3 images are smaller than a tile of 64 x 64 pixels at --scale 2, and filled up "
+            "with mirror images: a, b, c") in out
+    assert not any("inverted" in line for line in out)
+
+    for name in "ab":
+        Image.fromarray(255 - mask).save(folder / "masks" / f"{name}.png")
+    train.prepare(train_options(options))
+    assert ("in 2 of 3 images more than 90% of the pixels are positive: are the masks inverted?"
+            in capsys.readouterr().out)
+
+
 def test_an_interrupted_fold_is_named_and_no_summary_is_written(run, data, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "o")
     (tmp_path / "o" / "fold1").mkdir()
-    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
-    out = capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--folds", "2"])
+    out, err = capsys.readouterr()
+    assert error.value.code == 3 and err.endswith("o: not complete: fold1\n")
     assert "fold0: is complete already" in out and "fold1: is unfinished" in out
-    assert "add --resume" in out and "fold1 still to come" in out
+    assert "add --resume" in out and "--folds 2" not in out and "took" not in out
     assert not (tmp_path / "o" / "summary.json").exists()
 
 
@@ -568,10 +601,18 @@ def test_epochs_can_be_cut_short(data, tmp_path, epochs, steps):
     rows = list(csv.DictReader(open(tmp_path / "o/fold0/log.csv")))
     assert [int(row["steps"]) for row in rows] == steps
     assert all(0.5 < float(row["loss"]) < 2 for row in rows)  # the mean of the steps that were
-    log = (tmp_path / "o/fold0/log.csv").read_text()
-    (tmp_path / "o/fold0/model.pt").unlink()  # as if it had died while it predicted
-    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *options, "--resume"])
-    assert (tmp_path / "o/fold0/log.csv").read_text() == log
+
+
+def test_a_run_that_died_while_it_predicted_goes_on_without_training_again(
+        interrupted, data, capsys):
+    log = (interrupted / "fold0/log.csv").read_text()
+    train.main(["--data", str(data), "--out", str(interrupted), *LONGER, "--resume"])
+    assert (interrupted / "fold0/log.csv").read_text() == log
+    out = capsys.readouterr().out
+    steps = log.splitlines()[-1].split(",")[1]
+    assert f"fold0: goes on after step {steps} of {steps}, in epoch 2 of 2" in out
+    assert "\nepoch " not in out
+    assert not (interrupted / "fold0/resume.pt").exists()  # of no use any more
 
 
 # HuBMAP's own layout, and the cache of tiles
@@ -726,8 +767,31 @@ LONGER = [*QUICK, "--epochs", "2", "--loss", "dice", "--then", "bce+lovasz"]
 @pytest.fixture(scope="module")
 def undisturbed(small_networks, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    train.main(["--data", str(data), "--out", str(out), *LONGER])
+    with pytest.MonkeyPatch.context() as patch:
+        write = train.save_model
+
+        def keep_resume_file(path, *arguments, **facts):
+            shutil.copy(path.with_name("resume.pt"), out / "kept.pt")
+            write(path, *arguments, **facts)
+
+        patch.setattr(train, "save_model", keep_resume_file)
+        train.main(["--data", str(data), "--out", str(out), *LONGER])
     return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed_resume(undisturbed):
+    """Its resume.pt after the last step, which a complete run deletes."""
+    return undisturbed / "kept.pt"
+
+
+@pytest.fixture
+def interrupted(undisturbed_resume, undisturbed, tmp_path):
+    """The folder of a run that died when all steps were done, but before model.pt was written."""
+    shutil.copytree(undisturbed, tmp_path / "interrupted")
+    (tmp_path / "interrupted" / "fold0" / "model.pt").unlink()
+    shutil.copy(undisturbed_resume, tmp_path / "interrupted" / "fold0" / "resume.pt")
+    return tmp_path / "interrupted"
 
 
 @pytest.mark.parametrize("where, after", [
@@ -848,19 +912,18 @@ def test_the_settings_of_a_complete_fold_stay_when_it_is_resumed_at_another_lear
     assert "fold0: is complete already" in capsys.readouterr().out
     assert (tmp_path / "o" / "config.json").read_bytes() == before
     (tmp_path / "o" / "fold0" / "model.pt").unlink()
-    with locked(tmp_path / "o" / "fold0"):
+    with locked(tmp_path / "o" / "fold0"), pytest.raises(SystemExit) as error:
         train.main([*command, "--lr", "1e-3"])
+    assert error.value.code == 3
     assert "fold0: another process is training it" in capsys.readouterr().out
     assert (tmp_path / "o" / "config.json").read_bytes() == before
 
 
-def test_a_damaged_resume_pt_is_one_line(undisturbed, data, tmp_path, capsys):
-    shutil.copytree(undisturbed, tmp_path / "o")
-    (tmp_path / "o" / "fold0" / "model.pt").unlink()
-    file = tmp_path / "o" / "fold0" / "resume.pt"
+def test_a_damaged_resume_pt_is_one_line(interrupted, data, capsys):
+    file = interrupted / "fold0" / "resume.pt"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(SystemExit) as error:
-        train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume"])
+        train.main(["--data", str(data), "--out", str(interrupted), *LONGER, "--resume"])
     assert error.value.code == 1
     assert f"{file}: is damaged" in capsys.readouterr().err.splitlines()[-1]
 
@@ -893,16 +956,14 @@ def test_recomputed_activations_give_the_same_run(run, data, tmp_path):
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
 
 
-def test_a_run_is_not_resumed_with_other_masks(undisturbed, data, tmp_path, capsys):
-    shutil.copytree(undisturbed, tmp_path / "o")
+def test_a_run_is_not_resumed_with_other_masks(interrupted, data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "slides")
-    (tmp_path / "o" / "fold0" / "model.pt").unlink()
     mask = tmp_path / "slides" / "masks" / "slide01.png"
     Image.fromarray(np.roll(np.asarray(Image.open(mask)), 9, 0)).save(mask)
-    (tmp_path / "o" / "config.json").write_text((undisturbed / "config.json").read_text().replace(
-        str(data), str(tmp_path / "slides")))
+    config = interrupted / "config.json"
+    config.write_text(config.read_text().replace(str(data), str(tmp_path / "slides")))
     with pytest.raises(SystemExit) as error:
-        train.main(["--data", str(tmp_path / "slides"), "--out", str(tmp_path / "o"), *LONGER,
+        train.main(["--data", str(tmp_path / "slides"), "--out", str(interrupted), *LONGER,
                     "--resume"])
     assert error.value.code == 1
     assert "the data have changed since" in capsys.readouterr().err.splitlines()[-1]
@@ -922,12 +983,9 @@ def test_a_run_is_not_resumed_after_images_have_changed_groups(undisturbed, data
     assert "images were in other folds" in line and "give another --out" in line
 
 
-def test_a_run_in_full_precision_can_be_resumed_in_mixed_precision(undisturbed, data, tmp_path):
-    shutil.copytree(undisturbed, tmp_path / "o")
-    (tmp_path / "o" / "fold0" / "model.pt").unlink()
-    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER, "--resume", "--amp",
-                "on"])
-    assert (tmp_path / "o" / "fold0" / "model.pt").exists()
+def test_a_run_in_full_precision_can_be_resumed_in_mixed_precision(interrupted, data):
+    train.main(["--data", str(data), "--out", str(interrupted), *LONGER, "--resume", "--amp", "on"])
+    assert (interrupted / "fold0" / "model.pt").exists()
 
 
 # What masks mean: polygons, void, white

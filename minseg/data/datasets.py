@@ -112,8 +112,8 @@ class Item:
 def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Sequence[str] = (),
                 white: int | None = None) -> list[Item]:
     """The images of a data set with their masks and groups, sorted by name. `labels`, `ignore` and
-    `white` are those of `Item`. Masks without an image are not used. ValueError says what is
-    missing, contradictory or there twice, and what to do about it."""
+    `white` are those of `Item`. Masks without an image are not used (`masks_without_image`).
+    ValueError says what is missing, contradictory or there twice, and what to do about it."""
     folder = Path(folder)
     if (folder / "train.csv").exists():
         items = _find_hubmap(folder)
@@ -156,6 +156,15 @@ def _find_pairs(folder: Path) -> list[Item]:
                 raise ValueError(f"{table}: has no group for {id}: add a line")
         refuse_alike(table, "groups", groups.values())
     return [Item(id, images[id], masks[id], groups[id]) for id in images]
+
+
+def masks_without_image(items: Sequence[Item]) -> list[Path]:
+    """The files in the masks/ of a data set that belong to none of its images."""
+    folders = {item.mask.parent for item in items if item.mask.parent != item.image.parent
+               and item.runs is None}
+    used = {item.id for item in items}
+    return [path for folder in folders for id, path in _by_name(folder, MASK_SUFFIXES).items()
+            if id not in used]
 
 
 def _find_hubmap(folder: Path) -> list[Item]:

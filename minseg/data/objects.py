@@ -7,6 +7,7 @@ object is complete as soon as a row contains no pixel of it; until then it is op
 - Each row is a list of runs, pixels [start, stop). `Labeller` gives each run the number of its
   object, and reports when two objects turn out to be one.
 - `Outlines` collects the corners of open objects and joins those of a complete one into rings.
+- `Areas` adds up the pixels of each object.
 - `count_objects` labels prediction and target side by side, and counts the pixels that the objects
   of one share with those of the other.
 
@@ -267,6 +268,33 @@ def _rings(owner: np.ndarray, corner: np.ndarray, step: int) -> list[list[np.nda
     return objects
 
 
+class Areas:
+    """The areas of the objects of a mask that arrives in bands of rows, of any height each."""
+
+    def __init__(self, width: int):
+        self._labeller = Labeller(width)
+        self._tallies: list[np.ndarray] = []  # the pixels of each id, band by band
+        self._merged: list[np.ndarray] = []
+
+    def add(self, band: np.ndarray) -> Runs:
+        """Takes the next rows, (rows, width), and returns their runs."""
+        runs = self._labeller.add(band)
+        self._tallies.append(_tally(runs.id, runs.stop - runs.start))
+        self._merged.append(runs.merged)
+        return runs
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each id that was issued: the id of its object in the end, and the pixels of the
+        object with that id (0 where it became part of another one)."""
+        parent = np.arange(self._labeller.issued)
+        if self._merged:
+            old, new = np.concatenate(self._merged).T
+            parent[old] = new
+        root = _settle(parent)
+        id, area = np.concatenate([np.zeros((2, 0), np.int64), *self._tallies], 1)
+        return root, np.bincount(root[id], area, len(root))
+
+
 def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
     """How many objects of the target were found, missed and split, and how many objects of the
     prediction were invented. `bands` are rows of prediction and target, top to bottom, bool (rows,
@@ -279,33 +307,22 @@ def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, i
 
     It is split if two or more predicted objects lie mostly inside it and cover a tenth of it or
     more, each. Whether it also counts as found depends on the largest of them."""
-    labellers: list[Labeller] = []  # for prediction and target, like the pairs of lists below
-    tallies: tuple[list[np.ndarray], ...] = [], []  # the pixels of each id
-    merged: tuple[list[np.ndarray], ...] = [], []
+    sides: list[Areas] = []  # prediction and target
     shared: list[np.ndarray] = []  # the pixels of each key: predicted id << 32 | target's id
     for pair in bands:
         shapes = [np.shape(mask) for mask in pair]
         if shapes[0] != shapes[1]:
             raise ValueError("a prediction of shape {} with a target of shape {}".format(*shapes))
         step = shapes[0][1] + 1
-        labellers = labellers or [Labeller(step - 1) for _ in pair]
-        both = [labeller.add(mask) for labeller, mask in zip(labellers, pair)]
-        for side, runs in enumerate(both):
-            tallies[side].append(_tally(runs.id, runs.stop - runs.start))
-            merged[side].append(runs.merged)
+        sides = sides or [Areas(step - 1) for _ in pair]
+        both = [areas.add(mask) for areas, mask in zip(sides, pair)]
         start, stop = ([runs.row * step + runs[k] for runs in both] for k in (1, 2))
         i, j = overlapping(start[0], stop[0], start[1], stop[1])
         pixels = np.minimum(stop[0][i], stop[1][j]) - np.maximum(start[0][i], start[1][j])
         shared.append(_tally(both[0].id[i] << 32 | both[1].id[j], pixels))
-    if not labellers:
+    if not sides:
         return {"found": 0, "missed": 0, "invented": 0, "split": 0}
-    roots, areas = [], []  # the final id of each id; the area of each final id
-    for labeller, tally, pairs in zip(labellers, tallies, map(np.concatenate, merged)):
-        parent = np.arange(labeller.issued)
-        parent[pairs[:, 0]] = pairs[:, 1]
-        roots.append(_settle(parent))
-        id, area = np.concatenate(tally, 1)
-        areas.append(np.bincount(roots[-1][id], area, labeller.issued))
+    roots, areas = zip(*(side.finish() for side in sides))
     key, pixels = np.concatenate(shared, 1)
     key, pixels = _tally(roots[0][key >> 32] << 32 | roots[1][key & 2**32 - 1], pixels)
     target = key & 2**32 - 1

@@ -42,6 +42,7 @@ from .datasets import Item
 from .files import atomic, identity
 from .masks import VOID, Mask, drawn_instead
 from .memory import trim_memory
+from .objects import Areas
 from .slides import Slide, Window, open_slide, read_blocks
 
 BLANK_CONTRAST = 5.0  # below this standard deviation of the brightness (0 to 255), it is glass
@@ -55,7 +56,8 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     the .json holds:
 
     - file (name of the .tiles), height and width (of the image), microns, notes (on its file)
-    - kind of the mask (see `Mask`), positive and void: pixels of the mask
+    - kind of the mask (see `Mask`), positive and void: pixels of the mask; objects: the pixels of
+      each
     - agreement of run-length code with polygons beside it: shared pixels, and pixels of both added
     - places (y, x in scaled pixels) and area (share of positive pixels, without margin) of each
       tile; blank: the number of tiles left out
@@ -69,11 +71,12 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     facts: dict[str, Any] = {
         "file": path.name, "height": slide.full_height, "width": slide.full_width,
         "microns": slide.microns, "notes": slide.notes, "kind": "", "positive": 0, "void": 0,
-        "agreement": [0, 0], "blank": 0, "places": [], "area": []}
+        "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": []}
     tops = tile_starts(slide.height, tile, stride)
     lefts = tile_starts(slide.width, tile, stride)
     spans = [(max(0, y - margin), min(y + tile + margin, slide.height)) for y in tops]
-    strips = read_strips(_labelled(slide, item, facts), slide.width, spans)
+    objects = Areas(slide.full_width)
+    strips = read_strips(_labelled(slide, item, facts, objects), slide.width, spans)
     rows_done = 0
     with closing(strips), atomic(path) as temporary, open(temporary, "wb") as file:
         for y, (top, bottom), strip in zip(tops, spans, strips):
@@ -95,6 +98,7 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
                 facts["area"].append(float(area))
             progress((bottom - rows_done) / slide.height)
             rows_done = bottom
+    facts["objects"] = [int(area) for area in objects.finish()[1] if area]
     with atomic(facts_path) as temporary:  # last, because it says that the tiles are complete
         temporary.write_text(json.dumps(facts))
     return facts
@@ -103,14 +107,14 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
 def _key(item: Item, scale: int, tile: int, stride: int, margin: int) -> str:
     """A hash of everything that the tiles depend on."""
     mask = [item.id, item.runs] if item.runs is not None else identity(item.mask)
-    text = json.dumps([2, identity(item.image), mask, item.polygons and identity(item.polygons),
+    text = json.dumps([3, identity(item.image), mask, item.polygons and identity(item.polygons),
                        item.labels, item.ignore, item.white, scale, tile, stride, margin])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _labelled(slide: Slide, item: Item, facts: dict) -> Window:
-    """A reader of windows (h, w, 4), image and mask, at the slide's scale. While it reads, it adds
-    up the pixels of the mask in `facts`."""
+def _labelled(slide: Slide, item: Item, facts: dict, objects: Areas) -> Window:
+    """A reader of windows (h, w, 4), image and mask, at the slide's scale, from top to bottom and
+    in full width. While it reads, it adds up the pixels of the mask in `facts` and `objects`."""
     height, width = slide.full_height, slide.full_width
     mask = Mask(item, height, width)
     facts["kind"] = mask.kind
@@ -125,6 +129,7 @@ def _labelled(slide: Slide, item: Item, facts: dict) -> Window:
         """Positive and, if there may be any, void pixels: (h, w, 2) or (h, w, 1) of 0 or 255."""
         full = mask.read(y, x, h, w)
         positive, void = full == 1, full == VOID
+        objects.add(positive)
         facts["positive"] += int(np.count_nonzero(positive))
         facts["void"] += int(np.count_nonzero(void))
         if polygons is not None:

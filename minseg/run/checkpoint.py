@@ -37,12 +37,15 @@ def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile
 
 def write_checkpoint(path: str | Path, **entries: Any) -> None:
     """Writes a model.pt or a resume.pt: a dict of tensors, numbers, strings, and lists and dicts of
-    them. OSError if the disk is full."""
-    with atomic(path) as temporary:
+    them. Equal entries give equal bytes. OSError if the disk is full."""
+    # Given a path, torch.save would put the name of the temporary file into the file.
+    with atomic(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(entries, temporary)
+            torch.save(entries, file)
         except RuntimeError as error:  # torch turns a full disk into this
-            raise OSError(f"{path}: cannot be written: {' '.join(str(error).split())[:80]}")
+            if isinstance(error.__context__, OSError):
+                raise OSError(error.__context__.errno, error.__context__.strerror, str(path))
+            raise
 
 
 def read_resume_file(path: str | Path) -> dict | None:

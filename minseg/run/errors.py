@@ -7,7 +7,7 @@ unforeseen error shows a traceback.
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,13 @@ class Stopped(Exception):
     """The user asked to stop. All work so far is saved."""
 
 
+class Unfinished(Exception):
+    """A fold that was to be trained is not complete, and this program could not train it."""
+
+
+EXIT_CODES = {Stopped: 130, Unfinished: 3}
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python raised this error because there was no memory left."""
     phrases = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
@@ -30,12 +37,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
 
 
-def explain(error: Exception, args: argparse.Namespace, command: str) -> str | None:
-    """What went wrong in a training run, and the remedy. `command`: the options that the user gave
-    to train.py. None for an unforeseen error."""
+def explain(error: Exception, args: argparse.Namespace) -> str | None:
+    """What went wrong in a training run, and the remedy. None for an unforeseen error."""
     if isinstance(error, Stopped):
-        command = command.removesuffix(" --resume")
-        return f"stopped {error}; go on with\n    python train.py {command} --resume"
+        words = [word for word in args.command if word != "--resume"]
+        command = shlex.join(["python", "train.py", *words, "--resume"])
+        return f"stopped {error}; go on with\n    {command}"
+    if isinstance(error, Unfinished):
+        return str(error)
     if isinstance(error, FloatingPointError):
         return (f"{error}: the last good checkpoint, if there is one, goes on with --resume and a "
                 "lower --lr")
@@ -47,15 +56,13 @@ def explain(error: Exception, args: argparse.Namespace, command: str) -> str | N
 
 
 @contextmanager
-def explained(args: argparse.Namespace, argv: Sequence[str] | None,
-              exit_code: int) -> Iterator[None]:
+def explained(args: argparse.Namespace, exit_code: int) -> Iterator[None]:
     """For train.py: turns errors inside the block into one line on stderr and the exit code (130 if
-    the user asked to stop). `argv`: the argument of `main`; None stands for the command line."""
+    the user asked to stop, 3 if a fold is left unfinished)."""
     try:
         yield
     except Exception as error:
-        command = shlex.join(sys.argv[1:] if argv is None else argv)
-        if (explanation := explain(error, args, command)) is None:
+        if (explanation := explain(error, args)) is None:
             raise
         print(f"train.py: {explanation}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, Stopped) else exit_code)
+        sys.exit(EXIT_CODES.get(type(error), exit_code))

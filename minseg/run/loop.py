@@ -68,6 +68,10 @@ class Run:
             self.step, self.rows = saved["done"], saved["rows"]
             self.loss_sum += saved["total"]
             self.seconds_before = saved["spent"]
+            print(f"{folder}: goes on after step {self.step} of {plan.steps}, in epoch "
+                  f"{min(self.epoch + 1, plan.epochs)} of {plan.epochs}", flush=True)
+        elif args.resume:
+            print(f"{folder}: there is no resume.pt yet: begins with the first step", flush=True)
         self.start = self.last_save = time.monotonic()
         self.watch = Watch(tiles.describe)
         self.progress = Progress(plan.steps, f"training {folder.name}", self.step)
@@ -221,10 +225,13 @@ def stop_when_asked() -> Iterator[threading.Event]:
 def claim_fold(folder: Path, resume: bool) -> Iterator[bool]:
     """Makes a fold's folder and locks it, since several processes can train the folds of one run.
     Yields whether this process may train the fold. If not, prints why: the fold is complete, it was
-    interrupted and `resume` is False, or another process is training it."""
+    interrupted and `resume` is False, or another process is training it. A complete fold needs no
+    resume.pt any more, so it is deleted."""
+    model, resume_file = folder / "model.pt", folder / "resume.pt"
     reason = None
-    if (folder / "model.pt").exists():
+    if model.exists():
         reason = "is complete already"
+        resume_file.unlink(missing_ok=True)
     else:
         try:
             folder.mkdir(exist_ok=resume)
@@ -238,6 +245,8 @@ def claim_fold(folder: Path, resume: bool) -> Iterator[bool]:
         if not free:
             print(f"{folder}: another process is training it")
         yield free
+        if free and model.exists():
+            resume_file.unlink(missing_ok=True)
 
 
 @contextmanager

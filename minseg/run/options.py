@@ -6,6 +6,7 @@ end the program with one line.
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
             setattr(args, name, small if synthetic else usual)
     args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
+    args.command = list(sys.argv[1:] if argv is None else argv)
     args.device = parser.device(args.device)
     args.amp = args.amp == "on" or (args.amp == "auto" and args.device.startswith("cuda"))
     check_train_options(parser, args)

@@ -8,8 +8,9 @@ import argparse
 import csv
 import json
 import math
+import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..crossval import group_folds
-from ..data.datasets import PATIENTS, Item, count_classes, find_slides
+from ..data.datasets import PATIENTS, Item, count_classes, find_slides, masks_without_image
 from ..data.files import atomic
 from ..data.masks import POLYGON_SUFFIXES
 from ..data.synthetic import write_slides
@@ -27,12 +28,16 @@ from ..data.tiles import Tiles, cut
 from ..efficientnet import EfficientNet
 from ..pretrained import load_weights
 from ..sampling import epoch_indices
-from .report import Progress
+from .report import Progress, environment
 from .step import seeded
+
+MOSTLY = 0.9  # a larger share of positive pixels looks like an inverted mask
 
 # Options that decide where and how fast a run is trained, but not its result. config.json does not
 # hold them, and they may differ from fold to fold and when a run is resumed.
-NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations")
+NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations",
+                 "losses", "command")
+MADE_WITH = "made_with"  # the entry of config.json that tells how its last fold was started
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,14 @@ def prepare(args: argparse.Namespace) -> Data:
         load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
     folder = args.data or draw_synthetic_slides(args.out.parent / "synthetic-slides")
     items = find_slides(folder, **mask_options(vars(args)))
+    if unused := masks_without_image(items):
+        print(f"{unused[0].parent}: masks without an image are not used: "
+              f"{some(path.name for path in unused)}")
     excluded = args.exclude
     if args.exclude:
         excluded = read_ids(args.exclude, items)
         items = leave_out(items, excluded)
-        print(f"{len(excluded)} images are left out: {', '.join(excluded[:8])}"
-              + (", ..." if len(excluded) > 8 else ""))
+        print(f"{len(excluded)} images are left out: {some(excluded)}")
     check_labels(items)
     count = len({item.group for item in items})
     if count < 2:
@@ -88,6 +95,7 @@ def prepare(args: argparse.Namespace) -> Data:
     check_folds(folder, facts, tiles, folds, chosen)
     check_stages(args, tiles, folds, chosen)
     report_folds(folder, items, folds, tiles, args.tile)
+    report_objects(items, facts, args.scale, args.tile)
     sizes = [fact["microns"] for fact in facts if fact["microns"]]
     return Data(items, folds, tiles, chosen, statistics.median(sizes) if sizes else None, config)
 
@@ -212,6 +220,37 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
         print(f"{lines[0]}{others}")
 
 
+def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, tile: int) -> None:
+    """Prints what there is to find, and what looks like a mistake in it."""
+    pixels = [fact["height"] * fact["width"] for fact in facts]
+    labelled = sum(pixels) - sum(fact["void"] for fact in facts)
+    positive = sum(fact["positive"] for fact in facts) / max(1, labelled)
+    areas = [area for fact in facts for area in fact["objects"]]
+    if areas:
+        diameter = math.sqrt(4 / math.pi * statistics.median(areas))  # of a disc of that area
+        at_scale = f" ({diameter / scale:.0f} at --scale {scale})" if scale > 1 else ""
+        print(f"{positive:.1%} of pixels positive, {len(areas)} objects, median diameter "
+              f"{diameter:.0f} pixels{at_scale}")
+    if empty := [item.id for item, fact in zip(items, facts) if not fact["positive"]]:
+        print(f"no object in: {some(empty)}")
+    full = sum(fact["positive"] > MOSTLY * size for fact, size in zip(facts, pixels))
+    if full > len(facts) / 2:
+        print(f"in {full} of {len(facts)} images more than {MOSTLY:.0%} of the pixels are "
+              "positive: are the masks inverted? Objects are 1 or 255, the background is 0")
+    small = [item.id for item, fact in zip(items, facts)
+             if min(fact["height"], fact["width"]) < tile * scale]
+    if small:
+        print(f"{len(small)} of {len(items)} images are smaller than a tile of {tile} x {tile} "
+              f"pixels{f' at --scale {scale}' if scale > 1 else ''}, and filled up with mirror "
+              f"images: {some(small)}")
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """The first `most` of the names, with "..." for the rest."""
+    names = list(names)
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+
+
 def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
     """The IDs that a file names, sorted: one ID per line, or the first column of a table, with or
     without the heading `id`. ValueError for an ID that no image has, and if no image is left."""
@@ -298,7 +337,7 @@ def settings(args: argparse.Namespace, **settled: Any) -> dict:
     replace those of `args`: of options that were not given, or that named a file."""
     return {name: str(value.resolve()) if isinstance(value, Path) else value
             for name, value in {**vars(args), **settled}.items()
-            if name not in (*NOT_IN_CONFIG, "losses")}
+            if name not in NOT_IN_CONFIG}
 
 
 def check_settings(args: argparse.Namespace, config: dict) -> dict:
@@ -313,7 +352,7 @@ def check_settings(args: argparse.Namespace, config: dict) -> dict:
     except ValueError:
         existing = {}
     config = json.loads(json.dumps(config))  # a tuple becomes a list, as in the file
-    may_differ = {"fold_of"}  # `prepare` compares the folds
+    may_differ = {"fold_of", MADE_WITH}  # `prepare` compares the folds
     if args.resume:
         may_differ |= {"lr", "encoder_lr", "amp"}
     names = [name for name in {**existing, **config}
@@ -325,8 +364,10 @@ def check_settings(args: argparse.Namespace, config: dict) -> dict:
     return existing
 
 
-def save_config(folder: Path, config: dict) -> None:
-    """Writes config.json into a run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+def save_config(args: argparse.Namespace, config: dict) -> None:
+    """Writes config.json into a run's folder, with the command and the environment of the fold that
+    is about to be trained."""
+    made_with = {"command": shlex.join(["python", "train.py", *args.command]),
+                 **environment(args.device)}
+    with atomic(args.out / "config.json") as temporary:
+        temporary.write_text(json.dumps({**config, MADE_WITH: made_with}, indent=2) + "\n")

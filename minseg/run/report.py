@@ -5,9 +5,15 @@ orange: two colours of Okabe and Ito's palette, which colour-blind people can te
 """
 
 import argparse
+import platform
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +45,26 @@ class Parser(argparse.ArgumentParser):
         except (RuntimeError, AssertionError, ImportError):
             self.error(f"--device {name}: there is no such device: use --device cpu")
         return name
+
+
+def environment(device: str) -> dict:
+    """What a run's numbers depend on besides its options: the device's name, threads, versions, the
+    commit ("" where this is no checkout), and the date."""
+    name, commit, root = platform.processor(), "", Path(__file__).parents[2]
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name()
+    elif (cpuinfo := Path("/proc/cpuinfo")).exists():
+        model = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+        name = model[1].strip() if model else name
+    if (root / ".git").exists():  # else git would find the repository around an installed copy
+        with suppress(FileNotFoundError):  # no git
+            commit = subprocess.run(
+                ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12",
+                 "--exclude=*"], capture_output=True, text=True).stdout.strip()
+    versions = {name: metadata.version(name) for name in ("numpy", "pillow", "tifffile")}
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            **versions, "python": platform.python_version(), "commit": commit,
+            "date": str(date.today())}
 
 
 def duration(seconds: float) -> str:

@@ -28,6 +28,7 @@ from ..data.objects import count_objects, object_f1
 from ..data.slides import Slide, open_slide
 from ..tiling import predict_bands
 from .bands import write_tiff
+from .errors import Unfinished
 from .predictor import predictor
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 
@@ -158,15 +159,19 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
     return result["best_threshold"]
 
 
-def summarize(out: Path, items: Sequence[Item], folds: Sequence[int]) -> None:
+def summarize(out: Path, items: Sequence[Item], folds: Sequence[int],
+              chosen: Sequence[int] = ()) -> None:
     """Writes a run's summary.json if every fold has its model.pt; else prints which ones are
-    missing. `folds`: the fold of each image. ValueError names a prediction that is missing or does
+    missing. `folds`: the fold of each image; `chosen`: the folds that were to be trained.
+    `Unfinished` if one of these is missing. ValueError names a prediction that is missing or does
     not fit its mask."""
-    names = [f"fold{fold}" for fold in sorted(set(folds))]
-    missing = [name for name in names if not (out / name / "model.pt").exists()]
+    numbers = sorted(set(folds))
+    missing = [fold for fold in numbers if not (out / f"fold{fold}" / "model.pt").exists()]
+    if unfinished := [f"fold{fold}" for fold in missing if fold in chosen]:
+        raise Unfinished(f"{out}: not complete: {', '.join(unfinished)}")
     if missing:
-        print(f"{', '.join(missing)} still to come (--folds {len(names)} trains the folds that are "
-              f"missing), then {out / 'summary.json'}")
+        print(f"{', '.join(f'fold{fold}' for fold in missing)} still to come (--folds "
+              f"{len(numbers)} trains the folds that are missing), then {out / 'summary.json'}")
         return
     counts = [count_saved(out / f"fold{fold}", item) for item, fold in zip(items, folds)]
     result = score(counts, items, folds)
