@@ -13,13 +13,14 @@ their height. A second start with the same arguments skips the slides that are c
 """
 
 import sys
+from functools import partial
 
 from minseg import predict_bands
 from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
 from minseg.run.checkpoint import load_ensemble
-from minseg.run.errors import out_of_memory, warn
+from minseg.run.errors import out_of_memory, plain, warn
 from minseg.run.options import infer_options
 from minseg.run.outputs import (
     encode_finished,
@@ -32,9 +33,10 @@ from minseg.run.predictor import predictor, skip_flat
 from minseg.run.report import Progress
 
 
-def segment(path, predict, ensemble, args, printed_notes):
+def segment(path, predict, ensemble, args, printed_notes, progress):
     """Predict one slide band by band, and write its files meanwhile. Returns the run-length encoder
-    of its mask. `printed_notes`: notes on files that need not be printed again; it is extended."""
+    of its mask. `printed_notes`: notes on files that need not be printed again; it is extended.
+    `progress` is called with each share of the slide that is done."""
     slide = open_slide(path, ensemble.scale, ensemble.white)
     for note in slide.notes:
         if note not in printed_notes:
@@ -45,7 +47,6 @@ def segment(path, predict, ensemble, args, printed_notes):
         warn(f"{path}: has {slide.microns:.3g} µm per pixel by its tags, the model was trained at "
              f"{microns:.3g}: resample it, or expect worse masks")
     batch = max(1, args.batch // 8) if args.tta else args.batch  # --tta has 8 views of each tile
-    progress = Progress(slide.full_height, path.stem)
     with write_outputs(path, slide, ensemble, args) as outputs:
         bands = predict_bands(
             predict, outputs.read, slide.height, slide.width, tile=ensemble.tile,
@@ -54,8 +55,13 @@ def segment(path, predict, ensemble, args, printed_notes):
         for _, band in slide.enlarge(bands):  # back to the slide's own size
             outputs.write(band[0].numpy())
             trim_memory()  # or freed memory, not returned to the system, would add up
-            progress.step(band.shape[1])
+            progress(band.shape[1] / slide.full_height)
     return outputs.encoder
+
+
+def progress_of_slide(progress, text, size, share):
+    """Count a share of a slide, which is a file of `size` bytes."""
+    progress.step(share * size, text)
 
 
 def main(argv=None):
@@ -70,7 +76,7 @@ def main(argv=None):
         if args.rle:
             args.rle.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        warn(error)
+        warn(plain(error))
         sys.exit(2)
     predict = predictor(ensemble.nets, device=args.device, tta=args.tta, amp=args.amp,
                         compile=args.compile)
@@ -78,25 +84,31 @@ def main(argv=None):
         predict = skip_flat(predict, BLANK_CONTRAST)
 
     rows, failed, printed_notes = [], 0, set()
-    for path in args.slides:
+    sizes = {path: path.stat().st_size if path.exists() else 0 for path in args.slides
+             if path not in complete}  # bytes, to tell the time left for all
+    progress = Progress(float(sum(sizes.values())), "segmenting")
+    for number, path in enumerate(args.slides, 1):
         mask_file = output_files(path, args)[0]
         try:
             if path in complete:
                 encoder = encode_finished(mask_file)
             else:
-                encoder = segment(path, predict, ensemble, args, printed_notes)
+                encoder = segment(
+                    path, predict, ensemble, args, printed_notes,
+                    partial(progress_of_slide, progress, f"{path.stem}, slide {number} of "
+                            f"{len(args.slides)}", sizes[path]))
         except Exception as error:
             if out_of_memory(error):
                 error = ValueError(f"{path}: out of memory: lower --batch or --tile")
             elif not isinstance(error, (ValueError, OSError)):
                 raise
-            warn(error if isinstance(error, ValueError) else f"{path}: {error}")
+            warn(error if isinstance(error, ValueError) else f"{path}: {plain(error)}")
             failed += 1
             continue
         rows.append((path.stem, encoder.encode()))
         share = encoder.positive / (encoder.height * encoder.width)
         already = ", complete already" if path in complete else ""
-        print(f"{mask_file}  {share:.2%} positive{already}", flush=True)
+        progress.say(f"{mask_file}  {share:.2%} positive{already}")
     if args.rle and rows:
         try:
             write_csv(args.rle, rows)

@@ -38,6 +38,7 @@ from minseg.run.step import EMA, autocast_dtype, recompute_activations, seeded
 
 # What the options leave open. docs/log.md tells what else was tried, and what it did to the score.
 WEIGHT_DECAY = 1e-2
+ENCODER_LR = 0.5  # learning rate of a pretrained encoder, as a share of --lr
 WARM_UP, LONGEST_WARM_UP = 0.1, 500  # share of a run's steps, and steps
 EMA_SHARE, SHORTEST_EMA = 0.05, 10  # share of a run's steps, and steps
 DEPTH, DEPTH_STEPS = 0.2, 50_000  # stochastic depth, and the length of the run that reaches it
@@ -86,7 +87,7 @@ def make_optimizer(net, args):
     applies to the weights of convolutions, but not to biases and norms, whose tensors are 1-D."""
     encoder = list(net.encoder.parameters())
     others = [p for name, p in net.named_parameters() if not name.startswith("encoder.")]
-    encoder_lr = args.lr * args.encoder_lr if args.weights else args.lr
+    encoder_lr = args.lr * ENCODER_LR if args.weights else args.lr
     groups = []
     for parameters, lr in ((encoder, encoder_lr), (others, args.lr)):
         convolutions = [p for p in parameters if p.ndim > 1]
@@ -161,7 +162,7 @@ def train(args, tiles, train_on, held_out, folder):
                 # a resumed run draws the same ones as a run that was never interrupted.
                 generator = seeded(args.seed, "step", run.step)
                 torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
-                micro_batches = (augment(*next(batches), args.tile, generator)
+                micro_batches = (augment(*next(batches), args.tile, generator, args.augment)
                                  for _ in batches_of_step)
                 value = training_step(forward, loss, micro_batches, optimizer, scaler, dtype,
                                       accumulate=len(batches_of_step))

@@ -40,7 +40,6 @@ import torch
 from torch import Tensor, nn
 
 import train
-from minseg.data import augment
 from minseg.data.datasets import Item, find_slides
 from minseg.data.masks import Mask
 from minseg.data.memory import keep_memory
@@ -66,26 +65,21 @@ MINSEG, PEERS = "minseg", "peers"
 BASE = "--encoder efficientnet-lite0 --weights imagenet"
 TARGETS = 0.6, 0.7, 0.75, 0.8, 0.825, 0.85, 0.875, 0.9  # Dice
 RATE, ENCODER_RATE, OVERLAP = 1e-3, 3e-4, 0.25  # of the peers
-STRENGTHS = "ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS"  # of the augmentation
-
-
-ONLY_FLIPS = {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS}
 BUILD = train.build
 # One thing changed: options of train.py, or other values for names in modules.
 CHANGES: dict[str, str | dict[str, object]] = {
     "Dice of each image": "--loss bce+dice",
     "BCE": "--loss bce",
     "starts at one half": {"train.build": lambda args, steps, _: BUILD(args, steps)},
-    "flips and turns only": ONLY_FLIPS,
-    "half the augmentation": {f"minseg.data.augment.{name}": getattr(augment, name) / 2
-                              for name in STRENGTHS},
-    "no recolouring": {f"minseg.data.augment.{name}": 0.0 for name in STRENGTHS[2:]},
+    "flips and turns only": "--augment 0",
+    "half the augmentation": "--augment 0.5",
+    "no recolouring": {f"minseg.data.augment.{name}": 0.0
+                       for name in ("STAIN", "CONTRAST", "BRIGHTNESS")},
     "all empty tiles": "--negatives all",
     "rate 1e-3": "--lr 1e-3",
     "rate 2e-3": "--lr 2e-3",
     "rate 3e-3": "--lr 3e-3",
-    "rate 2e-3, encoder 0.3": "--lr 2e-3 --encoder-lr 0.3",
-    "encoder 0.2": "--encoder-lr 0.2",
+    "encoder 0.2": {"train.ENCODER_LR": 0.2},
     "warm-up of 0.3": {"train.WARM_UP": 0.3},
     "no weight decay": {"train.WEIGHT_DECAY": 0.0},
     "weight decay 0.1": {"train.WEIGHT_DECAY": 0.1},

@@ -263,7 +263,8 @@ def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
     the second; arms with the same network and loss are measured once, and the baseline `AGAIN`."""
     steps, costs, step_of = {}, {}, {}
     for arm in (*arms, AGAIN):
-        given = train_options([*BASELINE.split(), *options, *ARMS.get(arm, "").split()])
+        given = train_options([*BASELINE.split(), "--batch", "8", *options,
+                               *ARMS.get(arm, "").split()])
         net, network = train.build(given, 1)
         step_of[arm] = name = arm if arm == AGAIN else f"{network}, {given.then or given.loss}"
         if name in steps:

@@ -220,3 +220,23 @@ def test_contrast_spreads_values_about_their_mean_and_brightness_moves_the_mean(
     ratio = result.mean((1, 2, 3)) / mean
     assert torch.allclose(result.std((1, 2, 3)), images.std((1, 2, 3)), atol=1e-4)
     assert 0.8 <= ratio.min() < 0.83 and 1.17 < ratio.max() <= 1.2
+
+
+def test_at_strength_0_tiles_are_only_flipped_turned_and_shifted():
+    images, masks = noise(30, 48), blobs(30, 48)
+    moved, _ = augment(images, masks, 32, seeded(), 0.0)
+    # Without a stretch, and with turns by 90 degrees, the grid of pixels stays square: a shift by
+    # whole pixels gives the tile's own values, any other shift the means of two or four neighbours.
+    full, _ = augment(images, masks, 32, seeded())
+    assert not torch.equal(moved, full)
+    white = torch.full((30, 3, 48, 48), 200, dtype=torch.uint8)
+    unchanged, _ = augment(white, masks, 32, seeded(), 0.0)
+    assert torch.allclose(unchanged, torch.full_like(unchanged, 200 / 255), atol=1e-5)
+    assert not torch.allclose(augment(white, masks, 32, seeded())[0], unchanged, atol=1e-2)
+    line = torch.zeros(30, 1, 48, 48, dtype=torch.uint8)
+    line[:, :, :24] = 1  # an edge along the rows stays one along rows or columns
+    _, edges = augment(images, line, 32, seeded(), 0.0)
+    along = [((edge == edge[:, :1]).all() or (edge == edge[:1]).all()) for edge in edges[:, 0]]
+    assert all(along)
+    _, edges = augment(images, line, 32, seeded())
+    assert not all((edge == edge[:, :1]).all() or (edge == edge[:1]).all() for edge in edges[:, 0])

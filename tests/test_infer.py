@@ -17,7 +17,7 @@ from minseg import UNet, predict_image, rle_decode, rle_encode
 from minseg.data.polygons import Polygons, read_polygons
 from minseg.data.slides import open_slide, shrink
 from minseg.data.synthetic import synthetic_slide
-from minseg.run import outputs
+from minseg.run import options, outputs
 from minseg.run.checkpoint import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -646,11 +646,11 @@ def test_white_comes_from_the_model_or_the_command_line(tmp_path, capsys):
     Image.fromarray(image).save(tmp_path / "plain.png")
     tifffile.imwrite(tmp_path / "deep.tif", (image * (4095 / 255)).round().astype(np.uint16),
                      photometric="rgb")
-    for name, model, *options in (("plain.png", "old"), ("deep.tif", "new"), ("deep.tif", "old"),
+    for name, model, *given in (("plain.png", "old"), ("deep.tif", "new"), ("deep.tif", "old"),
                                   ("deep.tif", "old", "--white", "4095")):
         out = tmp_path / f"{len(maps)}"
         infer.main([str(tmp_path / name), "--model", str(tmp_path / f"{model}.pt"), "--out",
-                    str(out), "--probabilities", *options])
+                    str(out), "--probabilities", *given])
         maps.append(tifffile.imread(next(out.glob("*.probabilities.tiff"))))
         assert ("looks dark" in capsys.readouterr().err) == (len(maps) == 3)
     assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[3])
@@ -662,3 +662,59 @@ def test_white_comes_from_the_model_or_the_command_line(tmp_path, capsys):
     line = fails(capsys, 2, tmp_path / "deep.tif", "--model", models[0], "--out", tmp_path / "2",
                  "--probabilities", "--white", "4095")
     assert "made in another way" in line
+
+
+def test_an_out_that_holds_slides_or_the_images_of_a_data_set_is_refused(
+        model, slides, tmp_path, capsys):
+    remedy = "give a folder of its own for the masks"
+    line = fails(capsys, 2, slides[0], "--model", model, "--out", tmp_path)
+    assert line.endswith(f"--out {tmp_path}: holds the slide {slides[0]}: {remedy}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert "holds the slide" in fails(capsys, 2, slides[0], "--model", model, "--out",
+                                      tmp_path / "link")
+    data, other = tmp_path / "data", tmp_path / "other"
+    for folder in (data / "images", data / "masks", other / "train"):
+        folder.mkdir(parents=True)
+    (other / "train.csv").touch()
+    for out in (data / "images", other / "train"):
+        line = fails(capsys, 2, slides[0], "--model", model, "--out", out)
+        assert line.endswith(f"--out {out}: holds the images of a data set: {remedy}")
+        assert not list(out.iterdir())
+    infer.main([slides[0], "--model", str(model), "--out", str(data / "predicted")])
+
+
+def test_progress_names_the_slide_and_tells_the_time_left_for_all(
+        model, slides, tmp_path, monkeypatch, capsys):
+    lines = []
+    monkeypatch.setattr(infer.Progress, "step", lambda progress, count, text: lines.append(
+        (count / progress.total, text)))
+    infer.main([*slides, "--model", str(model), "--out", str(tmp_path / "out")])
+    assert sum(share for share, _ in lines) == pytest.approx(1)
+    assert [text for _, text in lines] == sorted(text for _, text in lines)
+    assert {text for _, text in lines} == {"kidney0, slide 1 of 2", "kidney1, slide 2 of 2"}
+
+
+def test_a_cpu_without_bfloat16_and_a_missing_compiler_are_named(
+        model, slides, tmp_path, monkeypatch, capsys):
+    command = [slides[0], "--model", model, "--out", tmp_path / "out", "--device", "cpu"]
+    monkeypatch.setattr(options.shutil, "which", lambda name: None)
+    line = fails(capsys, 2, *command, "--compile")
+    assert "--compile: there is no C++ compiler" in line and not (tmp_path / "out").exists()
+    for supported in (True, False):
+        monkeypatch.setattr(options, "has_bfloat16", lambda: supported)
+        infer.main([*map(str, command), "--amp"])
+        assert ("many times slower" in capsys.readouterr().err) != supported
+
+
+def test_a_folder_and_a_format_that_is_not_read_are_named_with_a_remedy(
+        model, tmp_path, capsys):
+    (tmp_path / "slides").mkdir()
+    line = fails(capsys, 2, tmp_path / "slides", "--model", model, "--out", tmp_path / "out")
+    assert line.endswith(f"slides: is a folder: name its files, as in {tmp_path / 'slides'}/*.png")
+    (tmp_path / "a.mrxs").write_bytes(bytes(2000))
+    line = fails(capsys, 2, tmp_path / "a.mrxs", "--model", model, "--out", tmp_path / "out")
+    assert "a.mrxs: .mrxs is not supported: save it as TIFF or PNG" in line
+    (tmp_path / "other.pt").write_text("not a model")
+    line = fails(capsys, 2, tmp_path / "a.mrxs", "--model", tmp_path / "other.pt", "--out",
+                 tmp_path / "out")
+    assert "other.pt: is not a minseg checkpoint" in line and "weights_only" not in line

@@ -255,7 +255,7 @@ class Bomb:
 
 def test_every_wrong_file_is_one_line_that_says_what_it_is_and_what_was_expected(tmp_path):
     encoder, path = EfficientNet(num_classes=0), tmp_path / "weights.pth"
-    expected = "expected the .pth or .safetensors file of an EfficientNet"
+    expected = "--weights takes imagenet, or the .pth or .safetensors file of an EfficientNet"
     assert refusal(encoder, path) == f"{path}: no such file: {expected}"
     assert refusal(encoder, tmp_path) == f"{tmp_path}: no such file: {expected}"
 
@@ -447,8 +447,8 @@ def test_torchvisions_own_training_checkpoints_are_read_unless_they_hold_objects
     arrives({**kept, "args": {"lr": 0.1}})
     torch.save({**kept, "args": argparse.Namespace(lr=0.1)}, path)
     assert refusal(untouched(), path) == (
-        f"{path}: holds more than tensors, which may be code, and was not opened: expected the "
-        ".pth or .safetensors file of an EfficientNet")
+        f"{path}: holds more than tensors, which may be code, and was not opened: --weights takes "
+        "imagenet, or the .pth or .safetensors file of an EfficientNet")
 
 
 def test_a_segmentation_network_inside_a_checkpoint_is_told(tmp_path):

@@ -39,11 +39,14 @@ def test_durations_are_written_as_people_read_them(seconds, text):
     (["--size", "many"], "argument --size: invalid int value: 'many'"),
     (["--colour"], "unrecognized arguments: --colour"),
     (["--kind", "c"], "invalid choice: 'c'"),
+    (["--knid", "a"], "unrecognized arguments: --knid a: did you mean --kind?"),
+    (["slides"], "unrecognized arguments: slides: did you mean --data slides?"),
 ])
 def test_a_wrong_argument_gives_one_line_and_exit_code_2(capsys, arguments, words):
     parser = Parser(prog="tool")
     parser.add_argument("--size", type=int)
     parser.add_argument("--kind", choices=["a", "b"])
+    parser.add_argument("--data")
     with pytest.raises(SystemExit) as end:
         parser.parse_args(arguments)
     assert end.value.code == 2
@@ -107,6 +110,13 @@ def test_shares_of_a_step_add_up_to_the_whole(clock, capsys):
     lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
     assert [line.split("  ")[2] for line in lines] == ["1:00 min left", "30 s left", "0 s left"]
     assert lines[-1] == "slides  3/3  0 s left"
+
+
+def test_a_total_without_a_meaning_is_shown_in_per_cent(clock, capsys):
+    progress = Progress(2e9, "segmenting")  # bytes
+    clock.now += 60
+    progress.step(5e8, "a, slide 1 of 3")
+    assert capsys.readouterr().err.strip() == "segmenting  25%  3:00 min left  a, slide 1 of 3"
 
 
 def test_a_share_is_no_whole_step_yet(clock, capsys):

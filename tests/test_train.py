@@ -278,9 +278,9 @@ def test_stochastic_depth_does_not_repeat_the_numbers_of_augmentation(data, tmp_
     augmentation, depth = [], []
     augment, step = train.augment, train.training_step
 
-    def seen(images, masks, tile, generator):
+    def seen(images, masks, tile, generator, strength):
         augmentation.append(generator.initial_seed())
-        return augment(images, masks, tile, generator)
+        return augment(images, masks, tile, generator, strength)
 
     def stepped(*arguments, **options):
         depth.append(torch.initial_seed())
@@ -319,7 +319,7 @@ def test_published_weights_set_padding_and_mean_and_learn_at_a_lower_rate(
     monkeypatch.setattr(train, "build", build)
     out = tmp_path / "o"
     train.main(["--data", str(data), "--out", str(out), *QUICK, "--weights", str(file),
-                "--encoder-lr", "0.25", "--lr", "1e-3"])
+                "--lr", "1e-3"])
     assert torch.equal(before[0], trained.stem[0].weight)
     net, _ = load_model(out / "fold0" / "model.pt")
     assert (net.encoder.padding, net.encoder.bn_eps) == ("symmetric", 1e-5)
@@ -329,7 +329,7 @@ def test_published_weights_set_padding_and_mean_and_learn_at_a_lower_rate(
 
     encoder = {name: p for name, p in net.named_parameters() if name.startswith("encoder.")}
     inside, outside = ([g for g, top in zip(groups, tops) if top == rate]
-                       for rate in (0.25e-3, 1e-3))
+                       for rate in (0.5e-3, 1e-3))
     assert len(inside) + len(outside) == len(groups)
     assert sum(len(g["params"]) for g in inside) == len(encoder)
     assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
@@ -344,7 +344,7 @@ def test_published_weights_set_padding_and_mean_and_learn_at_a_lower_rate(
     model = tmp_path / "o" / "fold0" / "model.pt"
     line = refused(capsys, "--data", data, "--out", out, "--weights", model)
     assert "is a minseg checkpoint" in line
-    assert "--encoder-lr 0" in refused(capsys, "--data", data, "--out", out, "--encoder-lr", "0")
+    assert "--augment -1" in refused(capsys, "--data", data, "--out", out, "--augment", "-1")
     assert not out.exists()
 
 

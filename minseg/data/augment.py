@@ -20,7 +20,8 @@ takes their place), scale each by its own random factor, and go back:
 
 (The code uses (I + 1) / 256, because black would have an infinite density.) Small angles reach 10
 degrees either way; scale, contrast and brightness change by up to 10 %, and each stain by up to
-15 %.
+15 %. `strength` multiplies all of these. At 0 only flips, quarter turns and shifts are left: enough
+for images that differ little, and quicker to learn from.
 
 **Shapes.** uint8 (N, 3, tile + 2 margin, tile + 2 margin) and masks (N, 1, same) -> float
 (N, 3, tile, tile) in [0, 1] and float masks (N, 1, tile, tile). Random numbers are drawn on the
@@ -43,11 +44,11 @@ STAIN, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # haematoxylin, eosin, DAB
 
 
-def augment(images: Tensor, masks: Tensor, tile: int,
-            generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, masks: Tensor, tile: int, generator: torch.Generator,
+            strength: float = 1.0) -> tuple[Tensor, Tensor]:
     """`move`, then `recolour`: uint8 tiles with margin -> float tiles in [0, 1] and their masks."""
-    images, masks = move(images, masks, tile, generator)
-    return recolour(images, generator), masks
+    images, masks = move(images, masks, tile, generator, strength)
+    return recolour(images, generator, strength), masks
 
 
 def copy_to(values: Tensor, device: torch.device) -> Tensor:
@@ -57,16 +58,16 @@ def copy_to(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def move(images: Tensor, masks: Tensor, tile: int,
-         generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def move(images: Tensor, masks: Tensor, tile: int, generator: torch.Generator,
+         strength: float = 1.0) -> tuple[Tensor, Tensor]:
     """Flips, rotates, scales and shifts image and mask alike: uint8 (N, 3, S, S) and (N, 1, S, S)
     -> float (N, 3, tile, tile) in [0, 1] and (N, 1, tile, tile)."""
     n, _, size, _ = images.shape
     quarter_turn = torch.randint(4, (n,), generator=generator) * (math.pi / 2)
     flip = torch.randint(2, (n,), generator=generator) * 2 - 1
     small_angle, stretch, right, down = torch.rand(4, n, generator=generator) * 2 - 1
-    angle = quarter_turn + small_angle * math.radians(ANGLE)
-    stretch = (stretch * SCALE).exp() * (tile / size)
+    angle = quarter_turn + small_angle * math.radians(strength * ANGLE)
+    stretch = (stretch * (strength * SCALE)).exp() * (tile / size)
     max_shift = (size - tile) / 2 / size  # half the margin, in grid_sample's unit: S / 2 pixels
     sin, cos = angle.sin() * stretch, angle.cos() * stretch
     x_row = torch.stack([cos * flip, -sin, right * max_shift], 1)
@@ -79,12 +80,13 @@ def move(images: Tensor, masks: Tensor, tile: int,
     return images, masks
 
 
-def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
+def recolour(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
     """Changes stain, contrast and brightness of each image at random: float (N, 3, H, W) in
     [0, 1]."""
     n = len(images)
-    stain, contrast, brightness = ((torch.rand(n, k, generator=generator) * 2 - 1) * strength for
-                                   k, strength in ((3, STAIN), (1, CONTRAST), (1, BRIGHTNESS)))
+    stain, contrast, brightness = (
+        (torch.rand(n, k, generator=generator) * 2 - 1) * (strength * largest)
+        for k, largest in ((3, STAIN), (1, CONTRAST), (1, BRIGHTNESS)))
     stains = torch.tensor(STAINS)
     change = stains.inverse() @ torch.diag_embed(1 + stain) @ stains  # (N, 3, 3), for row vectors
     density = -((images * 255 + 1) / 256).log()

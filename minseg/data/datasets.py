@@ -77,7 +77,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .masks import POLYGON_SUFFIXES, VOID, drawn_instead, polygons_of
-from .slides import IMAGE_SUFFIXES
+from .slides import EXPORT, IMAGE_SUFFIXES, OTHER_SLIDES
 from .tables import clean, read_table, refuse_alike
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".geojson")
@@ -86,8 +86,6 @@ QUPATH = "open it in QuPath and use File > Export objects as GeoJSON"
 OTHER_ANNOTATIONS = {  # annotations that have to be exported again, and what they are
     ".roi": "ImageJ's format", ".zip": "ImageJ's format", ".ndpa": "Hamamatsu's format",
     ".xml": "the format of ASAP or Aperio", ".json": "JSON that is not named .geojson"}
-OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".isyntax", ".svslide", ".zarr",
-                ".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -221,8 +219,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         suffix = path.suffix.lower()
         if suffix in OTHER_SLIDES and suffixes == IMAGE_SUFFIXES:
-            raise ValueError(f"{path}: {suffix} is not supported: save it as TIFF or PNG (QuPath: "
-                             "File > Export images > OME TIFF), or remove it")
+            raise ValueError(f"{path}: {suffix} is not supported: {EXPORT}, or remove it")
         if path.is_dir() and any(each.suffix.lower() in suffixes for each in path.iterdir()):
             raise ValueError(f"{path}: is a subfolder: move its files into {folder}")
         if suffix in suffixes:
@@ -230,6 +227,9 @@ def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
                 raise ValueError(f"{path}: {path_of[path.stem].name} has the same name: keep only "
                                  "one")
             path_of[path.stem] = path
+    if not path_of and suffixes == MASK_SUFFIXES and any(folder.glob("*.jp*g")):
+        raise ValueError(f"{folder}: contains JPEG masks, whose values JPEG has changed: save the "
+                         "originals as PNG")
     if not path_of:
         raise ValueError(f"{folder}: contains no image ({', '.join(suffixes)}): add one")
     return {id: path_of[id] for id in sorted(path_of)}

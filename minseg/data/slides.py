@@ -70,6 +70,9 @@ Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profiles, scanners' notes
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".bif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
+OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".isyntax", ".svslide", ".zarr",
+                ".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
+EXPORT = "save it as TIFF or PNG (QuPath: File > Export images > OME TIFF)"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
 
@@ -127,6 +130,8 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:  # every decoder has its own kinds of errors
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
+        if path.suffix.lower() in OTHER_SLIDES:
+            raise ValueError(f"{path}: {path.suffix.lower()} is not supported: {EXPORT}")
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}): replace it or remove it")
 
@@ -136,6 +141,8 @@ def open_source(path: str | Path, scale: int = 1) -> Source:
     that `scale` needs. ValueError names a file that cannot be read."""
     path = Path(path)
     with naming(path):
+        if path.is_dir() and path.suffix.lower() not in OTHER_SLIDES:
+            raise UnsupportedImage(f"is a folder: name its files, as in {path}/*.png")
         with open(path, "rb") as file:
             first_bytes = file.read(4)
         if first_bytes in TIFF_STARTS or path.suffix.lower() in TIFF_SUFFIXES:

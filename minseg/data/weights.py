@@ -142,7 +142,7 @@ def tell_size(state: Mapping[str, Tensor]) -> str | None:
 
 def read(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a .pth or .safetensors file. Runs no code that a file may hold."""
-    expected = "expected the .pth or .safetensors file of an EfficientNet"
+    expected = "--weights takes imagenet, or the .pth or .safetensors file of an EfficientNet"
     if not path.is_file():
         raise ValueError(f"{path}: no such file: {expected}")
     try:

@@ -108,8 +108,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
                 raise ValueError(f"it holds weights that are not finite or not floats: {name}")
     except Exception as error:  # torch, zipfile and pickle raise errors of many kinds
         reason = " ".join(str(error).split())[:120]
+        detail = f"{type(error).__name__}: {reason}"
+        if isinstance(error, (pickle.UnpicklingError, EOFError)):
+            detail = "it was not written by torch.save, or holds more than tensors and numbers"
         raise ValueError(f"{path}: is not a minseg checkpoint: --model takes the model.pt of a run "
-                         f"({type(error).__name__}: {reason})")
+                         f"({detail})")
     return net.eval().to(device), facts
 
 

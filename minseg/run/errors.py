@@ -5,6 +5,7 @@ unforeseen error shows a traceback.
 """
 
 import argparse
+import errno
 import shlex
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
 
 
+def plain(error: Exception) -> str:
+    """The text of an error; of one by the operating system: the file, what is wrong, a remedy."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    remedy = {errno.ENOSPC: ": free some, then give the same command again (train.py: --resume)",
+              errno.EROFS: ": write to another disk, with --out",
+              errno.EACCES: ": change its permissions, or give another --out"}
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}{remedy.get(error.errno or 0, '')}"
+
+
 def explain(error: Exception, args: argparse.Namespace) -> str | None:
     """What went wrong in a training run, and the remedy. None for an unforeseen error."""
     if isinstance(error, Stopped):
@@ -52,7 +64,7 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
         return (f"out of memory on {args.device}: add --checkpoint-activations and go on with "
                 f"--resume, or, in another --out, lower --batch {args.batch} (and raise "
                 "--accumulate) or --tile")
-    return str(error) if isinstance(error, (ValueError, OSError)) else None
+    return plain(error) if isinstance(error, (ValueError, OSError)) else None
 
 
 @contextmanager

@@ -6,17 +6,33 @@ end the program with one line.
 
 import argparse
 import math
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..efficientnet import SCALES
 from ..losses import first_stage, make_loss
+from .errors import warn
 from .report import Parser
 
 TRAIN = "Train a U-Net on slides and score it on slides that it has not seen."
 INFER = "Segment slides of any size with trained networks."
+TRAIN_EXAMPLES = """examples:
+  python train.py                                         synthetic slides, one fold
+  python train.py --data DIR --weights imagenet --folds 5
+  python train.py --data DIR --weights imagenet --folds 5 --resume
+
+More: docs/training.md, and README.md for what DIR holds."""
+INFER_EXAMPLES = """examples:
+  python infer.py SLIDES/*.svs --model runs/NAME/fold*/model.pt --out masks
+  python infer.py SLIDE --model model.pt --out masks --tta --geojson
+
+More: README.md, "Whole slides"."""
 
 RECIPES: dict[str, dict] = {
     "post": {"encoder": "efficientnet-b0", "tile": 640, "batch": 16, "loss": "dice",
@@ -85,15 +101,17 @@ def run_group(parser: Parser) -> None:
         help="set several options, which are printed; options that you give yourself take "
         "precedence")
     add("--epochs", type=float, metavar="N",
-        help="passes over the tiles; fractions are allowed (default 20; synthetic 14)")
-    add("--batch", type=int, default=8, metavar="N", help="tiles in a batch (default 8)")
+        help="passes over the tiles; fractions are allowed (default 20; synthetic 5)")
+    add("--batch", type=int, metavar="N", help="tiles in a batch (default 8; synthetic 4)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="batches in a step, whose gradients are averaged (default 1)")
-    add("--lr", type=float, default=5e-3, help="highest learning rate (default 5e-3)")
-    add("--encoder-lr", type=float, default=0.5, metavar="SHARE",
-        help="learning rate of an encoder with --weights, as a share of --lr (default 0.5)")
+    add("--lr", type=float, help="highest learning rate (default 5e-3; synthetic 1e-2); an encoder "
+        "with --weights learns at half of it")
+    add("--augment", type=float, metavar="S", help="strength of the augmentation; 0: only flips, "
+        "quarter turns and shifts (default 1; synthetic 0)")
     add("--amp", choices=("auto", "on", "off"), default="auto",
-        help="mixed precision: the network computes in 16 bits (default auto: on CUDA)")
+        help="mixed precision: the network computes in 16 bits (default auto: on CUDA; training on "
+        "a CPU gains nothing from it)")
     add("--compile", action="store_true",
         help="torch.compile, for GPUs: takes minutes to start; on a CPU it was slower")
     add("--checkpoint-activations", action="store_true",
@@ -118,7 +136,8 @@ def number_all_or_balanced(text: str) -> float | str:
 
 def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of `train.py`. Defaults depend on the recipe, and on whether --data is given."""
-    parser = Parser(description=TRAIN)
+    parser = Parser(description=TRAIN, epilog=TRAIN_EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     for add_group in (data_group, network_and_loss_groups, run_group):
         add_group(parser)
     args = parser.parse_args(argv)
@@ -133,7 +152,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) == "none":
             setattr(args, name, None)
     synthetic = args.data is None
-    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 14, 20)):
+    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 5, 20),
+                               ("batch", 4, 8), ("lr", 1e-2, 5e-3), ("augment", 0, 1)):
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
     args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
@@ -142,6 +162,7 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.device = parser.device(args.device)
     args.amp = args.amp == "on" or (args.amp == "auto" and args.device.startswith("cuda"))
     check_train_options(parser, args)
+    check_device_options(parser, args)
     try:
         args.losses = [make_loss(spec) for spec in (args.loss, args.then) if spec is not None]
         first_stage(2, args.switch)  # ValueError for a share that is not between 0 and 1
@@ -152,18 +173,36 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
     """Ends the program with one line if a value is out of range, or contradicts another."""
-    for name in ("scale", "tile", "stride", "epochs", "batch", "accumulate", "workers", "lr",
-                 "encoder_lr"):
-        if not 0 < getattr(args, name) < (math.inf if "lr" in name else 2**31):
+    for name in ("scale", "tile", "stride", "epochs", "batch", "accumulate", "workers", "lr"):
+        if not 0 < getattr(args, name) < (math.inf if name == "lr" else 2**31):
             option = f"--{name.replace('_', '-')}"
             parser.error(f"{option} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
+    if not 0 <= args.augment <= 5:
+        parser.error(f"--augment {args.augment}: needs a number from 0 to 5")
     check_white(parser, args)
     if both := set(args.label or ()) & set(args.ignore or ()):
         parser.error(f"--label and --ignore both name {', '.join(both)}")
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed {args.seed}: needs a whole number from 0 to 2^63 - 1")
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16, and PyTorch uses them."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def check_device_options(parser: Parser, args: argparse.Namespace) -> None:
+    """One line if --compile finds no compiler, which ends the program, and if --amp is slow here:
+    a CPU without bfloat16 instructions takes many times as long."""
+    compilers = os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl", "gcc", "clang", "cc"
+    if args.compile and not any(map(shutil.which, compilers)):
+        parser.error("--compile: there is no C++ compiler, such as g++ or clang++: install one, or "
+                     "leave out --compile")
+    if args.amp and args.device == "cpu" and not has_bfloat16():
+        warn("--amp: this CPU has no bfloat16 instructions, so 16 bits are many times slower than "
+             "32: leave it out")
 
 
 def check_white(parser: Parser, args: argparse.Namespace) -> None:
@@ -174,7 +213,8 @@ def check_white(parser: Parser, args: argparse.Namespace) -> None:
 
 def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of `infer.py`."""
-    parser = Parser(description=INFER)
+    parser = Parser(description=INFER, epilog=INFER_EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="image files")
     add = parser.add_argument_group("network").add_argument
     add("--model", type=Path, required=True, nargs="+", metavar="FILE",
@@ -211,6 +251,7 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.device = parser.device(args.device)
     check_infer_options(parser, args)
+    check_device_options(parser, args)
     return args
 
 

@@ -79,9 +79,23 @@ def carried_provenance(output: Path) -> str | None:
         return None
 
 
+def refuse_data_folder(args: argparse.Namespace) -> None:
+    """ValueError if --out holds a slide that is to be segmented, or the images of a data set: masks
+    and previews among them would be taken for images of it."""
+    out = args.out.resolve()
+    remedy = "give a folder of its own for the masks"
+    for path in args.slides:
+        if out in (path.resolve().parent, path.parent.resolve()):
+            raise ValueError(f"--out {args.out}: holds the slide {path}: {remedy}")
+    if ((out.name == "images" and (out.parent / "masks").is_dir())
+            or (out.name == "train" and (out.parent / "train.csv").exists())):
+        raise ValueError(f"--out {args.out}: holds the images of a data set: {remedy}")
+
+
 def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
     """The slides whose outputs all exist. ValueError if two slides would write the same file, or if
     a file that was made in another way is in the place of an output."""
+    refuse_data_folder(args)
     writers: dict[Path, Path] = {}
     for path in args.slides:
         for output in output_files(path, args):

@@ -9,7 +9,8 @@ The mathematics of the trained network, with less work:
 - **uint8 until the device**: a quarter of the bytes to copy.
 - **One size of batch**, on CUDA and where the network is compiled: a row of tiles rarely divides
   into full batches, and each new size would cost a search or a compilation, see `fill_up`.
-- **Mixed precision** (`amp`): bfloat16 where there is hardware for it, else on CUDA float16.
+- **Mixed precision** (`amp`): bfloat16, but float16 on a GPU that only emulates bfloat16. A CPU
+  without bfloat16 instructions is many times slower with it.
 - **All eight views of a tile as one batch**, see `minseg.tta`.
 """
 

@@ -354,7 +354,7 @@ def check_settings(args: argparse.Namespace, config: dict) -> dict:
     config = json.loads(json.dumps(config))  # a tuple becomes a list, as in the file
     may_differ = {"fold_of", MADE_WITH}  # `prepare` compares the folds
     if args.resume:
-        may_differ |= {"lr", "encoder_lr", "amp"}
+        may_differ |= {"lr", "amp"}
     names = [name for name in {**existing, **config}
              if existing.get(name) != config.get(name) and name not in may_differ]
     if names:

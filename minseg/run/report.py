@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -32,7 +33,15 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line. (argparse alone prints the usage first.)"""
 
     def error(self, message: str) -> NoReturn:
-        """Prints one line on stderr and exits with 2."""
+        """Prints one line on stderr, with what may have been meant, and exits with 2."""
+        if message.startswith("unrecognized arguments: "):
+            first, known = message.split()[2], [name for action in self._actions
+                                                for name in action.option_strings]
+            if first.startswith("--"):
+                alike = get_close_matches(first.partition("=")[0], known, 1)
+            else:  # train.py DIR
+                alike = [f"--data {first}"] if "--data" in known else []
+            message += f": did you mean {alike[0]}?" if alike else ""
         self.exit(2, f"{self.prog}: {message}\n")
 
     def device(self, name: str | None) -> str:
@@ -83,9 +92,10 @@ def duration(seconds: float) -> str:
 
 class Progress:
     """One line that shows how much of the work is done and how long the rest will take. On a
-    terminal the line is redrawn; in a log file a new line is written every half minute."""
+    terminal the line is redrawn; in a log file a new line is written every half minute. If `total`
+    is a float, it has no meaning to users, and the line shows per cent."""
 
-    def __init__(self, total: int, label: str, done: int = 0):
+    def __init__(self, total: float, label: str, done: int = 0):
         self.total, self.label = total, label
         self.done: float = done
         self.before = done
@@ -105,7 +115,9 @@ class Progress:
         self.shown = now
         pace = (now - self.start) / (self.done - self.before or 1)
         left = pace * (self.total - self.done)
-        line = f"{self.label}  {int(self.done + 1e-6)}/{self.total}  {duration(left)} left  {text}"
+        share = (f"{self.done / (self.total or 1):.0%}" if isinstance(self.total, float)
+                 else f"{int(self.done + 1e-6)}/{self.total}")
+        line = f"{self.label}  {share}  {duration(left)} left  {text}"
         if self.live:
             end = "\r\x1b[K" if self.done == self.total else ""
             print(f"\r{line}\x1b[K{end}", end="", file=sys.stderr, flush=True)
