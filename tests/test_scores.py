@@ -222,7 +222,8 @@ def test_there_is_no_summary_until_every_fold_is_complete(items, tmp_path, capsy
 
 
 def test_the_log_is_a_table_and_a_picture(tmp_path):
-    rows = [{"epoch": i + 1, "loss": 1 / (i + 1), "held_out_dice": i / 10} for i in range(3)]
+    rows = [{"epoch": i + 1, "stage": 1, "loss": 1 / (i + 1), "held_out_dice": i / 10}
+            for i in range(3)]
     save_log(tmp_path, rows, "title")
-    assert (tmp_path / "log.csv").read_text().splitlines()[0] == "epoch,loss,held_out_dice"
-    assert Image.open(tmp_path / "curves.png").size == (800, 400)
+    assert (tmp_path / "log.csv").read_text().splitlines()[0] == "epoch,stage,loss,held_out_dice"
+    assert Image.open(tmp_path / "curves.png").width == 1200

@@ -118,7 +118,7 @@ class Run:
         self.progress.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
                           "{seconds} s".format(**row))
         losses = self.args.loss + (f", then {self.args.then}" if self.args.then else "")
-        save_log(self.folder, self.rows, f"{self.args.encoder}, {losses}, {self.folder}")
+        save_log(self.folder, self.rows, f"{self.args.encoder}, {losses}, {self.folder}", losses)
         self.save()
         self.stop_if_asked(f"after epoch {self.epoch} of {self.plan.epochs}")
 

@@ -34,15 +34,14 @@ from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
 
 
-def save_log(folder: Path, rows: Sequence[dict], title: str) -> None:
-    """Writes log.csv and draws curves.png. `rows`: one per epoch, with loss and held_out_dice."""
+def save_log(folder: Path, rows: Sequence[dict], title: str, losses: str = "") -> None:
+    """Writes log.csv and draws curves.png. `rows`: one per epoch, with loss, held_out_dice and
+    stage. `losses`: those of the stages, in words."""
     with atomic(folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    curves = {"loss": "loss", "held-out Dice": "held_out_dice"}
-    draw_curves(folder / "curves.png",
-                {name: [row[key] for row in rows] for name, key in curves.items()}, title)
+    draw_curves(folder / "curves.png", rows, title, losses)
 
 
 def score(counts: Sequence[Tensor], items: Sequence[Item],
@@ -149,7 +148,7 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
                           for y in range(0, slide.height, step)])
         if (label == VOID).any():
             legend = f"{LEGEND}    hatched: not labelled"
-        width = max(1, round(max(image.shape) / 210))  # on the sheet, about two pixels
+        width = max(1, round(max(image.shape) / 170))  # on the sheet, 2.5 pixels
         pictures.append((draw_outlines(image, probability[..., 0] >= threshold * 255, label, width),
                          f"{item.id}: Dice {dice[item.id]:.3f}"))
     contact_sheet(folder / "preview.png", pictures, legend=legend)
