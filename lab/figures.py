@@ -446,11 +446,9 @@ def draw_seam(net: nn.Module):
     outline(axes[0], mask[here], BLUE, 3)
     for plot, one, errors, name in zip(axes[1:], found, wrong,
                                        ("no overlap", "overlap 1/2, linear window")):
-        colours = torch.tensor(COLOURS)[one[here].long()]
-        colours[errors[here]] = torch.tensor(COLOURS[2])
-        dice = 2 * (one & (mask > 0)).sum() / (one.sum() + (mask > 0).sum())
-        show(plot, colours, name, f"wrong here: {errors[here].float().mean():.1%}\n"
-             f"Dice of the whole slide: {dice:.3f}")
+        dice = 1 - errors.sum() / (one.sum() + (mask > 0).sum())
+        show(plot, torch.tensor(COLOURS)[torch.where(errors, 2, one.long())[here]], name,
+             f"wrong here: {errors[here].float().mean():.1%}\nDice of the whole slide: {dice:.3f}")
     for plot, colour in zip(axes, (INK, "white")):
         for line in (plot.axvline, plot.axhline):
             line(tile - 0.5, color=colour, linestyle="--", linewidth=2)

@@ -35,15 +35,14 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import infer
 import train
-from minseg.data.datasets import Item
 from minseg.data.files import atomic
 from minseg.data.memory import keep_memory
 from minseg.data.synthetic import synthetic_slide
 from minseg.data.tiles import Tiles
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
-from minseg.run.options import infer_options, train_options
-from minseg.run.prepare import make_sampler, prepare, training_tiles
+from minseg.run.options import infer_options
+from minseg.run.prepare import make_sampler
 from minseg.run.step import EMA, autocast_dtype
 
 RESULTS = Path("docs/results")
@@ -383,17 +382,6 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
 
     optimizer.register_step_pre_hook(lambda *_: begin("optimiser"))
     return step
-
-
-def prepare_fold(options: Iterable[object],
-                 fold: int) -> tuple[argparse.Namespace, list[Item], int]:
-    """What train.py makes of its command line `options`: its arguments, the images that `fold`
-    holds out, and the number of steps of an epoch."""
-    args = train_options([str(option) for option in options])
-    data = prepare(args)
-    held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
-    steps_of = make_sampler(args, data.tiles, training_tiles(data.tiles, data.folds, fold))
-    return args, held_out, len(steps_of(0))
 
 
 @contextmanager

@@ -106,12 +106,12 @@ def thumbnail(figure, shown: Sequence) -> Image.Image:
     figure.set(size_inches=(1.2, 0.8), dpi=200, layout_engine="none")
     for part in (*figure.findobj(Text), *figure.legends, *figure.axes):
         part.set_visible(part in shown)
-    down, across = (sorted({getattr(axes.get_subplotspec(), span).start for axes in shown})
-                    for span in ("rowspan", "colspan"))
-    for axes in shown:
-        row, column = (starts.index(span.start) for starts, span in zip(
-            (down, across), (axes.get_subplotspec().rowspan, axes.get_subplotspec().colspan)))
-        axes.set(position=(column / len(across) + 0.02, 1.03 - (row + 1) / len(down),
+    places = {axes: (axes.get_subplotspec().rowspan.start, axes.get_subplotspec().colspan.start)
+              for axes in shown}
+    down, across = (sorted(set(starts)) for starts in zip(*places.values()))
+    for axes, (row, column) in places.items():
+        axes.set(position=(across.index(column) / len(across) + 0.02,
+                           1.03 - (down.index(row) + 1) / len(down),
                            1 / len(across) - 0.04, 1 / len(down) - 0.06), anchor="C")
         axes.tick_params(labelleft=False, labelbottom=False)
         for line in axes.lines:
