@@ -3,7 +3,7 @@
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-Some show a network at work: two are trained first, into runs/figures-*, for twenty minutes. The
+Some show a network at work: two are trained first, into runs/figures-*, for ten minutes. The
 charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.jpg is
 the preview of the network with every trick, as train.py draws it.)"""
 
