@@ -3,7 +3,7 @@
     python -m lab.figures                     all of them, into docs/figures/
     python -m lab.figures windows lovasz      some
 
-Some show a network at work: two are trained first, into runs/figures-*, for twenty minutes. The
+Some show a network at work: two are trained first, into runs/figures-*, for ten minutes. The
 charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.jpg is
 the preview of the network with every trick, as train.py draws it.)"""
 
@@ -34,6 +34,7 @@ SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slid
 EPOCHS = "34"  # 612 steps: about as long as a run of `lab.study`
 NETWORKS = {"every-trick": "--gates --attention scse --hypercolumn --deep-supervision",
             "cbam": "--attention cbam"}
+COLOURS = (0, 32, 77), (253, 231, 55), (213, 94, 0)  # background, found, wrong
 RANGE = "{:.2f} (dark)\nto {:.2f} (yellow)"  # under a map of which the numbers matter
 
 
@@ -209,7 +210,7 @@ def draw_overlap():
     above.imshow(synthetic_slide(3, 256, 448)[0][64:192], extent=(0, 448, 128, 0))
     weight = minseg.blend_window(tile)[tile // 2].numpy()
     total = weight[at] + weight[at - stride]
-    for left, colour, line, name in ((0, BLUE, "-", "patch 1"), (stride, RED, "--", "patch 2")):
+    for left, colour, line, name in ((0, BLUE, "-", "tile 1"), (stride, RED, "--", "tile 2")):
         x0, x1, share = left + 1, left + tile - 1, weight[at - left]
         above.plot([x0, x1, x1, x0, x0], [1, 1, 127, 127, 1], color=colour, linestyle=line)
         above.text(x1 - 50 if left else x0 + 6, 16, name, color="white", bbox={"color": colour})
@@ -307,10 +308,10 @@ def draw_unet(net: nn.Module):
         axes[f"x{k}"].set_ylabel(f"stride {2**k}", rotation=0, ha="right", va="center")
     axes["x5"].set_xlabel("stride 32")
     show(axes["probability"], probability, "probability")
-    show(axes["outlines"], image, "above 1/2 (orange, dashed),\nlabel (blue)")
-    outline(axes["outlines"], mask, BLUE)
-    outline(axes["outlines"], probability >= 0.5, ORANGE, "dashed")
-    return figure, [axes[name] for name in ("x1", "d1", "x2", "d2")]
+    show(axes["outlines"], 160 + image // 3, "above 1/2 (orange, thin),\nlabel (blue, wide)")
+    outline(axes["outlines"], mask, BLUE, 5)
+    outline(axes["outlines"], probability >= 0.5, ORANGE, 2)
+    return figure, [axes[name] for name in ("x0", "d0", "x2", "d2")]
 
 
 def draw_gates(net: nn.Module):
@@ -401,7 +402,7 @@ def draw_hypercolumn(net: nn.Module):
              f"{stack.numel() / 1e6:.1f} million\nnumbers")
     show_map(axes["sum"], sum(terms)[0, channel], "the sum",
              f"{sum(m.numel() for m in projected) / 1e6:.1f} million\nnumbers")
-    return figure, [axes["d0"], axes["up2"]]
+    return figure, [axes[name] for name in ("d0", "d2", "d4", "up0", "up2", "up4")]
 
 
 @torch.inference_mode()
@@ -422,35 +423,36 @@ def draw_deep_supervision(net: nn.Module):
     return figure, axes[:, :3].flat
 
 
-def worst_seam(probability: Tensor, tile: int) -> tuple[int, int, int]:
-    """The vertical seam of `probability` (H, W) with the largest jump: its column, and the rows
-    half a tile above and below."""
-    jumps = (probability[:, tile::tile] - probability[:, tile - 1 : -1 : tile]).abs()
-    jumps = F.avg_pool1d(jumps.T, 15, 1, 7)[:, tile // 2 : len(jumps) - tile // 2]  # (seams, rows)
-    seam, row = divmod(int(jumps.argmax()), jumps.shape[1])
-    return (seam + 1) * tile, row, row + tile
+def costliest_place(cost: Tensor, tile: int) -> tuple[slice, slice]:
+    """Where four tiles meet and the mean of `cost` (H, W) over these four is the highest."""
+    means = F.avg_pool2d(cost[None], 2 * tile, tile)[0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    return (slice(row * tile, (row + 2) * tile), slice(column * tile, (column + 2) * tile))
 
 
 @torch.inference_mode()
 def draw_seam(net: nn.Module):
-    """The worst seam of a slide that was predicted without overlap, and the same place with it."""
-    image, mask = unseen(1024)
-    without, overlapping = (
-        minseg.predict_image(lambda tiles: net(tiles / 255).sigmoid(), image.numpy(), tile=TILE,
-                             stride=stride, window=window)[0]
-        for stride, window in ((TILE, "uniform"), (TILE // 2, "linear")))
-    column, top, bottom = worst_seam(without, TILE)
-    here = slice(top, bottom), slice(column - TILE // 2, column + TILE // 2)
-    figure, axes = sheet("A seam, and what overlap makes of it", 1, 3, height=3.5)
+    """Where the seams of a slide cost most that was predicted without overlap, and with it."""
+    (image, mask), tile = unseen(1024), TILE // 2  # as small as those of `lab.study`
+    found = [minseg.predict_image(lambda tiles: net(tiles / 255).sigmoid(), image.numpy(),
+                                  tile=tile, stride=stride, window=window)[0] >= 0.5
+             for stride, window in ((tile, "uniform"), (tile // 2, "linear"))]
+    wrong = [one != (mask > 0) for one in found]
+    here = costliest_place(wrong[0].float() - wrong[1].float(), tile)
+    figure, axes = sheet(
+        "What seams cost: four tiles that meet, and the same with overlap", 1, 3, height=3.9,
+        note="Yellow: found, red: wrong. Of all places where four tiles meet, the one where "
+        "overlap repairs most pixels.")
     show(axes[0], image[here], "image and label", "dashes: where tiles meet")
-    outline(axes[0], mask[here], BLUE)
-    for plot, probability, name in ((axes[1], without[here], "no overlap"),
-                                    (axes[2], overlapping[here], "overlap 1/2, linear window")):
-        wrong = ((probability >= 0.5) != (mask[here] > 0)).float().mean()
-        show(plot, probability, name, f"wrong here: {wrong:.1%} of the pixels", vmin=0, vmax=1)
-    for plot in axes[:2]:
-        plot.axvline(TILE / 2 - 0.5, color=ORANGE, linestyle="--", linewidth=2)
-        plot.axhline(-top % TILE - 0.5, color=ORANGE, linestyle="--", linewidth=2)
+    outline(axes[0], mask[here], BLUE, 3)
+    for plot, one, errors, name in zip(axes[1:], found, wrong,
+                                       ("no overlap", "overlap 1/2, linear window")):
+        dice = 1 - errors.sum() / (one.sum() + (mask > 0).sum())
+        show(plot, torch.tensor(COLOURS)[torch.where(errors, 2, one.long())[here]], name,
+             f"wrong here: {errors[here].float().mean():.1%}\nDice of the whole slide: {dice:.3f}")
+    for plot, colour in zip(axes, (INK, "white")):
+        for line in (plot.axvline, plot.axhline):
+            line(tile - 0.5, color=colour, linestyle="--", linewidth=2)
     return figure, axes[1:]
 
 

@@ -32,15 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import infer
 import train
-from minseg.data.datasets import Item
 from minseg.data.files import atomic
 from minseg.data.memory import keep_memory
 from minseg.data.synthetic import synthetic_slide
 from minseg.data.tiles import Tiles
 from minseg.deep_supervision import deep_supervision_loss
 from minseg.run.checkpoint import Ensemble
-from minseg.run.options import infer_options, train_options
-from minseg.run.prepare import make_sampler, prepare, training_tiles
+from minseg.run.options import infer_options
+from minseg.run.prepare import make_sampler
 from minseg.run.report import environment
 from minseg.run.step import EMA, autocast_dtype
 
@@ -368,17 +367,6 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
     return step
 
 
-def prepare_fold(options: Iterable[object],
-                 fold: int) -> tuple[argparse.Namespace, list[Item], int]:
-    """What train.py makes of its command line `options`: its arguments, the images that `fold`
-    holds out, and the number of steps of an epoch."""
-    args = train_options([str(option) for option in options])
-    data = prepare(args)
-    held_out = [item for item, other in zip(data.items, data.folds) if other == fold]
-    steps_of = make_sampler(args, data.tiles, training_tiles(data.tiles, data.folds, fold))
-    return args, held_out, len(steps_of(0))
-
-
 @contextmanager
 def changed(constants: dict[str, object]) -> Iterator[None]:
     """Inside the block, constants of modules have other values: {"train.EMA_SHARE": 0.1}."""
@@ -390,11 +378,12 @@ def changed(constants: dict[str, object]) -> Iterator[None]:
 
 def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
                  steps: int) -> tuple[nn.Module, dict, float]:
-    """train.py's own training, without scores after epochs. Returns the network with the averaged
-    weights, the arguments that make it, and the seconds."""
+    """train.py's own training, without scores and logs after epochs. Returns the network with the
+    averaged weights, the arguments that make it, and the seconds."""
     args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
     with (tempfile.TemporaryDirectory() as folder,
-          patch("train.score", lambda *_: {"pooled_dice": math.nan})):
+          patch("train.score", lambda *_: {"pooled_dice": math.nan}),
+          patch("minseg.run.loop.save_log", lambda *_: None)):
         start = time.monotonic()
         net, network = train.train(args, tiles, train_on, [], Path(folder))
         synchronize()

@@ -110,13 +110,16 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
 def small_multiples(rows: Sequence[dict], title: str):
     """A panel for each arm: its effect along the way, with intervals, beside the band of luck."""
     rows = [row for row in rows if len(row["along"]) > 1]
-    height = -(-len(rows) // 4)
-    figure, grid = sheet(title, height, 4, height=1.6 + 1.5 * height, sharex=True, sharey=True,
-                         note="steps of training; point: Dice with the trick minus without, filled "
-                         "where it is clear at the end; line: 95 % interval;\npale band: luck "
-                         "alone. What leaves the panel is written at its border.")
+    height, columns = -(-len(rows) // 4), min(len(rows), 4)
+    figure, grid = sheet(title, height, columns, height=1.6 + 1.5 * height, sharex=True,
+                         sharey=True, squeeze=False, note="steps of training; point: Dice with the "
+                         "trick minus without, filled where it is clear at the end; line: 95 % "
+                         "interval;\npale band: luck alone. What leaves the panel is written at "
+                         "its border.")
     ends = sorted(max(abs(found["difference"]) for found in row["along"].values()) for row in rows)
-    limit = 1.3 * min(ends[-1], 2 * ends[len(ends) // 2]) or 1.0
+    wide = sorted(max(-found["low"], found["high"]) for row in rows
+                  for found in row["along"].values())
+    limit = max(1.3 * min(ends[-1], 2 * ends[len(ends) // 2]), 1.5 * wide[len(wide) // 2]) or 1.0
     steps = [int(number) for number in rows[0]["along"]]
     for axes, row in zip(grid.flat, rows):
         found = row["along"].values()

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from minseg.data.files import atomic
 
@@ -63,9 +63,9 @@ def show(axes, values, title: str = "", note: str = "", **options) -> None:
     axes.set(xticks=[], yticks=[], title=title, xlabel=note)
 
 
-def outline(axes, mask, colour: str, line: str = "solid") -> None:
+def outline(axes, mask, colour: str, width: float = 1.5) -> None:
     """The outline of a mask (H, W) over an image."""
-    axes.contour(np.asarray(mask, float), [0.5], colors=[colour], linestyles=line, linewidths=1.5)
+    axes.contour(np.asarray(mask, float), [0.5], colors=[colour], linewidths=width)
 
 
 def arrow(axes, start, end, coordinates="data") -> None:
@@ -98,18 +98,37 @@ def draw(figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def save(figure, path: Path, small: Sequence = ()) -> Path:
-    """Writes the PNG, in 256 colours, and returns its path. What the axes `small` show goes into
-    small/ beside it, too, 240 x 160 pixels large."""
-    picture = draw(figure)
-    (path.parent / ("small" if len(small) else "")).mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        picture.quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
-    if len(small):
-        from matplotlib.transforms import Bbox
+def thumbnail(figure, shown: Sequence) -> Image.Image:
+    """The axes `shown` alone, arranged as in the figure, on 240 x 160 pixels: without words and
+    markers, which would be unreadable. Lines keep their width, and so are thick here."""
+    from matplotlib.text import Text
 
-        left, low, right, high = Bbox.union([axes.get_tightbbox() for axes in small]).extents
-        crop = picture.crop((left, picture.height - high, right, picture.height - low))
-        with atomic(path.parent / "small" / path.name) as temporary:
-            ImageOps.pad(crop, (240, 160), Image.Resampling.LANCZOS, "white").save(temporary)
+    figure.set(size_inches=(1.2, 0.8), dpi=200, layout_engine="none")
+    for part in (*figure.findobj(Text), *figure.legends, *figure.axes):
+        part.set_visible(part in shown)
+    places = {axes: (axes.get_subplotspec().rowspan.start, axes.get_subplotspec().colspan.start)
+              for axes in shown}
+    down, across = (sorted(set(starts)) for starts in zip(*places.values()))
+    for axes, (row, column) in places.items():
+        axes.set(position=(across.index(column) / len(across) + 0.02,
+                           1.03 - (down.index(row) + 1) / len(down),
+                           1 / len(across) - 0.04, 1 / len(down) - 0.06), anchor="C")
+        axes.tick_params(labelleft=False, labelbottom=False)
+        for line in axes.lines:
+            line.set(marker="", clip_on=False)
+        for child in axes.child_axes:
+            child.set_visible(False)
+    return draw(figure)
+
+
+def save(figure, path: Path, small: Sequence = ()) -> Path:
+    """Writes the PNG, in 256 colours, and returns its path. The `thumbnail` of the axes `small`
+    goes into small/ beside it, too."""
+    pictures = {path: draw(figure).quantize(256, dither=Image.Dither.NONE)}
+    if len(small := list(small)):
+        pictures[path.parent / "small" / path.name] = thumbnail(figure, small)
+    for place, picture in pictures.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(place) as temporary:
+            picture.save(temporary, optimize=True)
     return path

@@ -14,7 +14,7 @@ there. Where tiles overlap, average them with a weight that falls towards the bo
 
 ![Two tiles and their weights along one row](../docs/figures/overlap.png)
 
-*Two "patches" (tiles), linear weights: the ringed pixel lies deeper in patch 1.*
+*Two tiles, linear weights: the ringed pixel lies deeper in tile 1.*
 
 **The windows**, along one axis of T pixels at positions u = 1/2, 3/2 ... T - 1/2; the weight of a
 pixel is the product over both axes, scaled to a maximum of 1:
@@ -43,10 +43,11 @@ tile and with the slide's width, not with its height.
 
 ![A seam with and without overlap](../docs/figures/seam.png)
 
-*The worst seam of one synthetic slide: probabilities of a trained network, and the pixels that are
-wrong when cut at 1/2. Without overlap, one tile finds its part of a glomerulus and its neighbour
-misses the rest (middle), and two tiles put the same outline at different places (top right).
-Overlap repairs both.*
+*A synthetic slide that a trained network has not seen, in tiles of 64 pixels, and of all places
+where four of them meet the one where overlap repairs most pixels. The tiles at the right see little
+more than the ragged edge of the tissue, and without overlap they take pieces of it for glomeruli:
+5.1 % of the pixels are wrong, with overlap 1.7 %. On the whole slide, Dice is 0.926 without overlap
+and 0.963 with it.*
 
 **What overlap cannot fully mend.** A window hides most of what zeros beyond the border do, but at
 any distance from it a pixel's answer depends on its tile if the network takes means over the tile

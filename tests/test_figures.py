@@ -114,6 +114,16 @@ def test_every_figure_has_its_place_in_a_docstring_or_a_page():
     assert small and all(f"docs/figures/small/{name}" in readme for name in small)
 
 
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "docs/figures/small").iterdir()])
+def test_a_small_picture_has_no_hair_lines_and_little_empty_paper(name):
+    with Image.open(ROOT / f"docs/figures/small/{name}.png") as picture:
+        assert picture.size == (240, 160)
+        dark = np.asarray(picture.convert("L")) < 200
+    assert np.ptp(np.nonzero(dark.any(1))) > 100 and np.ptp(np.nonzero(dark.any(0))) > 160
+    inside = dark[:-2] & dark[1:-1] & dark[2:]
+    assert inside.sum() > 0.6 * dark.sum()  # of a line of two pixels, nothing would be left
+
+
 def test_an_unknown_figure_is_one_line(capsys):
     with pytest.raises(SystemExit) as error:
         figures.main(["mona"])
@@ -154,9 +164,9 @@ def test_watched_returns_what_the_network_computes():
         assert torch.equal(net(image.permute(2, 0, 1)[None] / 255), logits)
 
 
-def test_the_worst_seam_is_where_neighbours_jump_most():
-    probability = torch.zeros(192, 256)
-    probability[80:120, 128:] = 1.0  # at the second of three seams
-    probability[100:104, 64:128] = 0.5
-    column, top, bottom = figures.worst_seam(probability, 64)
-    assert column == 128 and bottom - top == 64 and 80 <= (top + bottom) / 2 < 120
+def test_the_costliest_place_is_where_four_tiles_meet_and_cost_most_together():
+    cost = torch.zeros(192, 256)
+    cost[:64, :64] = 0.5  # one tile alone costs most, but with its neighbours less than these four
+    cost[64:, 64:192] = 0.2
+    cost[128:, 192:] = -1.0  # what overlap spoils counts against a place
+    assert figures.costliest_place(cost, 64) == (slice(64, 192), slice(64, 192))

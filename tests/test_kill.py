@@ -120,7 +120,8 @@ def test_inference_that_is_killed_leaves_whole_files_and_ends_the_same(tmp_path)
         assert 0 < tifffile.imread(tmp_path / "undisturbed" / f"slide{i}.tiff").mean() < 255
 
 
-TRAIN = ("import sys, train\nfrom minseg.run import loop\nloop.SAVE_EVERY = 0\n"
+TRAIN = ("import sys, train\nfrom minseg.run import loop\n"
+         "loop.SAVE_EVERY = loop.SAVE_AFTER_EPOCH = 0\n"
          "train.main(sys.argv[1:])")
 
 

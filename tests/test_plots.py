@@ -93,6 +93,19 @@ def test_along_the_way_each_arm_has_a_panel_and_what_leaves_it_is_written():
     assert [text.get_text() for text in far.texts] == ["-.60", "-.60"]
 
 
+@pytest.mark.parametrize("arms", [1, 2, 3])
+def test_few_panels_fill_the_width_and_wide_intervals_stay_inside(arms):
+    rows = [row(f"arm {i}", 0.01 * i, half=0.3, luck=0.1) for i in range(arms)]
+    figure = plots.study_chart("a", "lengths", study_of(rows))
+    style.draw(figure)
+    assert len(figure.axes) == arms  # none is empty
+    width = figure.bbox.width
+    assert figure.axes[0].get_window_extent().x0 < 0.12 * width
+    assert figure.axes[-1].get_window_extent().x1 > 0.97 * width
+    for axes in figure.axes:
+        assert axes.get_ylim()[1] == -axes.get_ylim()[0] > 0.3
+
+
 def test_errors_near_seams_are_shares_of_the_pixels_there():
     figure = plots.study_chart("a", "seams", study_of([]))
     assert len(figure.axes[0].lines) == len(plots.SEAMS)

@@ -224,7 +224,7 @@ def box(pixels, colour):
     return x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1, len(x)
 
 
-@pytest.mark.parametrize("count, columns, rows", [(1, 1, 1), (2, 2, 1), (5, 2, 3), (9, 4, 3)])
+@pytest.mark.parametrize("count, columns, rows", [(1, 1, 1), (2, 2, 1), (5, 2, 3), (8, 2, 4)])
 def test_a_contact_sheet_shows_every_picture_whole_in_rows(tmp_path, count, columns, rows):
     sizes = [(50, 30), (30, 50), (200, 200), (7, 5)]
     colours = [(20 * i + 10, 3, 250 - 20 * i) for i in range(count)]
@@ -235,13 +235,13 @@ def test_a_contact_sheet_shows_every_picture_whole_in_rows(tmp_path, count, colu
         assert (sheet.format, sheet.mode) == ("PNG", "RGB")
         pixels = np.asarray(sheet)
     assert columns * 70 < pixels.shape[1] < columns * 70 + (columns + 1) * 20
-    assert rows * 94 < pixels.shape[0] < (rows + 1) * 94 + 30
+    assert rows * 103 < pixels.shape[0] < (rows + 1) * 103 + 30
     corners = []
     for i, colour in enumerate(colours):
         left, top, width, height, number = box(pixels, colour)
         assert max(width, height) == 70 and number == width * height
         assert width / height == pytest.approx(sizes[i % 4][0] / sizes[i % 4][1], rel=0.03)
-        above = pixels[top - 24 : top - 1, left : left + 70]
+        above = pixels[top - 36 : top - 1, left : left + 70]
         assert (above != PAPER).any()  # the caption
         corners.append((top, left))
     assert corners == sorted(corners)
@@ -255,53 +255,117 @@ def test_pictures_of_a_contact_sheet_are_420_pixels_unless_told(tmp_path):
         assert box(np.asarray(sheet), (1, 2, 3))[2:4] == (420, 280)
 
 
-def drawn(path, curves):
-    draw_curves(path, curves, "title")
+def test_a_long_caption_loses_its_beginning_and_covers_no_other(tmp_path):
+    contact_sheet(tmp_path / "a.png", [(Image.new("RGB", (420, 9), BLUE), "f" * 64 + ": Dice 1"),
+                                       (Image.new("RGB", (420, 9), BLUE), "")])
+    contact_sheet(tmp_path / "b.png", [(Image.new("RGB", (420, 9), BLUE), "f" * 99 + ": Dice 1"),
+                                       (Image.new("RGB", (420, 9), BLUE), "")])
+    pixels, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "ab")
+    top = box(pixels, BLUE)[1]
+    assert (pixels[top - 33 : top, 440:] == PAPER).all() and np.array_equal(pixels, other)
+
+
+LEFT, RIGHT, HEIGHT = report.PANEL
+
+
+def log(dice, loss=None, second=None):
+    """Rows of log.csv. `second`: the first epoch of the second stage."""
+    return [{"epoch": i, "stage": 2 if second and i >= second else 1, "held_out_dice": a, "loss": b}
+            for i, (a, b) in enumerate(zip(dice, loss or [0.5] * len(dice)), 1)]
+
+
+def drawn(path, rows, title="title", losses="", texts=None):
+    """The picture of curves; `texts` collects what is written: (text, x, y), and each must fit."""
+    text_of = report.ImageDraw.ImageDraw.text
+
+    def text(draw, xy, words, fill, font, anchor="la"):
+        box = draw.textbbox(xy, words, font, anchor)
+        assert box[0] >= 0 and box[2] <= 1200 and box[3] <= draw.im.size[1], words
+        if texts is not None:
+            texts.append((words, *xy))
+        text_of(draw, xy, words, fill, font, anchor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.ImageDraw.ImageDraw, "text", text)
+        draw_curves(path, rows, title, losses)
     with Image.open(path) as image:
-        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (800, 400))
+        assert (image.format, image.mode, image.width) == ("PNG", "RGB", 1200)
         return np.asarray(image)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 50])
-def test_curves_fill_the_picture_and_stay_inside(tmp_path, epochs):
-    falling = [1 / (i + 1) for i in range(epochs)]
-    rising = [0.8 * (i + 1) / epochs for i in range(epochs)]
-    pixels = drawn(tmp_path / "a.png", {"loss": falling, "held-out Dice": rising})
-    plot = pixels[:, :616]  # without the labels
-    for colour in (ORANGE, BLUE) if epochs > 1 else (BLUE,):  # of two single dots one is hidden
-        left, top, width, height, number = box(plot, colour)
-        assert abs(top - 46) <= 2  # the largest value, a dot of 4
-        assert 590 < left + width <= 616
-        assert top + height <= 366
-        assert number >= 40
-    if epochs == 50:
-        assert width > 560
-    assert (pixels[:30] != PAPER).any() and (pixels[365:] != PAPER).any()  # title and epochs
+def panel_tops(texts):
+    """Where the Dice of 1 and the top of the panel of the loss lie."""
+    return [y + 20 for words, _, y in texts if words in ("held-out Dice", "loss")]
+
+
+@pytest.mark.parametrize("dice", [0, 0.046, 0.2, 0.5, 0.93, 1])
+@pytest.mark.parametrize("epochs", [1, 2, 12, 200])
+def test_a_dice_is_drawn_at_its_height_between_0_and_1(tmp_path, dice, epochs):
+    texts = []
+    pixels = drawn(tmp_path / "a.png", log([dice] * epochs), texts=texts)
+    rows = np.nonzero((pixels == BLUE).all(2))[0]
+    top, _ = panel_tops(texts)
+    assert (rows.min() + rows.max()) / 2 == pytest.approx(top + HEIGHT * (1 - dice), abs=1)
+    ticks = {words: y for words, x, y in texts if x < LEFT and y >= top and y <= top + HEIGHT}
+    assert ticks == {f"{n / 5:g}": pytest.approx(top + HEIGHT * (1 - n / 5)) for n in range(6)}
+    for y in ticks.values():
+        assert (pixels[round(y), LEFT + 2 : LEFT + 8] == report.FAINT).all() or y > rows.min() - 2
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_curve_of_zeros_is_a_line_at_the_bottom(tmp_path):
-    pixels = drawn(tmp_path / "a.png", {"Dice": [0.0] * 5})
-    _, top, _, height, _ = box(pixels[:, :616], ORANGE)
-    assert top > 350 and top + height <= 366
+@pytest.mark.parametrize("loss, ticks", [
+    ([1.02, 0.5], "0 0.5 1 1.5"), ([0.93, 0.95], "0 0.2 0.4 0.6 0.8 1"), ([0.0, 0.0], "0 0.2"),
+    ([0.0041, 0.003], "0 0.001 0.002 0.003 0.004 0.005"), ([37, 12], "0 10 20 30 40"),
+    ([0.4, -0.7], "-1 -0.5 0 0.5"), ([-3, -2], "-3 -2 -1 0"),
+])
+def test_the_loss_has_an_axis_of_round_numbers_that_includes_zero(tmp_path, loss, ticks):
+    texts = []
+    pixels = drawn(tmp_path / "a.png", log([0.25] * 2, loss), texts=texts)
+    _, top = panel_tops(texts)
+    found = {float(words): y for words, x, y in texts if x < LEFT and top <= y <= top + HEIGHT}
+    assert [f"{tick:g}" for tick in found] == ticks.split()
+    heights = np.interp(loss, list(found), list(found.values()))
+    for x, y in zip(((LEFT + RIGHT) / 2, RIGHT), heights):
+        around = np.nonzero((pixels[:, round(x)] == ORANGE).all(1))[0]
+        assert (around.min() + around.max()) / 2 == pytest.approx(y, abs=4)
+    assert [y for words, x, y in texts if x > RIGHT and words == f"{loss[1]:.3f}"] == [
+        pytest.approx(heights[1])]
 
 
-def test_each_curve_ends_in_its_value(tmp_path):
-    first = drawn(tmp_path / "a.png", {"loss": [1.0, 0.5]})
-    same = drawn(tmp_path / "a.png", {"loss": [2.0, 1.0]})
-    assert np.array_equal(first[:, :610], same[:, :610])
-    assert not np.array_equal(first[:, 620:], same[:, 620:])
+def test_of_many_epochs_no_dots_merge_and_few_numbers_are_written(tmp_path):
+    for epochs, dots, numbers in ((12, True, [0, 2, 4, 6, 8, 10, 12]), (7, True, range(8)),
+                                  (200, False, [0, 50, 100, 150, 200]), (1, True, [0, 1])):
+        texts = []
+        pixels = drawn(tmp_path / "a.png", log([0.5] * epochs), texts=texts)
+        line = (pixels[:, LEFT : RIGHT - 20] == BLUE).all(2).sum(0)
+        assert (line.max() > 12) == (dots and epochs > 1)
+        foot = max(y for _, _, y in texts)
+        assert [words for words, _, y in texts if y == foot] == [*map(str, numbers), "epoch"]
 
 
-@pytest.mark.parametrize("first", [0, 0.05, 0.097, 0.13, 0.5, 1])
-@pytest.mark.parametrize("apart", [-0.05, -0.02, 0, 0.02, 0.048, 0.2])
-def test_labels_do_not_cover_each_other_wherever_the_curves_end(tmp_path, first, apart):
-    second = min(max(first + apart, 0), 1)
-    pixels = drawn(tmp_path / "a.png", {"loss": [1, first], "dice": [1, second]})
-    _, top, _, height, _ = box(pixels[:, 620:], ORANGE)
-    _, other_top, _, other_height, _ = box(pixels[:, 620:], BLUE)
-    assert top + height <= other_top or other_top + other_height <= top
-    assert min(top, other_top) > 20 and max(top + height, other_top + other_height) < 380
+@pytest.mark.parametrize("epochs, second", [(10, 7), (200, 121), (4, 2), (200, 2), (20, 20)])
+def test_a_dashed_line_shows_where_the_second_stage_begins(tmp_path, epochs, second):
+    texts = []
+    rows = log([0.5] * epochs, second=second)
+    pixels = drawn(tmp_path / "a.png", rows, losses="bce+dice, then bce+lovasz", texts=texts)
+    x = LEFT + (RIGHT - LEFT) * (second - 0.5) / epochs  # between two epochs
+    for top in panel_tops(texts):
+        column = (pixels[top : top + HEIGHT, round(x)] == report.INK).all(1)
+        assert 0.3 < column.mean() < 0.7 and np.diff(column).sum() > 20
+    [(_, middle, y)] = [text for text in texts if text[0].startswith("bce+dice")]
+    assert y < panel_tops(texts)[0] and abs(middle - x) < 220
+    one_stage = drawn(tmp_path / "b.png", log([0.5] * epochs), losses="bce", texts=texts)
+    assert len(one_stage) < len(pixels) and "bce" not in [words for words, _, _ in texts]
+
+
+@pytest.mark.parametrize("title", [
+    "short", "efficientnet-lite0, bce, " + "/a/long/path" * 20, "M" * 150, "many words " * 20])
+def test_a_long_title_goes_on_in_more_lines_and_none_of_it_is_lost(tmp_path, title):
+    texts = []
+    drawn(tmp_path / "a.png", log([0.5]), title, texts=texts)  # which checks that each line fits
+    lines = [(words, y) for words, _, y in texts if y < panel_tops(texts)[0] - 20]
+    assert "".join(words for words, _ in lines).replace(" ", "") == title.replace(" ", "")
+    assert all(np.diff([y for _, y in lines]) >= 40)
 
 
 def test_cuda_without_a_number_is_the_current_device(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -70,7 +71,14 @@ def test_a_single_fold_is_scored_at_a_threshold_of_one_half(items, tmp_path, cap
     assert found["groups"] == {"a": 0, "b": 1} and found["worst_group"] == "a"
     assert threshold == found["best_threshold"] == pytest.approx(99.5 / 255, abs=1e-4)
     assert Image.open(folder / "preview.png").width > 400
-    assert "worst a" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the worst first" in out and out.index("0.0000  a") < out.index("1.0000  b")
+    assert ("pooled Dice 0.0000; mean of 2 groups 0.5000, standard deviation 0.7071; threshold "
+            "0.5\n") in out
+
+    other = tmp_path / "fold1"
+    save_fold(other, items[:1], predicted(other, items[:1], [200]))
+    assert re.search(r"pooled Dice [01]\.\d{4}; threshold 0.5\n", capsys.readouterr().out)
 
 
 def test_without_any_positive_pixel_the_best_threshold_is_one_half(items):
@@ -222,7 +230,8 @@ def test_there_is_no_summary_until_every_fold_is_complete(items, tmp_path, capsy
 
 
 def test_the_log_is_a_table_and_a_picture(tmp_path):
-    rows = [{"epoch": i + 1, "loss": 1 / (i + 1), "held_out_dice": i / 10} for i in range(3)]
+    rows = [{"epoch": i + 1, "stage": 1, "loss": 1 / (i + 1), "held_out_dice": i / 10}
+            for i in range(3)]
     save_log(tmp_path, rows, "title")
-    assert (tmp_path / "log.csv").read_text().splitlines()[0] == "epoch,loss,held_out_dice"
-    assert Image.open(tmp_path / "curves.png").size == (800, 400)
+    assert (tmp_path / "log.csv").read_text().splitlines()[0] == "epoch,stage,loss,held_out_dice"
+    assert Image.open(tmp_path / "curves.png").width == 1200

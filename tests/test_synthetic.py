@@ -1,5 +1,7 @@
 """Synthetic slides: repeatable, plausible, and not solvable by colour alone."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,6 +136,23 @@ def test_a_written_data_set_has_images_masks_and_two_slides_per_patient(tmp_path
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "data").as_posix() for path in files} == expected
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_slides_drawn_on_many_cores_are_those_drawn_on_one(tmp_path, monkeypatch):
+    for cores in (1, 3):
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        write_slides(tmp_path / str(cores), 8, seed=2, height=96, width=80)
+    one, many = ({path.relative_to(tmp_path / cores): path.read_bytes()
+                  for path in (tmp_path / cores).rglob("*.*")} for cores in "13")
+    assert one == many and len(one) == 17
+
+
+def test_a_failure_in_another_process_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(synthetic, "__file__", str(tmp_path / "gone.py"))
+    with pytest.raises(OSError):
+        write_slides(tmp_path / "data", 8, height=64, width=64)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_refused_and_left_as_it_is(tmp_path):

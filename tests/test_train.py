@@ -813,6 +813,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bits(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if where == "training_step":
             patch.setattr(loop, "SAVE_EVERY", 0)  # after every step
+        patch.setattr(loop, "SAVE_AFTER_EPOCH", 0)
         patch.setattr(module, where, die)
         train.main(command)
     train.main([*command, "--resume"])
@@ -825,6 +826,14 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bits(
     assert scores[0] == scores[1]
 
 
+def test_short_epochs_are_not_all_saved_but_the_last_step_is(data, tmp_path, monkeypatch):
+    saved, run_save = [], loop.Run.save
+    monkeypatch.setattr(loop.Run, "save", lambda run: saved.append(run.step) or run_save(run))
+    train.main(["--data", str(data), "--out", str(tmp_path / "o"), *LONGER])
+    steps = int((tmp_path / "o/fold0/log.csv").read_text().splitlines()[-1].split(",")[1])
+    assert saved == [steps]
+
+
 def test_resuming_repeats_no_step_that_was_saved(undisturbed, data, tmp_path, monkeypatch):
     calls, function = [], train.training_step
 
@@ -835,6 +844,7 @@ def test_resuming_repeats_no_step_that_was_saved(undisturbed, data, tmp_path, mo
         return function(*arguments, **options)
 
     monkeypatch.setattr(loop, "SAVE_EVERY", 0)
+    monkeypatch.setattr(loop, "SAVE_AFTER_EPOCH", 0)
     monkeypatch.setattr(train, "training_step", count)
     command = ["--data", str(data), "--out", str(tmp_path / "o"), *LONGER]
     with pytest.raises(Killed):

@@ -26,8 +26,14 @@ patient share a stain, which is why data must be split by patient.
 ((256, 320, 3), 'uint8', (256, 320), 'uint8')
 """
 
+import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -298,8 +304,8 @@ def synthetic_slide(seed: int, height: int = 1024, width: int = 1024, *,
 def write_slides(folder: str | Path, count: int = 10, *, seed: int = 0, height: int = 1024,
                  width: int = 1024, glomeruli: tuple[float, float] = (8, 16)) -> None:
     """Writes `images/ID.png`, `masks/ID.png` (0 or 255) and `groups.csv` (`id,group`). Each group
-    is a patient with two slides. The folder appears complete or not at all. ValueError if it exists
-    already, and for numbers out of range."""
+    is a patient with two slides. The folder appears complete or not at all. Eight slides or more
+    are drawn on all cores. ValueError if it exists already, and for numbers out of range."""
     folder = Path(folder)
     if os.path.lexists(folder):
         raise ValueError(f"{folder}: exists already: choose another folder")
@@ -312,13 +318,46 @@ def write_slides(folder: str | Path, count: int = 10, *, seed: int = 0, height: 
         draft = Path(temporary, "draft")
         (draft / "images").mkdir(parents=True)
         (draft / "masks").mkdir()
-        for i in range(count):
-            image, mask = synthetic_slide(seeds[i], height, width, patient=seeds[i - i % 2],
-                                          glomeruli=glomeruli)
-            name = f"slide{i:02d}"
-            # Compressing harder takes a third of the time that drawing takes, and saves little.
-            Image.fromarray(image).save(draft / "images" / f"{name}.png", compress_level=1)
-            Image.fromarray(255 * mask).save(draft / "masks" / f"{name}.png")
-            groups.append(f"{name},patient{i // 2:02d}")
+        jobs = [(i, seeds[i], seeds[i - i % 2], height, width, glomeruli) for i in range(count)]
+        cores = (os.cpu_count() or 1) if count >= 8 else 1
+        with contextlib.ExitStack() as others:
+            for core in range(1, cores):
+                others.enter_context(in_another_process(draft, jobs[core::cores]))
+            draw_files(draft, jobs[::cores])
+        groups += [f"slide{i:02d},patient{i // 2:02d}" for i in range(count)]
         (draft / "groups.csv").write_text("\n".join(groups) + "\n")
         os.replace(draft, folder)
+
+
+def draw_files(folder: Path, jobs: Sequence[Sequence]) -> None:
+    """Draws slides. A job: the slide's number, its seed, and the other arguments of
+    `synthetic_slide`."""
+    for number, seed, patient, height, width, glomeruli in jobs:
+        image, mask = synthetic_slide(seed, height, width, patient=patient, glomeruli=glomeruli)
+        name = f"slide{number:02d}.png"
+        # Compressing harder takes a third of the time that drawing takes, and saves little.
+        Image.fromarray(image).save(folder / "images" / name, compress_level=1)
+        Image.fromarray(255 * mask).save(folder / "masks" / name)
+
+
+@contextlib.contextmanager
+def in_another_process(folder: Path, jobs: Sequence[Sequence]) -> Iterator[None]:
+    """`draw_files` beside what the block does. This file is run as a program, which starts quickly
+    because it does not import torch. OSError if it fails."""
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True)
+    try:
+        assert process.stdin
+        with process.stdin as stdin:
+            json.dump([str(folder), jobs], stdin)
+        yield
+        if process.wait():
+            raise OSError(f"{folder}: drawing slides ended with code {process.returncode}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
+    where, slides = json.load(sys.stdin)
+    draw_files(Path(where), slides)

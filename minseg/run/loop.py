@@ -25,7 +25,7 @@ from .errors import Stopped
 from .report import Progress
 from .scores import save_log
 
-SAVE_EVERY = 300  # seconds
+SAVE_EVERY, SAVE_AFTER_EPOCH = 300, 30  # seconds since the last save, within and after an epoch
 LOOK_EVERY = 50  # steps
 MOST_SKIPPED = 20  # as many skipped steps in a row end the run
 
@@ -44,8 +44,9 @@ class Run:
                 run.after_epoch(dice)
 
     - It counts: `step` is the number of steps done, `epoch` the number of epochs done.
-    - It saves: `resume.pt` is written after each epoch, and every five minutes in between. It holds
-      the state of every object in `states` (network, EMA, optimiser, loss scaler) and the counts.
+    - It saves: `resume.pt` is written after each epoch, unless the last one is younger than half a
+      minute, and every five minutes in between. It holds the state of every object in `states`
+      (network, EMA, optimiser, loss scaler) and the counts.
     - It resumes: with `--resume` it restores the states, and `remaining` leaves out the steps that
       are done. All random numbers follow from the seed and the number of the step, so on a CPU the
       rest of the run is the same, to the bit, as if it had never been interrupted.
@@ -110,7 +111,7 @@ class Run:
         self.progress.step(text=f"epoch {self.epoch + 1}/{self.plan.epochs}")
 
     def after_epoch(self, held_out_dice: float) -> None:
-        """To be called after each epoch. Writes the log and resume.pt."""
+        """To be called after each epoch. Writes the log and, now and then, resume.pt."""
         steps = self.step - self.epoch * self.plan.steps_per_epoch
         seconds = self.elapsed() - sum(row["seconds"] for row in self.rows)
         stage_of_last_step = 2 if self.step > self.plan.first_stage_steps else 1
@@ -122,8 +123,10 @@ class Run:
         self.progress.say("epoch {epoch}  loss {loss:.4f}  held-out Dice {held_out_dice:.4f}  "
                           "{seconds} s".format(**row))
         losses = self.args.loss + (f", then {self.args.then}" if self.args.then else "")
-        save_log(self.folder, self.rows, f"{self.args.encoder}, {losses}, {self.folder}")
-        self.save()
+        save_log(self.folder, self.rows, f"{self.args.encoder}, {losses}, {self.folder}", losses)
+        if (self.stop.is_set() or self.step == self.plan.steps
+                or time.monotonic() - self.last_save >= SAVE_AFTER_EPOCH):
+            self.save()
         self.stop_if_asked(f"after epoch {self.epoch} of {self.plan.epochs}")
 
     def elapsed(self) -> float:

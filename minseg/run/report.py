@@ -5,10 +5,12 @@ orange: two colours of Okabe and Ito's palette, which colour-blind people can te
 """
 
 import argparse
+import math
 import platform
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,13 +29,15 @@ from ..data.files import atomic
 
 BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3
 LEGEND = "orange: prediction    blue: label"
+PANEL = 130, 1010, 330  # of curves.png, which is 1,200 pixels wide: left, right, height
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line. (argparse alone prints the usage first.)"""
 
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: object) -> NoReturn:
         """Prints one line on stderr, with what may have been meant, and exits with 2."""
+        message = str(message)
         if message.startswith("unrecognized arguments: "):
             first, known = message.split()[2], [name for action in self._actions
                                                 for name in action.option_strings]
@@ -158,12 +162,11 @@ font = ImageFont.load_default  # Pillow's built-in font
 
 
 def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
-                  side: int = 420, columns: int | None = None, size: int = 16,
+                  side: int = 420, columns: int = 2, size: int = 22,
                   legend: str = LEGEND) -> None:
     """Draws pictures into one PNG, each with its caption and at most `side` pixels wide and high.
-    `size`: the font size in pixels."""
-    columns = columns or min(len(pictures), 2 if len(pictures) < 6 else 4)
-    gap, text = 12, size * 3 // 2
+    Of a caption that is wider, the end is shown. `size`: the font size in pixels."""
+    columns, gap, text = min(columns, len(pictures)), 12, size * 3 // 2
     scaled = [ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
               for picture, _ in pictures]
     step = max(picture.height for picture in scaled) + text + gap  # from one row to the next
@@ -174,36 +177,74 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
     for i, (picture, (_, caption)) in enumerate(zip(scaled, pictures)):
         x, y = gap + i % columns * (side + gap), gap + text + i // columns * step
         sheet.paste(picture, (x, y + text))
+        while draw.textlength(caption, font(size)) > side and len(caption) > 4:
+            caption = f"...{caption[4:]}"
         draw.text((x, y), caption, INK, font(size))
     with atomic(path) as temporary:
         sheet.save(temporary)
 
 
-def draw_curves(path: str | Path, curves: dict[str, Sequence[float]], title: str,
-                limits: tuple[float, float] | None = None) -> None:
-    """Draws one or two curves over the epochs into a PNG. Each curve has its own axis, from 0 to
-    its largest value; or both share an axis between `limits`, which are then written beside it.
-    `curves` maps a name to its values, one per epoch."""
-    left, right, high, low = 20.0, 610.0, 50.0, 360.0
-    image = Image.new("RGB", (800, 400), PAPER)
+def round_step(span: float, most: int) -> float:
+    """The smallest 1, 2 or 5 times a power of ten of which at most `most` cover `span`.
+
+    >>> round_step(1, 5), round_step(2.3, 4), round_step(200, 8)
+    (0.2, 1.0, 50.0)
+    """
+    least = span / most * (1 - 1e-9)
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+
+
+def draw_panel(draw: ImageDraw.ImageDraw, top: float, name: str, values: Sequence[float],
+               limits: tuple[float, float], colour: tuple) -> None:
+    """A curve over the epochs, below its name, over the lines of round numbers that include
+    `limits` and all values. Its last value stands at its end."""
+    left, right, height = PANEL
+    bottom, most = min(*limits, *values), max(*limits, *values)
+    step = round_step((most - bottom) or 1, 5)
+    first = math.floor(bottom / step + 1e-9)
+    ticks = range(first, max(first + 1, math.ceil(most / step - 1e-9)) + 1)
+
+    def at(epoch: float, value: float) -> tuple[float, float]:
+        share = (value / step - ticks[0]) / (ticks[-1] - ticks[0])
+        return left + (right - left) * epoch / len(values), top + height * (1 - share)
+
+    draw.text((left, top - 20), name, INK, font(36), anchor="ls")
+    for tick in ticks:
+        draw.line([at(0, tick * step), at(len(values), tick * step)], FAINT, 3)
+        draw.text((left - 16, at(0, tick * step)[1]), f"{tick * step:.6g}", INK, font(34),
+                  anchor="rm")
+    points = [at(epoch, value) for epoch, value in enumerate(values, 1)]
+    draw.line(points, colour, 7, joint="curve")
+    for x, y in points if len(points) <= 30 else points[-1:]:  # more would merge
+        draw.ellipse([x - 9, y - 9, x + 9, y + 9], colour)
+    draw.text((right + 24, points[-1][1]), f"{values[-1]:.3f}", INK, font(36), anchor="lm")
+
+
+def draw_curves(path: str | Path, rows: Sequence[dict], title: str, losses: str = "") -> None:
+    """Draws held-out Dice, between 0 and 1, and below it the loss, over the epochs into a PNG that
+    stays legible 400 pixels wide. `rows`: those of log.csv. Where the second stage begins there is
+    a dashed line, and above it stand the `losses` of both."""
+    (left, right, height), words = PANEL, font(36)
+    lines = next(lines for columns in range(len(title), 0, -1)
+                 if max(map(words.getlength, lines := textwrap.wrap(title, columns))) <= 1160)
+    first = sum(row["stage"] == 1 for row in rows) % len(rows)  # epochs before the line, if any
+    above = 20 + 46 * len(lines) + (130 if first else 70)
+    below = above + height + 90  # where the lower panel begins
+    image = Image.new("RGB", (1200, below + height + 70), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((left, 10), title, INK, font(16))
-    draw.line([(left, low), (right, low)], FAINT, 2)
-    epochs = max(len(values) for values in curves.values())
-    for epoch in range(0, epochs, max(1, -(-epochs // 10))):
-        x = left + (right - left) * (epoch + 1) / epochs
-        draw.text((x, low + 6), str(epoch + 1), INK, font(14), anchor="ma")
-    draw.text((right + 12, low + 6), "epoch", INK, font(14))
-    for limit, y in zip(limits or (), (low, high)):
-        draw.text((left, y), f"{limit:g}", INK, font(14), anchor="ld")
-    for (name, values), colour, label in zip(curves.items(), (ORANGE, BLUE), (high, high + 30)):
-        bottom, top = limits or (0.0, max([1e-9, *values]))
-        points = [(left + (right - left) * (i + 1) / epochs,
-                   low - (low - high) * (v - bottom) / (top - bottom))
-                  for i, v in enumerate(values)]
-        draw.line(points, colour, 3)
-        for x, y in points:
-            draw.ellipse([x - 4, y - 4, x + 4, y + 4], colour)
-        draw.text((right + 12, label), f"{name} {values[-1]:.3f}", colour, font(18), anchor="lm")
+    for i, line in enumerate(lines):
+        draw.text((20, 14 + 46 * i), line, INK, words)
+    if first:
+        x, half = left + (right - left) * (first + 0.5) / len(rows), words.getlength(losses) / 2
+        draw.text((min(max(x, 20 + half), 1180 - half), above - 90), losses, INK, words, "ms")
+        for y in (*range(above, above + height, 28), *range(below, below + height, 28)):
+            draw.line([(x, y), (x, y + 14)], INK, 4)
+    draw_panel(draw, above, "held-out Dice", [row["held_out_dice"] for row in rows], (0, 1), BLUE)
+    draw_panel(draw, below, "loss", [row["loss"] for row in rows], (0, 0), ORANGE)
+    for epoch in range(0, len(rows) + 1, max(1, round(round_step(len(rows), 8)))):
+        draw.text((left + (right - left) * epoch / len(rows), below + height + 16), str(epoch), INK,
+                  font(34), anchor="ma")
+    draw.text((1180, below + height + 16), "epoch", INK, font(34), anchor="ra")
     with atomic(path) as temporary:
         image.save(temporary)

@@ -35,15 +35,14 @@ from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
 
 
-def save_log(folder: Path, rows: Sequence[dict], title: str) -> None:
-    """Writes log.csv and draws curves.png. `rows`: one per epoch, with loss and held_out_dice."""
+def save_log(folder: Path, rows: Sequence[dict], title: str, losses: str = "") -> None:
+    """Writes log.csv and draws curves.png. `rows`: one per epoch, with loss, held_out_dice and
+    stage. `losses`: those of the stages, in words."""
     with atomic(folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    curves = {"loss": "loss", "held-out Dice": "held_out_dice"}
-    draw_curves(folder / "curves.png",
-                {name: [row[key] for row in rows] for name, key in curves.items()}, title)
+    draw_curves(folder / "curves.png", rows, title, losses)
 
 
 def score(counts: Sequence[Tensor], items: Sequence[Item],
@@ -112,12 +111,15 @@ def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nDice of each group, the worst first (its images: {path}):")
-    for group, dice in sorted(result["groups"].items(), key=lambda pair: pair[1])[:10]:
+    groups = sorted(result["groups"].items(), key=lambda pair: pair[1])
+    for group, dice in groups[:10]:
         print(f"  {dice:.4f}  {group}")
-    print(f"pooled Dice {result['pooled_dice']:.4f}; mean of {len(result['groups'])} groups "
-          f"{result['mean_dice']:.4f}, standard deviation {result['sd_dice']:.4f}, worst "
-          f"{result['worst_group']}; threshold "
-          + ", ".join(f"{threshold:.2f}" for threshold in result["thresholds"]))
+    if len(groups) > 10:
+        print(f"  ... and {len(groups) - 10} more")
+    spread = (f"mean of {len(groups)} groups {result['mean_dice']:.4f}, standard deviation "
+              f"{result['sd_dice']:.4f}; " if len(groups) > 1 else "")
+    thresholds = dict.fromkeys(f"{threshold:.3g}" for threshold in result["thresholds"])
+    print(f"pooled Dice {result['pooled_dice']:.4f}; {spread}threshold {', '.join(thresholds)}")
     if void := [id for id, dice in result["images"].items() if dice is None]:
         print(f"not scored, since they are entirely void: {', '.join(void)}")
     print(f"objects: {pooled['found']} found, {pooled['missed']} missed, false positives: "
@@ -150,7 +152,7 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
                           for y in range(0, slide.height, step)])
         if (label == VOID).any():
             legend = f"{LEGEND}    hatched: not labelled"
-        width = max(1, round(max(image.shape) / 210))  # on the sheet, about two pixels
+        width = max(1, round(max(image.shape) / 170))  # on the sheet, 2.5 pixels
         pictures.append((draw_outlines(image, probability[..., 0] >= threshold * 255, label, width),
                          f"{item.id}: Dice {dice[item.id]:.3f}"))
     contact_sheet(folder / "preview.png", pictures, legend=legend)
