@@ -458,12 +458,15 @@ def main(argv: list[str] | None = None) -> None:
         data = prepare(given)  # what is wrong here is wrong with every run
         groups = [{item.group for item, other in zip(data.items, data.folds) if other == fold}
                   for fold in range(args.folds)]
-        if lines := read_lines(args, groups):
+        lines = read_lines(args, groups)
+        if lines:
             print(f"{len(lines)} runs are there already; another --name measures them anew")
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(2)
     todo = jobs(args)
+    print(f"{len(set(todo) - set(lines))} trainings of {args.steps} steps; the time left follows "
+          "the first one", flush=True)
     succeeded = work(args, todo, measure.environment(given.device))
     lines = read_lines(args, groups)
     if missing := len(set(todo) - set(lines)):

@@ -7,9 +7,13 @@ import statistics
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lab import pages
+from minseg import UNet
+from minseg.data.synthetic import synthetic_slide
 from minseg.run import options
+from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/log.md",
@@ -60,6 +64,42 @@ def test_every_file_and_program_on_a_page_exists(page):
     files += re.findall(r"python (\w+\.py)", text)
     for file in files:
         assert "NAME" in file or (ROOT / file).exists(), file
+
+
+# The README's commands
+
+
+def test_the_readme_and_ci_run_the_same_test_command_and_each_line_is_complete():
+    lines = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    assert [line.rpartition(" && ")[2] for line in lines] == ["python train.py", "python -m pytest"]
+    for line in lines:
+        assert line.startswith("python3 -m venv .venv && . .venv/bin/activate && python -m pip ")
+    assert lines[1] in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+def test_the_python_of_the_readme_segments_a_slide(small_networks, tmp_path):
+    code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    net = UNet("efficientnet-lite0", decoder_channels=(16, 16, 8, 8, 8))
+    save_model(tmp_path / "model.pt", {"encoder": "efficientnet-lite0"}, net.state_dict(), scale=4,
+               tile=32, threshold=0.5)
+    image, _ = synthetic_slide(1, 200, 264)
+    Image.fromarray(image).save(tmp_path / "slide.png")
+    names = {}
+    exec(code.replace("runs/synthetic/fold0/", f"{tmp_path}/").replace(
+        "runs/synthetic-slides/images/slide16.png", f"{tmp_path}/slide.png"), names)
+    assert names["mask"].shape == names["probability"].shape == (50, 66)
+    assert 0 <= names["probability"].min() <= names["probability"].max() <= 1
+
+
+# Skipped tests
+
+
+def test_a_test_that_needs_an_extra_says_how_to_install_it():
+    for path in (ROOT / "tests").rglob("*.py"):
+        text = path.read_text("utf-8")
+        for found in re.finditer(r"pytest\.importorskip", text):
+            call = text[found.end() : found.end() + 200]
+            assert "python -m pip" in call or "{INSTALL}" in call, (path, call)
 
 
 # What the tricks brought

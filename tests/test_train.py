@@ -67,6 +67,7 @@ def test_a_run_leaves_the_files_that_the_design_names(run):
         "log.csv", "curves.png", "preview.png", "score.json", "model.pt", "probabilities", ".lock"}
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"] == "efficientnet-lite0" and config["loss"] == "bce+batch_dice"
+    assert config["tiles"] == sorted(path.name for path in (run.parent / "tiles").glob("*.tiles"))
     made_with = config["made_with"]
     assert made_with["torch"] == torch.__version__ and made_with["device"]
     assert made_with["command"].startswith("python train.py --data ")

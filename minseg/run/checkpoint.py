@@ -130,11 +130,12 @@ class Ensemble:
     label: str | None  # the class that the networks find
 
 
-def load_ensemble(paths: Sequence[Path], *, tile: int | None = None,
+def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
                   threshold: float | None = None, white: int | None = None) -> Ensemble:
     """The networks of one or more checkpoints, which must agree in class, scale, tile and white.
     `tile`, `threshold` and `white` override the checkpoints' own. The default threshold is the mean
     of theirs. ValueError names checkpoints that do not agree."""
+    paths = list(map(Path, paths))
     nets, facts = zip(*(load_model(path) for path in paths))
     path, first = paths[0], facts[0]
     labels = {fact["label"]: path for path, fact in zip(paths, facts) if fact["label"]}

@@ -87,6 +87,7 @@ def prepare(args: argparse.Namespace) -> Data:
     facts, tiles = cut_all(items, args)
     report_data(items, facts)
     folds = make_folds(items, facts, tiles, number, args.scale)
+    config["tiles"] = [fact["file"] for fact in facts]  # `minseg.run.clean` keeps them
     config["fold_of"] = {item.id: fold for item, fold in zip(items, folds)}
     if existing.get("fold_of", config["fold_of"]) != config["fold_of"]:
         raise ValueError(f"{args.out}: holds a run whose images were in other folds: groups, "
@@ -352,7 +353,7 @@ def check_settings(args: argparse.Namespace, config: dict) -> dict:
     except ValueError:
         existing = {}
     config = json.loads(json.dumps(config))  # a tuple becomes a list, as in the file
-    may_differ = {"fold_of", MADE_WITH}  # `prepare` compares the folds
+    may_differ = {"fold_of", "tiles", MADE_WITH}  # `prepare` compares the folds
     if args.resume:
         may_differ |= {"lr", "amp"}
     names = [name for name in {**existing, **config}

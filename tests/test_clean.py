@@ -1,0 +1,46 @@
+"""Tiles go when no unfinished run uses them, and only then."""
+
+import json
+import os
+
+import pytest
+
+from minseg.run.clean import NEW, main
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Tiles a, b, c and d: a is used by an unfinished run, b by a complete one, d is new."""
+    (tmp_path / "tiles").mkdir()
+    for name in "abcd":
+        for suffix in (".tiles", ".json"):
+            path = tmp_path / "tiles" / f"{name}{suffix}"
+            path.write_bytes(bytes(1000))
+            if name != "d":
+                os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * NEW))
+    for run, used in (("unfinished", ["a.tiles"]), ("complete", ["a.tiles", "b.tiles"])):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.json").write_text(json.dumps({"tiles": used}))
+    (tmp_path / "complete" / "summary.json").write_text("{}")
+    return tmp_path
+
+
+def test_only_tiles_that_no_unfinished_run_uses_are_deleted(runs, capsys):
+    main([str(runs)])
+    assert sorted(path.name for path in (runs / "tiles").iterdir()) == [
+        "a.json", "a.tiles", "d.json", "d.tiles"]
+    assert "2 files deleted, 0 MB" in capsys.readouterr().out
+    main([str(runs)])
+    assert "0 files deleted" in capsys.readouterr().out
+
+
+def test_nothing_is_deleted_where_a_run_does_not_say_what_it_uses(runs, capsys):
+    (runs / "unfinished" / "config.json").write_text("{}")
+    before = set(runs.rglob("*"))
+    with pytest.raises(SystemExit) as error:
+        main([str(runs)])
+    assert error.value.code == 2 and set(runs.rglob("*")) == before
+    assert "config.json: does not say which tiles the run uses" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(runs / "unfinished")])
+    assert "tiles: no such folder" in capsys.readouterr().err
