@@ -100,8 +100,9 @@ class PaddedConv(nn.Conv2d):
         if not self.same or self.stride[0] == 1:
             return super().forward(x)
         kernel, stride = self.kernel_size[0], self.stride[0]
-        rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
-                         for n in x.shape[2:])  # padding of both sides together
+        # Both sides together; the kernel is never smaller than the stride. ceil and max would say
+        # the same, but torch.export takes minutes over them.
+        rows, columns = (-n % stride + kernel - stride for n in x.shape[2:])
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 

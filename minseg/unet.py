@@ -116,7 +116,9 @@ def pad_to_multiple(x: Tensor, factor: int, training: bool) -> Tensor:
     While training on one image that would become a single square of `factor`, `factor` more rows
     follow: the deepest map then has two pixels, as batch norm cannot be trained on one."""
     height, width = x.shape[2:]
-    down, right = -height % factor, -width % factor
+    # Not -n % factor: from this form, torch.export sees that the padded size is a multiple. And not
+    # -(-n // factor): exported to ONNX, a quotient of integers is rounded towards 0.
+    down, right = ((n + factor - 1) // factor * factor - n for n in (height, width))
     if training and len(x) == 1 and max(height, width) <= factor:
         down += factor
     return F.pad(x, (0, right, 0, down), mode="replicate")
@@ -125,12 +127,14 @@ def pad_to_multiple(x: Tensor, factor: int, training: bool) -> Tensor:
 def convolve_enlarged(conv: nn.Conv2d, d: Tensor, skip: Tensor | None = None) -> Tensor:
     """`conv([up(d), skip])` of a 3 x 3 convolution, with less work (see above): d (N, c_in, H, W)
     and skip (N, c_skip, 2H, 2W) or None -> (N, c_out, 2H, 2W)."""
-    weight_d, weight_skip = conv.weight.tensor_split([d.shape[1]], 1)
-    # A convolution gathers from neighbours, a transposed one spreads to them, so mirror the kernel.
-    mirrored = weight_d.transpose(0, 1).flip(2, 3)  # (c_in, c_out, 3, 3)
-    padded = F.pad(mirrored, (1, 1, 1, 1))
-    rows = padded[:, :, 1:] + padded[:, :, :-1]
-    kernel = rows[..., 1:] + rows[..., :-1]  # (c_in, c_out, 4, 4)
+    c_in = d.shape[1]
+    weight_d, weight_skip = conv.weight[:, :c_in], conv.weight[:, c_in:]
+    # A convolution gathers from neighbours, a transposed one spreads to them, so c comes before a.
+    # (After F.pad, the older ONNX exporter would no longer know the size of the kernel.)
+    c, b, a = weight_d.transpose(0, 1).unbind(2)
+    rows = torch.stack([a, a + b, b + c, c], 2)  # (c_in, c_out, 4, 3)
+    c, b, a = rows.unbind(3)
+    kernel = torch.stack([a, a + b, b + c, c], 3)  # (c_in, c_out, 4, 4)
     result = F.conv_transpose2d(d, kernel, conv.bias, stride=2, padding=1)
     return result if skip is None else result + F.conv2d(skip, weight_skip, padding=1)
 

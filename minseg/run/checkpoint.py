@@ -135,14 +135,14 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
     """The networks of one or more checkpoints, which must agree in class, scale, tile and white.
     `tile`, `threshold` and `white` override the checkpoints' own. The default threshold is the mean
     of theirs. ValueError names checkpoints that do not agree."""
-    paths = list(map(Path, paths))
-    nets, facts = zip(*(load_model(path) for path in paths))
-    path, first = paths[0], facts[0]
-    labels = {fact["label"]: path for path, fact in zip(paths, facts) if fact["label"]}
+    files = list(map(Path, paths))
+    nets, facts = zip(*(load_model(path) for path in files))
+    path, first = files[0], facts[0]
+    labels = {fact["label"]: path for path, fact in zip(files, facts) if fact["label"]}
     if len(labels) > 1:
         raise ValueError(", ".join(f"{path}: finds {label}" for label, path in labels.items())
                          + ": run them one by one")
-    for other, fact in zip(paths, facts):
+    for other, fact in zip(files, facts):
         if fact["scale"] != first["scale"]:
             raise ValueError(f"{other}: has scale {fact['scale']}, {path} has {first['scale']}: "
                              "run them one by one")
@@ -156,7 +156,7 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
         warn(f"--tile {tile}: {path} was trained on tiles of {first['tile']}")
     if threshold is None:
         threshold = sum(fact["threshold"] for fact in facts) / len(facts)
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
     return Ensemble(list(nets), hashes, first["scale"], tile or first["tile"], threshold,
                     first["microns"], white or first["white"], next(iter(labels), None))
 

@@ -52,7 +52,7 @@ def data_group(parser: Parser) -> None:
     add("--tile", type=int, metavar="PX",
         help="side of a training tile, after scaling (default 256; synthetic 128)")
     add("--stride", type=int, metavar="PX",
-        help="distance from one tile to the next (default: half a tile)")
+        help="distance from one tile to the next (default: half a tile; synthetic 48)")
     add("--folds", type=int, metavar="K", help="divide the groups into K folds and hold out each "
         "in turn (default: 5, or as many as there are groups, and only fold 0 is held out)")
     add("--fold", type=int, metavar="I",
@@ -101,11 +101,11 @@ def run_group(parser: Parser) -> None:
         help="set several options, which are printed; options that you give yourself take "
         "precedence")
     add("--epochs", type=float, metavar="N",
-        help="passes over the tiles; fractions are allowed (default 20; synthetic 5)")
+        help="passes over the tiles; fractions are allowed (default 20; synthetic 4)")
     add("--batch", type=int, metavar="N", help="tiles in a batch (default 8; synthetic 4)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="batches in a step, whose gradients are averaged (default 1)")
-    add("--lr", type=float, help="highest learning rate (default 5e-3; synthetic 1e-2); an encoder "
+    add("--lr", type=float, help="highest learning rate (default 5e-3; synthetic 8e-3); an encoder "
         "with --weights learns at half of it")
     add("--augment", type=float, metavar="S", help="strength of the augmentation; 0: only flips, "
         "quarter turns and shifts (default 1; synthetic 0)")
@@ -152,11 +152,12 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) == "none":
             setattr(args, name, None)
     synthetic = args.data is None
-    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 5, 20),
-                               ("batch", 4, 8), ("lr", 1e-2, 5e-3), ("augment", 0, 1)):
+    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 4, 20),
+                               ("batch", 4, 8), ("lr", 8e-3, 5e-3), ("augment", 0, 1)):
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
-    args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
+    if args.stride is None:
+        args.stride = max(1, args.tile * 3 // 8 if synthetic else args.tile // 2)
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.command = list(sys.argv[1:] if argv is None else argv)
     args.device = parser.device(args.device)
