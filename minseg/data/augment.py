@@ -20,8 +20,8 @@ takes their place), scale each by its own random factor, and go back:
 
 (The code uses (I + 1) / 256, because black would have an infinite density.) Small angles reach 10
 degrees either way; scale, contrast and brightness change by up to 10 %, and each stain by up to
-15 %. `strength` multiplies all of these. At 0 only flips, quarter turns and shifts are left: enough
-for images that differ little, and quicker to learn from.
+15 %. `strength` multiplies all of these. At 0 only flips, quarter turns and shifts by whole pixels
+are left, so no pixel is resampled: enough for images that differ little, and quicker to learn from.
 
 **Shapes.** uint8 (N, 3, tile + 2 margin, tile + 2 margin) and masks (N, 1, same) -> float
 (N, 3, tile, tile) in [0, 1] and float masks (N, 1, tile, tile). Random numbers are drawn on the
@@ -69,9 +69,12 @@ def move(images: Tensor, masks: Tensor, tile: int, generator: torch.Generator,
     angle = quarter_turn + small_angle * math.radians(strength * ANGLE)
     stretch = (stretch * (strength * SCALE)).exp() * (tile / size)
     max_shift = (size - tile) / 2 / size  # half the margin, in grid_sample's unit: S / 2 pixels
+    right, down = right * max_shift, down * max_shift
+    if strength == 0:  # nothing is turned out of the tile, so the whole margin can be used
+        right, down = ((shift * size).round() * (2 / size) for shift in (right, down))
     sin, cos = angle.sin() * stretch, angle.cos() * stretch
-    x_row = torch.stack([cos * flip, -sin, right * max_shift], 1)
-    y_row = torch.stack([sin * flip, cos, down * max_shift], 1)
+    x_row = torch.stack([cos * flip, -sin, right], 1)
+    y_row = torch.stack([sin * flip, cos, down], 1)
     affine = copy_to(torch.stack([x_row, y_row], 1), images.device)  # (N, 2, 3)
     grid = F.affine_grid(affine, [n, 1, tile, tile], align_corners=False)
     images, masks = images.float() / 255, masks.float()
