@@ -222,7 +222,12 @@ def fake_gpu():
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         with Bindings():
-            yield watch.copies
+            try:
+                yield watch.copies
+            except RuntimeError as error:
+                if "CUDA driver" not in str(error):
+                    raise
+                pytest.skip("this PyTorch (2.6, say) asks the driver even about fake tensors")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 import doctest
 import importlib
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -49,12 +48,14 @@ def test_the_example_of_a_trick_can_be_pasted(trick):
 
 def test_it_is_found_beside_a_folder_of_its_name(tmp_path):
     """As in the folder that holds the clone, where `minseg` is first of all the clone itself."""
-    try:
-        importlib.metadata.distribution("minseg")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("minseg is not installed: python -m pip install -e .")
-    (tmp_path / "minseg" / "minseg").mkdir(parents=True)
+    (tmp_path / "parent" / "minseg" / "minseg").mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found = subprocess.run([sys.executable, "-c", "from minseg import UNet; print(UNet.__name__)"],
-                           cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    def run(folder):
+        command = [sys.executable, "-c", "from minseg import UNet; print(UNet.__name__)"]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+    if run(tmp_path).returncode:
+        pytest.skip("minseg is not installed: python -m pip install -e .")
+    found = run(tmp_path / "parent")
     assert found.stdout == "UNet\n", found.stderr

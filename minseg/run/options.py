@@ -157,7 +157,7 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
     if args.stride is None:
-        args.stride = max(1, args.tile * 3 // 8 if synthetic else args.tile // 2)
+        args.stride = 48 if synthetic and args.tile == 128 else max(1, args.tile // 2)
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.command = list(sys.argv[1:] if argv is None else argv)
     args.device = parser.device(args.device)
