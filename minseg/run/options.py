@@ -152,12 +152,13 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) == "none":
             setattr(args, name, None)
     synthetic = args.data is None
+    if synthetic and args.tile is args.stride is None:
+        args.stride = 48
     for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 4, 20),
                                ("batch", 4, 8), ("lr", 8e-3, 5e-3), ("augment", 0, 1)):
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
-    if args.stride is None:
-        args.stride = 48 if synthetic and args.tile == 128 else max(1, args.tile // 2)
+    args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.command = list(sys.argv[1:] if argv is None else argv)
     args.device = parser.device(args.device)
