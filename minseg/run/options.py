@@ -101,11 +101,11 @@ def run_group(parser: Parser) -> None:
         help="set several options, which are printed; options that you give yourself take "
         "precedence")
     add("--epochs", type=float, metavar="N",
-        help="passes over the tiles; fractions are allowed (default 20; synthetic 4.5)")
+        help="passes over the tiles; fractions are allowed (default 20; synthetic 5)")
     add("--batch", type=int, metavar="N", help="tiles in a batch (default 8; synthetic 4)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="batches in a step, whose gradients are averaged (default 1)")
-    add("--lr", type=float, help="highest learning rate (default 5e-3; synthetic 8e-3); an encoder "
+    add("--lr", type=float, help="highest learning rate (default 5e-3; synthetic 6e-3); an encoder "
         "with --weights learns at half of it")
     add("--augment", type=float, metavar="S", help="strength of the augmentation; 0: only flips, "
         "quarter turns and shifts (default 1; synthetic 0)")
@@ -154,8 +154,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     synthetic = args.data is None
     if synthetic and args.tile is args.stride is None:
         args.stride = 48
-    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 4.5, 20),
-                               ("batch", 4, 8), ("lr", 8e-3, 5e-3), ("augment", 0, 1)):
+    for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 5, 20),
+                               ("batch", 4, 8), ("lr", 6e-3, 5e-3), ("augment", 0, 1)):
         if getattr(args, name) is None:
             setattr(args, name, small if synthetic else usual)
     args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
