@@ -45,7 +45,7 @@ def trained(name: str, runs: Path) -> nn.Module:
     if not model.exists():
         torch.set_num_threads(1)  # the same network whatever the number of cores
         train.main(["--encoder", "efficientnet-lite0", "--weights", "imagenet", "--epochs", EPOCHS,
-                    "--batch", "8", "--lr", "5e-3", "--augment", "1",
+                    "--stride", "64", "--batch", "8", "--lr", "5e-3", "--augment", "1",
                     *NETWORKS[name].split(), "--device", "cpu", "--resume", "--out", str(out)])
     return load_model(model, "cpu")[0]
 
