@@ -20,29 +20,32 @@ from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
 from minseg.run.checkpoint import load_ensemble
-from minseg.run.errors import out_of_memory, plain, warn
+from minseg.run.errors import out_of_memory, plain, print_any_name, warn
 from minseg.run.options import infer_options
 from minseg.run.outputs import (
+    check_outputs,
     encode_finished,
     finished_slides,
     output_files,
     write_csv,
     write_outputs,
 )
-from minseg.run.predictor import predictor, skip_flat
+from minseg.run.predictor import check_probabilities, predictor, skip_flat
 from minseg.run.report import Progress
 
 
-def segment(path, predict, ensemble, args, printed_notes, progress):
+def segment(path, predict, ensemble, args, printed_notes, progress=lambda share: None):
     """Predict one slide band by band, and write its files meanwhile. Returns the run-length encoder
     of its mask. `printed_notes`: notes on files that need not be printed again; it is extended.
     `progress` is called with each share of the slide that is done."""
     slide = open_slide(path, ensemble.scale, ensemble.white)
-    for note in slide.notes:
+    microns = ensemble.microns
+    unknown = ["states the size of its pixels, but the model none that it was trained at: make "
+               "sure that they are the same"] if slide.microns and not microns else []
+    for note in slide.notes + unknown:
         if note not in printed_notes:
             warn(f"{path}: {note} (the same note on other slides is not printed)")
             printed_notes.add(note)
-    microns = ensemble.microns
     if microns and slide.microns and not 0.9 <= slide.microns / microns <= 1.1:
         warn(f"{path}: has {slide.microns:.3g} µm per pixel by its tags, the model was trained at "
              f"{microns:.3g}: resample it, or expect worse masks")
@@ -52,7 +55,8 @@ def segment(path, predict, ensemble, args, printed_notes, progress):
             predict, outputs.read, slide.height, slide.width, tile=ensemble.tile,
             stride=max(1, round(ensemble.tile * (1 - args.overlap))), window=args.window,
             batch=batch, device=args.device)
-        for _, band in slide.enlarge(bands):  # back to the slide's own size
+        for y, band in slide.enlarge(bands):  # back to the slide's own size
+            check_probabilities(band, y, path, args.amp)
             outputs.write(band[0].numpy())
             trim_memory()  # or freed memory, not returned to the system, would add up
             progress(band.shape[1] / slide.full_height)
@@ -66,11 +70,13 @@ def progress_of_slide(progress, text, size, share):
 
 def main(argv=None):
     """Segment the slides one by one. A slide that fails does not stop the others."""
+    print_any_name()
     args = infer_options(argv)
     keep_memory()  # on a CPU, a tile takes a tenth less time
     try:
         ensemble = load_ensemble(args.model, tile=args.tile, threshold=args.threshold,
                                  white=args.white)
+        check_outputs(ensemble, args)
         complete = finished_slides(ensemble, args)
         args.out.mkdir(parents=True, exist_ok=True)
         if args.rle:

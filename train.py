@@ -12,9 +12,8 @@ The slides are divided into K folds, for cross-validation. To hold out a fold me
 slides of all other folds, and then to score the network on the slides of this one. All slides of a
 group (a patient) are in the same fold, so no patient is both trained on and scored.
 
-The run's folder holds config.json and, for each fold, log.csv, curves.png, preview.png, score.json,
-probabilities/, model.pt (for infer.py) and resume.pt (for --resume). Once all K folds are
-complete, it also holds summary.json.
+The run's folder holds config.json; for each fold log.csv, curves.png, probabilities/, model.pt (for
+infer.py), preview.png, score.json, and resume.pt until it is complete; at the end summary.json.
 """
 
 import math
@@ -28,12 +27,13 @@ from minseg.data.augment import augment
 from minseg.data.memory import keep_memory
 from minseg.losses import first_stage
 from minseg.run.checkpoint import save_model
-from minseg.run.errors import explained
+from minseg.run.config import begin_fold, check_unchanged
+from minseg.run.errors import explained, print_any_name
 from minseg.run.loop import Run, claim_fold
 from minseg.run.options import train_options
-from minseg.run.prepare import class_name, make_sampler, prepare, save_config, training_tiles
+from minseg.run.prepare import class_name, make_sampler, prepare, training_tiles
 from minseg.run.report import duration
-from minseg.run.scores import predict, save_fold, score, summarize
+from minseg.run.scores import finish_fold, predict, score, summarize
 from minseg.run.step import EMA, autocast_dtype, recompute_activations, seeded
 
 # What the options leave open. docs/log.md tells what else was tried, and what it did to the score.
@@ -174,31 +174,30 @@ def train(args, tiles, train_on, held_out, folder):
     return ema.net.eval(), network
 
 
-def train_and_score(args, data, fold):
-    """Train with one fold held out, score the network on that fold, and write model.pt."""
-    folder = args.out / f"fold{fold}"
-    held_out = [item for item, fold_of_item in zip(data.items, data.folds) if fold_of_item == fold]
+def train_and_save(args, data, fold):
+    """Train with one fold held out, predict it, and write model.pt."""
+    folder, held_out = args.out / f"fold{fold}", data.held_out(fold)
     print(f"{folder}: {len(data.items) - len(held_out)} images to train on, "
           f"{len(held_out)} to score", flush=True)
     train_on = training_tiles(data.tiles, data.folds, fold)
     net, network = train(args, data.tiles, train_on, held_out, folder)
     (folder / "probabilities").mkdir(exist_ok=True)
     counts = predict(net, held_out, args, folder=folder / "probabilities")
-    threshold = save_fold(folder, held_out, counts)  # what infer.py will use on new slides
+    check_unchanged(args.out, data)
+    threshold = score(counts, held_out)["best_threshold"]  # what infer.py will use on new slides
     state = {name: value.cpu() for name, value in net.state_dict().items()}
     save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
                threshold=threshold, microns=data.microns, white=args.white,
-               label=class_name(data.items))  # written last: it marks the fold as complete
-    print(f"look at {folder / 'preview.png'}")
+               label=class_name(data.items))  # it marks the fold as complete
 
 
 def main(argv=None):
     """Prepare the data; train and score fold by fold; summarize."""
+    print_any_name()
     args, start = train_options(argv), time.monotonic()
     keep_memory()  # on a CPU, a step is 1.5 times as fast
-    # `explained` turns an error into one line on stderr and an exit code. 2: the options or the
-    # data are wrong, and no fold was begun. 1: it failed later, and some folds may be complete.
-    # 3: a fold is unfinished, and needs --resume, or is being trained by another process.
+    # An error becomes one line on stderr and an exit code. 2: options or data are wrong, no fold is
+    # begun. 1: it failed later. 3: a fold needs --resume, or another process is training it.
     with explained(args, exit_code=2):
         data = prepare(args)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -206,8 +205,9 @@ def main(argv=None):
         for fold in data.chosen:
             with claim_fold(args.out / f"fold{fold}", args.resume) as claimed:
                 if claimed:  # the fold is not complete, and no other process is training it
-                    save_config(args, data.config)  # --resume may bring another --lr
-                    train_and_score(args, data, fold)
+                    begin_fold(args, data, fold)
+                    train_and_save(args, data, fold)
+            finish_fold(args.out / f"fold{fold}", data.held_out(fold))
         summarize(args.out, data.items, data.folds, data.chosen)
         print(f"took {duration(time.monotonic() - start)}")
 

@@ -52,6 +52,8 @@ from minseg.data.datasets import find_slides
 from minseg.data.masks import VOID, Mask
 from minseg.data.slides import Slide, open_slide
 from minseg.data.synthetic import write_slides
+from minseg.data.tiles import made_from
+from minseg.run.config import check_made_from
 from minseg.run.prepare import leave_out, mask_options
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
@@ -135,13 +137,16 @@ def worst_squares(grid: Tensor, cell: int, side: int) -> list[tuple[float, int, 
     return squares
 
 
-def rank(run: Path) -> list[dict]:
+def rank(run: Path, data: Path | None = None) -> list[dict]:
     """The images of a run, the most suspicious first: id, group, score, whether its shift is worth
-    reporting (shifted), and what `disagreement` returns. ValueError where the run is not complete,
-    or its data have changed."""
+    reporting (shifted), and what `disagreement` returns. `data`: where its images and masks lie now
+    (default: where they lay). ValueError where the run is not complete, or its data have
+    changed."""
     config, summary = read_run(run)
     side = max(1, config["tile"] * config["scale"] // 2)
-    items = leave_out(find_slides(config["data"], **mask_options(config)), config.get("exclude"))
+    items = leave_out(find_slides(data or config["data"], **mask_options(config)),
+                      config.get("exclude"))
+    check_made_from(run, {item.id: made_from(item) for item in items}, None, config)
     folders = {path.stem: path.parents[1] for path in run.glob("fold*/probabilities/*.tiff")}
     rows, progress = [], Progress(len(items), "comparing")
     for item in items:
@@ -179,9 +184,9 @@ def draw_regions(path: Path, rows: Sequence[dict]) -> None:
     contact_sheet(path, pictures, 520, 3, 30)
 
 
-def report(run: Path) -> list[dict]:
+def report(run: Path, data: Path | None = None) -> list[dict]:
     """Ranks a run's images; writes its labels.csv and labels.png, and prints the worst."""
-    rows, text = rank(run), io.StringIO()
+    rows, text = rank(run, data), io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("id", "group", "score", "dice", "shift_y", "shift_x", "shifted_dice",
                      "region_y", "region_x"))
@@ -278,6 +283,8 @@ def main(argv: list[str] | None = None) -> None:
                     epilog="With --check, options after -- are passed to train.py.")
     add = parser.add_argument
     add("run", nargs="?", type=Path, metavar="RUN", help="folder of a complete run")
+    add("--data", type=Path, metavar="DIR",
+        help="where the run's images and masks lie, if they were moved")
     add("--check", action="store_true", help="plant faults in synthetic slides, and look for them")
     add("--slides", type=int, default=40, metavar="N", help="default 40")
     add("--seeds", type=int, default=3, metavar="N", help="default 3")
@@ -293,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.seeds < 1 or args.slides < 6:
         parser.error(f"--seeds {args.seeds}, --slides {args.slides}: need at least 1, at least 6")
     try:
-        check(args, options) if args.check else report(args.run)
+        check(args, options) if args.check else report(args.run, args.data)
     except (ValueError, OSError) as error:
         parser.error(error)
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from minseg.run.clean import NEW, main
+from minseg.data.files import lock
+from minseg.run.clean import NEW, delete_superseded, main
 
 
 @pytest.fixture
@@ -44,3 +45,31 @@ def test_nothing_is_deleted_where_a_run_does_not_say_what_it_uses(runs, capsys):
     with pytest.raises(SystemExit):
         main([str(runs / "unfinished")])
     assert "tiles: no such folder" in capsys.readouterr().err
+
+
+def test_old_tiles_of_an_image_go_when_it_is_cut_again_but_not_from_under_a_run(tmp_path):
+    def tiles(name, *source):
+        for suffix, text in ((".tiles", ""), (".json", json.dumps({"source": list(source)}))):
+            (tmp_path / "tiles" / f"{name}{suffix}").write_text(text)
+        return {"file": f"{name}.tiles", "source": list(source)}
+
+    (tmp_path / "tiles").mkdir()
+    old, other_scale, other_image = (tiles(*each) for each in (
+        ("a-0", "a", "here", 1), ("a-1", "a", "here", 2), ("b-2", "b", "here", 1)))
+    (tmp_path / "tiles" / "a-3.json").write_text("not JSON")
+    facts = [tiles("a-4", "a", "here", 1)]
+    fold = tmp_path / "run" / "fold0"
+    fold.mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"tiles": [old["file"]]}))
+
+    def left():
+        return sorted(path.name for path in (tmp_path / "tiles").glob("*.tiles"))
+
+    everything = left()
+    with open(fold / ".lock", "a+b") as file:
+        assert lock(file)
+        delete_superseded(tmp_path / "tiles", facts)
+        assert left() == everything
+    delete_superseded(tmp_path / "tiles", facts)
+    assert left() == [other_scale["file"], "a-4.tiles", other_image["file"]]
+    assert not (tmp_path / "tiles" / "a-0.json").exists()

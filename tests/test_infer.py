@@ -1,6 +1,8 @@
 import csv
+import io
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -398,6 +400,84 @@ def test_results_of_another_network_or_slide_are_refused_and_stay(model, again, 
     line = fails(capsys, 2, *slides, "--model", model, "--out", out)
     assert "kidney0.tiff: exists already, made in another way" in line
     assert contents(out, table) == before
+    slides[0].unlink()  # or mistyped: then all the rest is compared
+    line = fails(capsys, 2, slides[0], "--model", tmp_path / "model.pt", "--out", out, "--rle",
+                 tmp_path / "other.csv")
+    assert "kidney0.tiff: exists already, made in another way" in line
+    assert contents(out, table) == before and not (tmp_path / "other.csv").exists()
+
+
+def test_a_slide_that_changed_between_the_sampled_blocks_is_not_taken_for_the_same(
+        model, tmp_path, capsys, segmented):
+    image = np.zeros((1200, 1300, 3), np.uint8)
+    slide, out = tmp_path / "a.tif", tmp_path / "out"
+    tifffile.imwrite(slide, image, photometric="rgb", metadata=None)
+    start([slide], model, out)
+    size, offset = slide.stat().st_size, 2**16 + 1000  # between the first block and the second
+    assert offset < (size - 2**16) // 15
+    shutil.copyfile(slide, tmp_path / "copy.tif")  # later
+    shutil.move(tmp_path / "copy.tif", slide)
+    start([slide], model, out)
+    assert segmented == ["a.tif"]  # the copy was not segmented again
+    with open(slide, "r+b") as file:
+        file.seek(offset)
+        file.write(b"other")
+    line = fails(capsys, 2, slide, "--model", model, "--out", out)
+    assert "a.tiff: exists already, made in another way" in line
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_with_escapes(
+        model, slides, tmp_path, monkeypatch):
+    slide = tmp_path / "切片.png"
+    shutil.copy(slides[0], slide)
+    with io.TextIOWrapper(io.BytesIO(), "cp1252") as printed:
+        monkeypatch.setattr(sys, "stdout", printed)
+        start([slide], model, tmp_path / "out")
+        assert b"\\u5207\\u7247.tiff" in printed.buffer.getvalue()
+    assert (tmp_path / "out" / "切片.tiff").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_a_name_that_is_not_unicode_is_read_but_cannot_stand_in_the_table(
+        model, slides, tmp_path, capsys):
+    slide = Path(os.fsdecode(os.fsencode(tmp_path) + b"/L\xf6we.png"))
+    shutil.copy(slides[0], slide)
+    line = fails(capsys, 2, slide, "--model", model, "--out", tmp_path / "o", "--rle",
+                 tmp_path / "table.csv")
+    assert "its name is not UTF-8" in line and not (tmp_path / "o").exists()
+    start([slide], model, tmp_path / "o")
+    assert (tmp_path / "o" / f"{slide.stem}.tiff").exists()
+
+
+def test_probabilities_that_are_not_numbers_stop_with_slide_rows_and_remedy(
+        model, slides, tmp_path, capsys, monkeypatch):
+    def spoilt(*arguments, **options):
+        def predict(tiles):
+            probabilities = torch.zeros(len(tiles), 1, *tiles.shape[2:])
+            probabilities[:, :, 20:30, :5] = torch.nan
+            return probabilities
+        return predict
+
+    monkeypatch.setattr(infer, "predictor", spoilt)
+    monkeypatch.setattr(options, "has_bfloat16", lambda: True)  # or a second line
+    out = tmp_path / "out"
+    line = fails(capsys, 2, slides[0], "--model", model, "--out", out, "--amp")
+    assert "kidney0.png: in rows 39 to 60 the network" in line and "not numbers (NaN)" in line
+    assert "compute in 32 (infer.py: without --amp" in line and not list(out.iterdir())
+
+
+def test_models_of_different_pixel_size_are_named_in_any_order(model, slides, tmp_path, capsys):
+    net, facts = load_model(model)
+    for size in (0.25, 0.27, 0.5, None):
+        save_model(tmp_path / f"{size}.pt", NETWORK, net.state_dict(), **{**facts, "microns": size})
+    for number, (sizes, named) in enumerate([
+            ((0.25, 0.5), True), ((0.5, None, 0.25), True), ((0.25, 0.27), False),
+            ((None, 0.5), False), ((0.5, None), False)]):
+        infer.main([slides[0], "--model", *(str(tmp_path / f"{size}.pt") for size in sizes),
+                    "--out", str(tmp_path / str(number)), "--device", "cpu"])
+        err = capsys.readouterr().err
+        assert ("0.25.pt was trained at 0.25 µm per pixel, " in err) == named
+        assert ("run them one by one" in err) == named
 
 
 def test_what_does_not_change_the_result_may_change_between_starts(model, again, segmented):
@@ -494,7 +574,8 @@ def test_a_slide_of_another_resolution_than_the_models_is_one_line_of_warning(
     assert (tmp_path / "known" / "a.tiff").exists()
     if microns == 0.44:
         start([tmp_path / "a.tiff"], model, tmp_path / "unknown")  # which says nothing of microns
-        assert capsys.readouterr().err == ""
+        line, = capsys.readouterr().err.splitlines()
+        assert "a.tiff: states the size of its pixels, but the model none" in line
 
 
 def test_glass_is_skipped_if_asked_for(model, tmp_path):

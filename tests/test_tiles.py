@@ -16,8 +16,9 @@ from PIL import Image
 import minseg.data.tiff
 import minseg.data.tiles
 from minseg.data.datasets import Item
+from minseg.data.files import content
 from minseg.data.rle import rle_encode
-from minseg.data.tiles import BLANK_CONTRAST, Tiles, cut
+from minseg.data.tiles import BLANK_CONTRAST, Tiles, cut, differences, made_from
 from minseg.tiling import tile_starts
 
 ONE = dict(scale=1, tile=16, stride=12, margin=4)
@@ -40,7 +41,7 @@ def batch(tiles, indices):
 def slide(folder, image, mask, name="a", suffix="png", **options):
     """An item whose files are written, in sub-folders: the cache has `folder` / "cache"."""
     for part in ("images", "masks", "cache"):
-        (folder / part).mkdir(exist_ok=True)
+        (folder / part).mkdir(exist_ok=True, parents=True)
     image_path, mask_path = folder / "images" / f"{name}.{suffix}", folder / "masks" / f"{name}.png"
     item = Item(name, image_path, mask_path, name)
     if suffix == "png":
@@ -198,7 +199,10 @@ def test_facts_describe_the_slide_and_where_its_tiles_lie(tmp_path):
     assert facts == {"file": path.name, "height": 41, "width": 62, "microns": 0.5, "notes": [],
                      "kind": "1", "positive": int(mask.sum()), "void": 0, "agreement": [0, 0],
                      "objects": facts["objects"], "blank": 0,
-                     "places": [[y, x] for y, x in places]}
+                     "places": [[y, x] for y, x in places],
+                     "made_from": {"image": content(item.image), "mask": content(item.mask)},
+                     "source": ["a", {"image": str(item.image), "mask": str(item.mask)}, [], [],
+                                None, 2, 16, 12, 4]}
     assert sum(facts["objects"]) == mask.sum()
     assert json.loads(path.with_suffix(".json").read_text()).items() >= facts.items()
     assert path.name.startswith("a-") and path.stat().st_size == len(places) * 24 * 24 * 4
@@ -394,10 +398,36 @@ def test_a_changed_file_is_cut_again(tmp_path, part):
         file.write(b"\0" * 8)  # larger
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     cut_again()
-    assert len({*files}) == 3
     path.write_bytes(path.read_bytes()[:-8])
-    os.utime(path, ns=(stat.st_atime_ns + 10**9, stat.st_mtime_ns))  # read, not changed
-    assert cut_again() == files[0]
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as at first, but it was written
+    cut_again()
+    assert len({*files}) == 4
+    path.read_bytes()
+    assert cut_again() == files[3]
+
+
+def test_an_image_that_changes_while_it_is_cut_is_refused(tmp_path):
+    item = slide(tmp_path, noise(40, 30), blobs(40, 30))
+
+    def change(share):
+        os.utime(item.mask, ns=(1, 1))
+
+    with pytest.raises(ValueError, match=r"a\.png: it or its mask has changed while it was cut"):
+        cut(item, tmp_path / "cache", **ONE, progress=change)
+    assert not contents(tmp_path)
+
+
+def test_what_tiles_are_made_from_is_known_by_content_not_by_place_and_time(tmp_path):
+    image, mask = noise(40, 30), blobs(40, 30)
+    first = slide(tmp_path / "here", image, mask)
+    noted = {"a": cut(first, tmp_path / "here" / "cache", **ONE)["made_from"]}
+    moved = slide(tmp_path / "there", image, mask)
+    assert differences({"a": made_from(moved)}, noted) == []
+    assert differences({"a": made_from(with_runs(moved, mask))}, noted) == ["a (mask)"]
+    assert differences({"b": made_from(moved)}, noted) == ["a (is not there any more)",
+                                                           "b (is new)"]
+    other = slide(tmp_path / "other", image[::-1], mask)
+    assert differences({"a": made_from(other)}, noted) == ["a (image)"]
 
 
 def test_files_at_another_place_are_other_files_but_a_path_may_be_written_in_another_way(
@@ -603,7 +633,7 @@ def test_leftovers_of_a_dead_process_are_deleted_by_the_next_cut(tmp_path):
     process.join(60)
     assert process.exitcode == 9
     left, = contents(tmp_path)
-    assert left.startswith(".a-") and str(process.pid) in left and left.endswith(".tiles")
+    assert left.startswith(".a-") and left.endswith(".tiles")
     facts = cut(item, tmp_path / "cache", **ONE)
     assert {*contents(tmp_path)} == {facts["file"], facts["file"].replace(".tiles", ".json")}
 

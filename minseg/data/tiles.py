@@ -13,10 +13,10 @@ scale:
                     the mask is 1 for object, 0 for background, 255 for void (not labelled)
     ID-KEY.json     where each tile lies and how much of it is positive; written last
 
-KEY is a hash of everything that the tiles depend on: the files (place, size, modification time),
-classes, white, scale, tile, stride and margin. So all folds and runs with the same settings share
-the tiles, and tiles cut with other settings get another name. Batches are read from the files when
-they are needed; the operating system caches as much of them as fits in memory.
+KEY is a hash of everything that the tiles depend on: the files (place, size, times of modification
+and of change), classes, white, scale, tile, stride and margin. So all folds and runs with the same
+settings share the tiles, and tiles cut with other settings get another name. Batches are read from
+the files when they are needed; the operating system caches as much of them as fits in memory.
 
 Blank glass teaches nothing after the first few tiles. Tiles without a positive pixel and without
 contrast are therefore left out, and so are tiles that are entirely void. Scoring does not use these
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ..tiling import read_strips, tile_starts
 from .datasets import Item
-from .files import atomic, identity
+from .files import atomic, content, identity
 from .masks import VOID, Mask, drawn_instead
 from .memory import trim_memory
 from .objects import Areas
@@ -59,10 +59,14 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     - kind of the mask (see `Mask`), positive and void: pixels of the mask; objects: the pixels of
       each
     - agreement of run-length code with polygons beside it: shared pixels, and pixels of both added
+    - made_from: what `minseg.data.files.content` notes of the image, the mask and, if there are
+      any, the polygons beside its run-length code
+    - source: the places of the files and the settings
     - places (y, x in scaled pixels) and area (share of positive pixels, without margin) of each
       tile; blank: the number of tiles left out
     """
-    path = folder / f"{item.id}-{_key(item, scale, tile, stride, margin)}.tiles"
+    source = _source(item, scale, tile, stride, margin)
+    path = folder / f"{item.id}-{_key(item, source)}.tiles"
     facts_path = path.with_suffix(".json")
     if facts_path.exists() and path.exists():
         progress(1.0)
@@ -71,7 +75,8 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     facts: dict[str, Any] = {
         "file": path.name, "height": slide.full_height, "width": slide.full_width,
         "microns": slide.microns, "notes": slide.notes, "kind": "", "positive": 0, "void": 0,
-        "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": []}
+        "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": [],
+        "made_from": made_from(item), "source": source}
     tops = tile_starts(slide.height, tile, stride)
     lefts = tile_starts(slide.width, tile, stride)
     spans = [(max(0, y - margin), min(y + tile + margin, slide.height)) for y in tops]
@@ -99,16 +104,62 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
             progress((bottom - rows_done) / slide.height)
             rows_done = bottom
     facts["objects"] = [int(area) for area in objects.finish()[1] if area]
+    if path.name != f"{item.id}-{_key(item, source)}.tiles":
+        path.unlink()
+        raise ValueError(f"{item.image}: it or its mask has changed while it was cut: start again")
     with atomic(facts_path) as temporary:  # last, because it says that the tiles are complete
         temporary.write_text(json.dumps(facts))
     return facts
 
 
-def _key(item: Item, scale: int, tile: int, stride: int, margin: int) -> str:
+def files_of(item: Item) -> dict[str, Path]:
+    """The files of an image: the image itself, its mask unless that is run-length code, and, if
+    there are any, the polygons beside this code."""
+    files = {"image": item.image, "mask": None if item.runs is not None else item.mask,
+             "polygons": item.polygons}
+    return {name: path for name, path in files.items() if path}
+
+
+def made_from(item: Item) -> dict[str, dict]:
+    """What is in the files of an image, and in its run-length code."""
+    noted = {name: content(path) for name, path in files_of(item).items()}
+    if item.runs is not None:
+        code = item.runs.encode()
+        noted["mask"] = {"bytes": len(code), "sha256": hashlib.sha256(code).hexdigest()[:32]}
+    return noted
+
+
+def made_from_now(item: Item, facts: dict) -> dict[str, dict]:
+    """`made_from` of an image, from what `cut` returned if its files have not changed since."""
+    unchanged = facts["file"] == f"{item.id}-{_key(item, facts['source'])}.tiles"
+    return facts["made_from"] if unchanged else made_from(item)
+
+
+def differences(now: dict[str, dict], before: dict[str, dict]) -> list[str]:
+    """The files that differ between two results of `made_from`, each for several IDs: "ID (mask)",
+    ... Their places and times do not count."""
+    found = []
+    for id in sorted({*now, *before}):
+        new, old = now.get(id), before.get(id)
+        if new is None or old is None:
+            found.append(f"{id} ({'is not there any more' if new is None else 'is new'})")
+            continue
+        found += [f"{id} ({name})" for name in sorted({*new, *old})
+                  if new.get(name, {}).get("sha256") != old.get(name, {}).get("sha256")]
+    return found
+
+
+def _source(item: Item, scale: int, tile: int, stride: int, margin: int) -> list:
+    """The places of an image's files, and the settings: all that the tiles depend on besides what
+    is in the files."""
+    places = {name: str(path.resolve()) for name, path in files_of(item).items()}
+    return [item.id, places, list(item.labels), list(item.ignore), item.white, scale, tile, stride,
+            margin]
+
+
+def _key(item: Item, source: list) -> str:
     """A hash of everything that the tiles depend on."""
-    mask = [item.id, item.runs] if item.runs is not None else identity(item.mask)
-    text = json.dumps([3, identity(item.image), mask, item.polygons and identity(item.polygons),
-                       item.labels, item.ignore, item.white, scale, tile, stride, margin])
+    text = json.dumps([4, source, item.runs, *map(identity, files_of(item).values())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

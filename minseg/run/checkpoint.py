@@ -125,16 +125,17 @@ class Ensemble:
     scale: int  # slides are read this many times smaller
     tile: int  # pixels, after scaling
     threshold: float  # probability from which a pixel is positive
-    microns: float | None  # size of a pixel before scaling
+    microns: float | None  # size of a pixel before scaling; None also if the networks disagree
     white: int | None  # value of white in 16-bit slides
     label: str | None  # the class that the networks find
 
 
 def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
                   threshold: float | None = None, white: int | None = None) -> Ensemble:
-    """The networks of one or more checkpoints, which must agree in class, scale, tile and white.
-    `tile`, `threshold` and `white` override the checkpoints' own. The default threshold is the mean
-    of theirs. ValueError names checkpoints that do not agree."""
+    """The networks of one or more checkpoints, which must agree in class, scale, tile and white. A
+    warning names sizes of a pixel that do not. `tile`, `threshold` and `white` override the
+    checkpoints' own. The default threshold is the mean of theirs. ValueError names checkpoints that
+    do not agree."""
     files = list(map(Path, paths))
     nets, facts = zip(*(load_model(path) for path in files))
     path, first = files[0], facts[0]
@@ -152,13 +153,21 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
         if not tile and fact["tile"] != first["tile"]:
             raise ValueError(f"{other}: has tile {fact['tile']}, {path} has {first['tile']}: "
                              "choose with --tile")
-    if tile and tile != first["tile"]:
-        warn(f"--tile {tile}: {path} was trained on tiles of {first['tile']}")
+    for path, fact in zip(files, facts):
+        if tile and tile != fact["tile"]:
+            warn(f"--tile {tile}: {path} was trained on tiles of {fact['tile']}")
+            break
+    sizes = {fact["microns"]: path for path, fact in zip(files, facts) if fact["microns"]}
+    agree = not sizes or max(sizes) <= 1.1 * min(sizes)
+    if not agree:
+        warn(", ".join(f"{path} was trained at {size:.3g} µm per pixel"
+                       for size, path in sorted(sizes.items())) + ": run them one by one")
     if threshold is None:
         threshold = sum(fact["threshold"] for fact in facts) / len(facts)
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
     return Ensemble(list(nets), hashes, first["scale"], tile or first["tile"], threshold,
-                    first["microns"], white or first["white"], next(iter(labels), None))
+                    min(sizes, default=None) if agree else None, white or first["white"],
+                    min(labels, default=None))
 
 
 def check_facts(facts: dict) -> None:

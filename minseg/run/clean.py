@@ -5,12 +5,16 @@
 Slides are cut into `runs/tiles`, and every run in `runs` with the same settings reads them there. A
 run uses its tiles until all its folds are complete. All other tiles can go: if a later run needs
 them, `train.py` cuts them again. Whoever wants no more folds of a run deletes its folder first.
+
+When an image or its mask has changed and is cut again, `train.py` itself deletes its old tiles.
 """
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.files import lock
 from .report import Parser
 
 NEW = 3600  # seconds: younger tiles may belong to a run that has not written its config.json yet
@@ -42,6 +46,37 @@ def clean(runs: Path) -> list[Path]:
         path.with_suffix(".json").unlink(missing_ok=True)  # first, because it says that they exist
         path.unlink()
     return unused
+
+
+def delete_superseded(cache: Path, facts: Sequence[dict]) -> None:
+    """Deletes the tiles of images that were cut again, because they or their masks had changed.
+    `facts`: what `minseg.data.tiles.cut` returned. Tiles that a process is training on stay."""
+    current = {fact["file"] for fact in facts}
+    sources = {json.dumps(fact["source"]) for fact in facts}
+    ids = {fact["source"][0] for fact in facts}
+    old = []
+    for path in cache.glob("*.json"):
+        if path.stem.rpartition("-")[0] in ids and f"{path.stem}.tiles" not in current:
+            try:
+                source = json.loads(path.read_text()).get("source")
+            except (OSError, ValueError):  # another process was first; it is not one of ours
+                continue
+            old += [path] if json.dumps(source) in sources else []
+    used = {name for run in cache.parent.glob("*/config.json") if old and in_training(run.parent)
+            for name in json.loads(run.read_text()).get("tiles", [])}
+    for path in old:
+        if f"{path.stem}.tiles" not in used:
+            path.unlink(missing_ok=True)  # first, because it says that the tiles exist
+            path.with_suffix(".tiles").unlink(missing_ok=True)
+
+
+def in_training(run: Path) -> bool:
+    """Whether a process is training a fold of a run, or may be doing so."""
+    for path in run.glob("fold*/.lock"):
+        with open(path, "r+b") as file:
+            if not lock(file):
+                return True
+    return False
 
 
 def main(argv: list[str] | None = None) -> None:

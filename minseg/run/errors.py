@@ -6,6 +6,8 @@ unforeseen error shows a traceback.
 
 import argparse
 import errno
+import io
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,13 +17,34 @@ from pathlib import Path
 import torch
 
 
+def print_any_name() -> None:
+    """From now on a character that the terminal or a log file cannot show, as in the name of a
+    file, is printed as an escape, \\u5207, and no longer ends the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a console, as in pythonw
+            stream.reconfigure(errors="backslashreplace")
+
+
 def warn(text: object) -> None:
     """Prints one line on stderr, after the name of the running program. The program goes on."""
     print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
 
 
 class Stopped(Exception):
-    """The user asked to stop. All work so far is saved."""
+    """The user asked to stop. All work so far is saved: `epochs`, if they are known."""
+
+    def __init__(self, where: str = "", epochs: float = 0.0):
+        super().__init__(where)
+        self.epochs = epochs
+
+
+def whole_hundredths(number: float) -> float:
+    """Rounded down to hundredths, since `--epochs` closes a run that has done at least as many.
+
+    >>> whole_hundredths(2.999), whole_hundredths(0.29)
+    (2.99, 0.29)
+    """
+    return math.floor(100 * number + 1e-9) / 100
 
 
 class Unfinished(Exception):
@@ -42,7 +65,8 @@ def plain(error: Exception) -> str:
     """The text of an error; of one by the operating system: the file, what is wrong, a remedy."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
-    remedy = {errno.ENOSPC: ": free some, then give the same command again (train.py: --resume)",
+    free_some = ": free some, then give the same command again (train.py: --resume)"
+    remedy = {errno.ENOSPC: free_some, errno.EDQUOT: free_some,
               errno.EROFS: ": write to another disk, with --out",
               errno.EACCES: ": change its permissions, or give another --out"}
     where = f"{error.filename}: " if error.filename else ""
@@ -54,7 +78,9 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
     if isinstance(error, Stopped):
         words = [word for word in args.command if word != "--resume"]
         command = shlex.join(["python", "train.py", *words, "--resume"])
-        return f"stopped {error}; go on with\n    {command}"
+        close = (f" (or, with --epochs {error.epochs:g} added, end the fold as it is)"
+                 if error.epochs else "")
+        return f"stopped {error}; go on with{close}\n    {command}"
     if isinstance(error, Unfinished):
         return str(error)
     if isinstance(error, FloatingPointError):

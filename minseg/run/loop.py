@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.files import lock
 from ..data.tiles import Tiles
 from .checkpoint import restore, write_checkpoint
-from .errors import Stopped
+from .errors import Stopped, whole_hundredths
 from .report import Progress
 from .scores import save_log
 
@@ -45,8 +46,8 @@ class Run:
 
     - It counts: `step` is the number of steps done, `epoch` the number of epochs done.
     - It saves: `resume.pt` is written after each epoch, unless the last one is younger than half a
-      minute, and every five minutes in between. It holds the state of every object in `states`
-      (network, EMA, optimiser, loss scaler) and the counts.
+      minute, every five minutes in between, and after the last step. It holds the state of every
+      object in `states` (network, EMA, optimiser, loss scaler) and the counts.
     - It resumes: with `--resume` it restores the states, and `remaining` leaves out the steps that
       are done. All random numbers follow from the seed and the number of the step, so on a CPU the
       rest of the run is the same, to the bit, as if it had never been interrupted.
@@ -69,8 +70,12 @@ class Run:
             self.step, self.rows = saved["done"], saved["rows"]
             self.loss_sum += saved["total"]
             self.seconds_before = saved["spent"]
-            print(f"{folder}: goes on after step {self.step} of {plan.steps}, in epoch "
+            text = "is closed" if args.close else "goes on"
+            print(f"{folder}: {text} after step {self.step} of {plan.steps}, in epoch "
                   f"{min(self.epoch + 1, plan.epochs)} of {plan.epochs}", flush=True)
+            if args.close:  # no step is missing any more
+                plan.steps = self.step
+                plan.epochs = math.ceil(self.step / plan.steps_per_epoch)
         elif args.resume:
             print(f"{folder}: there is no resume.pt yet: begins with the first step", flush=True)
         self.start = self.last_save = time.monotonic()
@@ -92,7 +97,7 @@ class Run:
 
     def remaining(self, steps: Sequence[Step]) -> Sequence[Step]:
         """Those of an epoch's `steps` that are not done yet and not beyond the end of the run."""
-        steps = steps[self.step % self.plan.steps_per_epoch :]
+        steps = steps[self.step - self.epoch * self.plan.steps_per_epoch :]
         return steps[: self.plan.steps - self.step]
 
     def after_step(self, loss: Tensor, lr: float, batches_of_step: Step) -> None:
@@ -101,12 +106,16 @@ class Run:
         self.loss_sum += loss
         self.watch.add(self.step, loss, self.states["scaler"], lr, batches_of_step)
         self.step += 1
-        if self.step % self.plan.steps_per_epoch == 0 or self.step == self.plan.steps:
+        if self.step % self.plan.steps_per_epoch == 0:
             self.check()  # scoring takes minutes, which a broken network would waste
-        # After the last step of an epoch, `after_epoch` saves and stops.
-        if self.step % self.plan.steps_per_epoch and (
-                self.stop.is_set() or time.monotonic() - self.last_save > SAVE_EVERY):
+        last = self.step == self.plan.steps
+        within = self.step % self.plan.steps_per_epoch and not last
+        # The trained network is saved before anything else can fail. After an epoch, `after_epoch`
+        # saves and stops.
+        if last or (within and (self.stop.is_set()
+                                or time.monotonic() - self.last_save > SAVE_EVERY)):
             self.save()
+        if within:
             self.stop_if_asked(f"after step {self.step} of {self.plan.steps}")
         self.progress.step(text=f"epoch {self.epoch + 1}/{self.plan.epochs}")
 
@@ -124,8 +133,7 @@ class Run:
                           "{seconds} s".format(**row))
         losses = self.args.loss + (f", then {self.args.then}" if self.args.then else "")
         save_log(self.folder, self.rows, f"{self.args.encoder}, {losses}, {self.folder}", losses)
-        if (self.stop.is_set() or self.step == self.plan.steps
-                or time.monotonic() - self.last_save >= SAVE_AFTER_EPOCH):
+        if self.stop.is_set() or time.monotonic() - self.last_save >= SAVE_AFTER_EPOCH:
             self.save()
         self.stop_if_asked(f"after epoch {self.epoch} of {self.plan.epochs}")
 
@@ -150,7 +158,7 @@ class Run:
     def stop_if_asked(self, where: str) -> None:
         """Raises `Stopped` if Ctrl-C or SIGTERM has arrived."""
         if self.stop.is_set():
-            raise Stopped(where)
+            raise Stopped(where, whole_hundredths(self.step / self.plan.steps_per_epoch))
 
 
 class Watch:
@@ -258,13 +266,4 @@ def locked(folder: Path) -> Iterator[bool]:
     holds the lock. The system releases a lock when its process ends, even if it is killed. On
     systems without such locks it always yields True."""
     with open(folder / ".lock", "a+b") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        except (ImportError, OSError):  # Windows; a file system without locks
-            free = True
-        yield free
+        yield lock(file) is not False

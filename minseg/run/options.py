@@ -161,6 +161,7 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.stride = max(1, args.tile // 2) if args.stride is None else args.stride
     args.out = args.out or Path("runs") / ("synthetic" if synthetic else args.data.resolve().name)
     args.command = list(sys.argv[1:] if argv is None else argv)
+    args.close = False  # --resume with fewer --epochs sets it
     args.device = parser.device(args.device)
     args.amp = args.amp == "on" or (args.amp == "auto" and args.device.startswith("cuda"))
     check_train_options(parser, args)

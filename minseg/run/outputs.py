@@ -8,7 +8,6 @@ that are complete, and never overwrites a file that was made in another way.
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.files import atomic
+from ..data.files import atomic, content, is_same
 from ..data.polygons import read_note, write_objects
 from ..data.rle import Encoder
 from ..data.slides import Slide, open_slide
@@ -41,28 +40,35 @@ def output_files(path: Path, args: argparse.Namespace) -> list[Path]:
     return [args.out / f"{path.stem}{ending}" for ending in endings]
 
 
-def fingerprint(path: Path) -> str:
-    """A hash of 16 blocks spread over a file. Slides are too large to be hashed as a whole at each
-    start."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with open(path, "rb") as file:
-        for i in range(16):
-            file.seek(max(0, size - 2**16) * i // 15)
-            digest.update(file.read(2**16))
-    return digest.hexdigest()[:16]
-
-
-def provenance(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: Path) -> str:
-    """Everything that the content of an output file depends on, as JSON."""
-    facts = {"slide": path.name, "bytes": path.stat().st_size, "sample": fingerprint(path),
-             "models": ensemble.hashes, "threshold": ensemble.threshold, "scale": ensemble.scale,
-             "tile": ensemble.tile, "overlap": args.overlap, "window": args.window,
-             "tta": args.tta, "skip_flat": args.skip_flat, "amp": args.amp}
+def made_with(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: Path) -> dict:
+    """Everything that the content of an output file depends on, except what is in the slide."""
+    facts = {"slide": path.name, "models": ensemble.hashes, "threshold": ensemble.threshold,
+             "scale": ensemble.scale, "tile": ensemble.tile, "overlap": args.overlap,
+             "window": args.window, "tta": args.tta, "skip_flat": args.skip_flat, "amp": args.amp}
     if ensemble.white:
         facts["white"] = ensemble.white
     if args.min_area and output.suffix == ".geojson":
         facts["min_area"] = args.min_area
-    return json.dumps(facts)
+    return facts
+
+
+def provenance(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: Path,
+               slide: dict) -> str:
+    """Everything that the content of an output file depends on, as JSON. `slide`: the `content` of
+    the slide."""
+    return json.dumps({**made_with(path, ensemble, args, output), **slide})
+
+
+def was_made_so(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: Path) -> bool:
+    """Whether an output file was made from this slide, with these networks and options. A slide may
+    have been moved away after it was done; then all the rest must be the same."""
+    try:
+        noted = json.loads(carried_provenance(output) or "")
+        slide = {name: noted.pop(name) for name in ("bytes", "modified", "sample", "sha256")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return (noted == json.loads(json.dumps(made_with(path, ensemble, args, output)))
+            and (not path.exists() or is_same(path, slide)))
 
 
 def carried_provenance(output: Path) -> str | None:
@@ -92,9 +98,9 @@ def refuse_data_folder(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out}: holds the images of a data set: {remedy}")
 
 
-def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
-    """The slides whose outputs all exist. ValueError if two slides would write the same file, or if
-    a file that was made in another way is in the place of an output."""
+def check_outputs(ensemble: Ensemble, args: argparse.Namespace) -> None:
+    """ValueError if two slides would write the same file, or if a file that was made in another way
+    is in the place of an output."""
     refuse_data_folder(args)
     writers: dict[Path, Path] = {}
     for path in args.slides:
@@ -102,23 +108,28 @@ def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
             if output in writers:
                 raise ValueError(f"{output}: {writers[output]} and {path} would both write it")
             writers[output] = path
+    for path in args.slides if args.rle else ():
+        try:
+            path.stem.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}: its name is not UTF-8, as the table of --rle is: rename it")
     taken = {p.resolve() for p in [args.out, *args.out.resolve().parents, *args.slides, *writers]}
     if args.rle and args.rle.resolve() in taken:
         raise ValueError(f"{args.rle}: is the path of another file: give another path for --rle")
-    complete = set()
-    for path in args.slides:
-        outputs = output_files(path, args)
-        existing = [output for output in outputs if output.exists()]
-        if path.exists():  # a slide may have been moved away after it was done
-            for output in existing:
-                if carried_provenance(output) != provenance(path, ensemble, args, output):
-                    raise ValueError(f"{output}: exists already, made in another way: move it "
-                                     "away, or give another --out")
-        if existing == outputs:
-            complete.add(path)
-    if args.rle and args.rle.exists() and len(complete) < len(args.slides):
+    for output, path in writers.items():
+        if output.exists() and not was_made_so(path, ensemble, args, output):
+            raise ValueError(f"{output}: exists already, made in another way: move it away, or "
+                             "give another --out")
+    if args.rle and args.rle.exists() and not all(output.exists() for output in writers):
         raise ValueError(f"{args.rle}: exists already: move it away, or give another path")
-    return complete
+
+
+def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
+    """The slides whose outputs all exist, made from these slides with these networks and
+    options."""
+    return {path for path in args.slides
+            if all(output.exists() and was_made_so(path, ensemble, args, output)
+                   for output in output_files(path, args))}
 
 
 class Preview:
@@ -153,19 +164,21 @@ class Outputs:
         self.preview = Preview(path, slide, ensemble.white)
         self.encoder = Encoder(height, width)  # of the mask's run-length code
         mask_file, _, *others = output_files(path, args)
-        note = provenance(path, ensemble, args, mask_file)
+        held = content(path)
+        self.notes = {file: provenance(path, ensemble, args, file, held)
+                      for file in output_files(path, args)}
         # The stack closes files in reverse order. The mask is opened first and so completed last.
-        self.write_mask = files.enter_context(write_tiff(mask_file, height, width, note))
+        self.write_mask = files.enter_context(write_tiff(
+            mask_file, height, width, self.notes[mask_file]))
         self.write_probabilities = self.add_objects = None
         for file in others:
             if file.suffix == ".tiff":
                 self.write_probabilities = files.enter_context(
-                    write_tiff(file, height, width, note))
+                    write_tiff(file, height, width, self.notes[file]))
             else:
                 self.add_objects = files.enter_context(write_objects(
-                    file, height, width, note=provenance(path, ensemble, args, file),
-                    microns=slide.microns, name=ensemble.label or "object",
-                    min_area=args.min_area))
+                    file, height, width, note=self.notes[file], microns=slide.microns,
+                    name=ensemble.label or "object", min_area=args.min_area))
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """`Slide.read` of the next rows, from top to bottom. It also adds them to the preview."""
@@ -195,8 +208,8 @@ def write_outputs(path: Path, slide: Slide, ensemble: Ensemble,
     with ExitStack() as files:
         outputs = Outputs(path, slide, ensemble, args, files)
         yield outputs
-        mask_file, preview, *_ = output_files(path, args)
-        outputs.preview.save(preview, provenance(path, ensemble, args, mask_file))
+        preview = output_files(path, args)[1]
+        outputs.preview.save(preview, outputs.notes[preview])
 
 
 def encode_finished(mask_file: Path) -> Encoder:

@@ -6,50 +6,34 @@ except synthetic slides and the tile cache.
 
 import argparse
 import csv
-import json
 import math
-import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..crossval import group_folds
 from ..data.datasets import PATIENTS, Item, count_classes, find_slides, masks_without_image
-from ..data.files import atomic
 from ..data.masks import POLYGON_SUFFIXES
 from ..data.synthetic import write_slides
 from ..data.tables import clean
 from ..data.tiles import Tiles, cut
-from ..efficientnet import EfficientNet
-from ..pretrained import load_weights
 from ..sampling import epoch_indices
-from .report import Progress, environment
+from .clean import delete_superseded
+from .config import (
+    Data,
+    check_made_from,
+    check_settings,
+    close_early,
+    note_weights,
+    settings,
+)
+from .report import Progress, some
 from .step import seeded
 
 MOSTLY = 0.9  # a larger share of positive pixels looks like an inverted mask
-
-# Options that decide where and how fast a run is trained, but not its result. config.json does not
-# hold them, and they may differ from fold to fold and when a run is resumed.
-NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations",
-                 "losses", "command")
-MADE_WITH = "made_with"  # the entry of config.json that tells how its last fold was started
-
-
-@dataclass(frozen=True)
-class Data:
-    """The images, their folds and tiles, and which folds to train."""
-
-    items: list[Item]
-    folds: list[int]  # the fold of each image
-    tiles: Tiles
-    chosen: Sequence[int]  # the folds to train
-    microns: float | None  # median size of a pixel before scaling; None if no slide states it
-    config: dict  # the content of config.json
 
 
 def prepare(args: argparse.Namespace) -> Data:
@@ -59,8 +43,7 @@ def prepare(args: argparse.Namespace) -> Data:
     if fold is not None and not args.resume and (args.out / f"fold{fold}").exists():
         raise ValueError(f"{args.out / f'fold{fold}'}: holds a run already: go on with --resume, "
                          "give another --out, or delete it")
-    if args.weights:
-        load_weights(EfficientNet(args.encoder, num_classes=0), args.weights)
+    weights = note_weights(args)
     folder = args.data or draw_synthetic_slides(args.out.parent / "synthetic-slides")
     items = find_slides(folder, **mask_options(vars(args)))
     if unused := masks_without_image(items):
@@ -85,20 +68,59 @@ def prepare(args: argparse.Namespace) -> Data:
     existing = check_settings(args, config)
 
     facts, tiles = cut_all(items, args)
+    images = {item.id: fact["made_from"] for item, fact in zip(items, facts)}
+    check_made_from(args.out, images, weights, existing)
+    config["made_from"] = {"images": images, "weights": weights}
     report_data(items, facts)
     folds = make_folds(items, facts, tiles, number, args.scale)
     config["tiles"] = [fact["file"] for fact in facts]  # `minseg.run.clean` keeps them
     config["fold_of"] = {item.id: fold for item, fold in zip(items, folds)}
     if existing.get("fold_of", config["fold_of"]) != config["fold_of"]:
-        raise ValueError(f"{args.out}: holds a run whose images were in other folds: groups, "
-                         "images or masks have changed since: give another --out")
+        raise ValueError(f"{args.out}: holds a run whose images were in other folds: groups "
+                         "have changed since: give another --out")
     chosen = range(number) if fold is None else [fold]
+    if args.close:
+        config["epochs"] = args.epochs = close_early(args, chosen, existing["epochs"])
     check_folds(folder, facts, tiles, folds, chosen)
     check_stages(args, tiles, folds, chosen)
     report_folds(folder, items, folds, tiles, args.tile)
     report_objects(items, facts, args.scale, args.tile)
-    sizes = [fact["microns"] for fact in facts if fact["microns"]]
-    return Data(items, folds, tiles, chosen, statistics.median(sizes) if sizes else None, config)
+    report_copies(items, facts, folds)
+    return Data(items, folds, tiles, chosen, facts, pixel_size(items, facts), config)
+
+
+def pixel_size(items: Sequence[Item], facts: Sequence[dict]) -> float | None:
+    """The median size of a pixel in micrometres, before scaling. None if no image states its own,
+    or if they differ by more than a tenth, which one line then says."""
+    sizes = sorted((fact["microns"], item.id) for item, fact in zip(items, facts)
+                   if fact["microns"])
+    if not sizes:
+        return None
+    alike: list[list[tuple[float, str]]] = []  # those of one magnification
+    for size, id in sizes:
+        if not alike or size > 1.1 * alike[-1][0][0]:
+            alike.append([])
+        alike[-1].append((size, id))
+    if len(alike) == 1:
+        return statistics.median(size for size, _ in sizes)
+    print("images of different pixel size: " + "; ".join(
+        f"{statistics.median(size for size, _ in each):.3g} µm ({some(id for _, id in each)})"
+        for each in alike) + ": resample them to one size, or leave some out with --exclude; "
+        "model.pt will state no pixel size")
+    return None
+
+
+def report_copies(items: Sequence[Item], facts: Sequence[dict], folds: Sequence[int]) -> None:
+    """Prints which images are the same under two names, if one is trained on when the other is
+    scored."""
+    copies: dict[str, list[int]] = {}
+    for i, fact in enumerate(facts):
+        copies.setdefault(fact["made_from"]["image"]["sha256"], []).append(i)
+    apart = [" = ".join(items[i].id for i in same) for same in copies.values()
+             if len({folds[i] for i in same}) > 1]
+    if apart:
+        print(f"the same image under different names, in different folds: {some(apart)}: it is "
+              "trained on and scored: keep one, or give them one group")
 
 
 def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, number: int,
@@ -246,12 +268,6 @@ def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, til
               f"images: {some(small)}")
 
 
-def some(names: Iterable[str], most: int = 8) -> str:
-    """The first `most` of the names, with "..." for the rest."""
-    names = list(names)
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
-
-
 def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
     """The IDs that a file names, sorted: one ID per line, or the first column of a table, with or
     without the heading `id`. ValueError for an ID that no image has, and if no image is left."""
@@ -299,6 +315,7 @@ def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict]
     try:
         facts = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride,
                      margin=margin, progress=progress.step) for item in items]
+        delete_superseded(cache, facts)
         return facts, Tiles(cache, facts, args.tile, margin)
     except MemoryError as error:
         raise ValueError(f"{error}: use a smaller --tile or a larger --scale")
@@ -331,44 +348,3 @@ def make_sampler(args: argparse.Namespace, tiles: Tiles,
         return tile_numbers.view(steps, micro_batches, batch).tolist()
 
     return steps_of
-
-
-def settings(args: argparse.Namespace, **settled: Any) -> dict:
-    """The settings that all folds of a run share, for config.json. `settled` holds values that
-    replace those of `args`: of options that were not given, or that named a file."""
-    return {name: str(value.resolve()) if isinstance(value, Path) else value
-            for name, value in {**vars(args), **settled}.items()
-            if name not in NOT_IN_CONFIG}
-
-
-def check_settings(args: argparse.Namespace, config: dict) -> dict:
-    """Returns the settings in the config.json of existing folds; {} if there are none. ValueError
-    if they were trained with other settings. A run that is resumed may change its learning rate and
-    its precision."""
-    path = args.out / "config.json"
-    if not any(args.out.glob("fold*")) or not path.exists():
-        return {}
-    try:
-        existing = json.loads(path.read_text())
-    except ValueError:
-        existing = {}
-    config = json.loads(json.dumps(config))  # a tuple becomes a list, as in the file
-    may_differ = {"fold_of", "tiles", MADE_WITH}  # `prepare` compares the folds
-    if args.resume:
-        may_differ |= {"lr", "amp"}
-    names = [name for name in {**existing, **config}
-             if existing.get(name) != config.get(name) and name not in may_differ]
-    if names:
-        raise ValueError(f"{args.out}: holds a run with other settings (--"
-                         + ", --".join(name.replace("_", "-") for name in sorted(names))
-                         + "): give another --out")
-    return existing
-
-
-def save_config(args: argparse.Namespace, config: dict) -> None:
-    """Writes config.json into a run's folder, with the command and the environment of the fold that
-    is about to be trained."""
-    made_with = {"command": shlex.join(["python", "train.py", *args.command]),
-                 **environment(args.device)}
-    with atomic(args.out / "config.json") as temporary:
-        temporary.write_text(json.dumps({**config, MADE_WITH: made_with}, indent=2) + "\n")

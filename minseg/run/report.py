@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import date
 from difflib import get_close_matches
@@ -92,6 +92,12 @@ def duration(seconds: float) -> str:
     unit, step = ("min", 60) if seconds < 3600 else ("h", 3600)
     whole, rest = divmod(seconds, step)
     return f"{whole}:{rest * 60 // step:02d} {unit}"
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """The first `most` of the names, with "..." for the rest."""
+    names = list(names)
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 class Progress:

@@ -29,7 +29,7 @@ from ..data.slides import Slide, open_slide
 from ..tiling import predict_bands
 from .bands import write_tiff
 from .errors import Unfinished
-from .predictor import predictor
+from .predictor import check_probabilities, predictor
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
@@ -50,7 +50,12 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
     """The result of `cross_validate` for `counts` (from `count_levels`, one per image), with the
     images' IDs, and with `best_threshold`, the threshold with the highest Dice over all images
     together. `folds`: the fold of each image (default: all in one). The Dice of an image that is
-    entirely void is None. ValueError if all images of a fold are void."""
+    entirely void is None. ValueError if all images of a fold are void.
+
+    The best threshold of a fold's held-out images goes into model.pt for `infer.py`. It is tuned on
+    these images, so a score of the same images at this threshold would be too high. No score uses
+    it: score.json uses 0.5, and `summarize` chooses the threshold of a fold from the other folds.
+    The new slides that `infer.py` segments had no part in choosing it."""
     folds = folds or [0] * len(counts)
     scored = [i for i, count in enumerate(counts) if count.any()]
     if missing := sorted(set(folds) - {folds[i] for i in scored}):
@@ -84,6 +89,7 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
                 write = files.enter_context(write_tiff(
                     folder / f"{item.id}.tiff", slide.full_height, slide.full_width))
             for y, band in slide.enlarge(bands):
+                check_probabilities(band, y, item.image, args.amp)
                 levels = (band[0] * 255).round().byte().numpy()  # (rows, width)
                 total += count_known(levels, mask.read(y, 0, *levels.shape))
                 if write:
@@ -127,15 +133,17 @@ def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
           f"{result['objects']['f1']:.4f}")
 
 
-def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> float:
-    """Writes score.json and preview.png of the held-out images, whose probabilities are in
-    `folder`/probabilities.
+def finish_fold(folder: Path, items: Sequence[Item]) -> None:
+    """Scores and draws the held-out images of a fold whose network is saved, unless that is done
+    already."""
+    if (folder / "model.pt").exists() and not (folder / "score.json").exists():
+        save_fold(folder, items, [count_saved(folder, item) for item in items])
+        print(f"look at {folder / 'preview.png'}")
 
-    Returns the threshold that is best for these images, which goes into model.pt for `infer.py`. It
-    is tuned on the held-out images, so a score of the same images at this threshold would be too
-    high. No score uses it: score.json uses 0.5, and `summarize` chooses the threshold of a fold
-    from the other folds. The new slides that `infer.py` segments had no part in choosing it.
-    """
+
+def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> None:
+    """Writes preview.png and score.json of the held-out images, whose probabilities are in
+    `folder`/probabilities. `counts`: what `predict` returned for them."""
     result = score(counts, items)
     threshold, dice = result["thresholds"][0], result["images"]
     shown = sorted((item for item in items if dice[item.id] is not None),
@@ -158,7 +166,6 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
     contact_sheet(folder / "preview.png", pictures, legend=legend)
     save_score(folder / "score.json", result, {
         item.id: count_saved_objects(folder, item, threshold) for item in items})
-    return result["best_threshold"]
 
 
 def summarize(out: Path, items: Sequence[Item], folds: Sequence[int],
