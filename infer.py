@@ -20,7 +20,7 @@ from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import BLANK_CONTRAST
 from minseg.run.checkpoint import load_ensemble
-from minseg.run.errors import out_of_memory, plain, print_any_name, warn
+from minseg.run.errors import out_of_memory, plain, warn
 from minseg.run.options import infer_options
 from minseg.run.outputs import (
     check_outputs,
@@ -70,7 +70,6 @@ def progress_of_slide(progress, text, size, share):
 
 def main(argv=None):
     """Segment the slides one by one. A slide that fails does not stop the others."""
-    print_any_name()
     args = infer_options(argv)
     keep_memory()  # on a CPU, a tile takes a tenth less time
     try:

@@ -28,7 +28,7 @@ from minseg.data.memory import keep_memory
 from minseg.losses import first_stage
 from minseg.run.checkpoint import save_model
 from minseg.run.config import begin_fold, check_unchanged
-from minseg.run.errors import explained, print_any_name
+from minseg.run.errors import explained
 from minseg.run.loop import Run, claim_fold
 from minseg.run.options import train_options
 from minseg.run.prepare import class_name, make_sampler, prepare, training_tiles
@@ -193,7 +193,6 @@ def train_and_save(args, data, fold):
 
 def main(argv=None):
     """Prepare the data; train and score fold by fold; summarize."""
-    print_any_name()
     args, start = train_options(argv), time.monotonic()
     keep_memory()  # on a CPU, a step is 1.5 times as fast
     # An error becomes one line on stderr and an exit code. 2: options or data are wrong, no fold is

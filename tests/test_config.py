@@ -260,3 +260,25 @@ def test_a_fold_whose_picture_failed_is_drawn_by_the_next_start(data, tmp_path, 
     start(data, out, "--fold", 0, "--resume")
     assert (out / "fold0" / "score.json").read_text() == score
     assert (out / "fold0" / "preview.png").exists()
+
+
+def test_a_full_disk_after_the_last_step_still_gives_the_smaller_model(
+        data, tmp_path, monkeypatch, capsys):
+    def full(path, **entries):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(loop, "write_checkpoint", full)
+    out = tmp_path / "runs" / "o"
+    start(data, out, "--fold", 0)
+    line, = capsys.readouterr().err.splitlines()
+    assert "resume.pt: No space left on device: free some" in line and "going on" in line
+    assert (out / "fold0" / "model.pt").exists() and (out / "fold0" / "score.json").exists()
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(data, tmp_path, monkeypatch):
+    def closed(*text, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("minseg.run.report.print", closed, raising=False)
+    start(data, tmp_path / "runs" / "o", "--fold", 0)
+    assert (tmp_path / "runs" / "o" / "fold0" / "model.pt").exists()

@@ -65,7 +65,7 @@ def plain(error: Exception) -> str:
     """The text of an error; of one by the operating system: the file, what is wrong, a remedy."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
-    free_some = ": free some, then give the same command again (train.py: --resume)"
+    free_some = ": free some, then give the same command again"
     remedy = {errno.ENOSPC: free_some, errno.EDQUOT: free_some,
               errno.EROFS: ": write to another disk, with --out",
               errno.EACCES: ": change its permissions, or give another --out"}
@@ -90,6 +90,8 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
         return (f"out of memory on {args.device}: add --checkpoint-activations and go on with "
                 f"--resume, or, in another --out, lower --batch {args.batch} (and raise "
                 "--accumulate) or --tile")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{plain(error)} with --resume"
     return plain(error) if isinstance(error, (ValueError, OSError)) else None
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..data.files import lock
 from ..data.tiles import Tiles
 from .checkpoint import restore, write_checkpoint
-from .errors import Stopped, whole_hundredths
+from .errors import Stopped, plain, warn, whole_hundredths
 from .report import Progress
 from .scores import save_log
 
@@ -149,10 +149,15 @@ class Run:
     def save(self) -> None:
         """Writes resume.pt, unless something in it is not finite."""
         self.check()
-        write_checkpoint(self.folder / "resume.pt", done=self.step, rows=self.rows,
-                         total=self.loss_sum.item(), length=self.plan.steps_per_epoch,
-                         areas=self.tiles.mask_area, spent=self.elapsed(),
-                         **{name: saved.state_dict() for name, saved in self.states.items()})
+        try:
+            write_checkpoint(self.folder / "resume.pt", done=self.step, rows=self.rows,
+                             total=self.loss_sum.item(), length=self.plan.steps_per_epoch,
+                             areas=self.tiles.mask_area, spent=self.elapsed(),
+                             **{name: saved.state_dict() for name, saved in self.states.items()})
+        except OSError as error:
+            if self.step < self.plan.steps:
+                raise  # the last resume.pt is still there
+            warn(f"{plain(error)}; model.pt is smaller, so it may still fit: going on")
         self.last_save = time.monotonic()
 
     def stop_if_asked(self, where: str) -> None:

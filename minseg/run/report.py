@@ -18,7 +18,7 @@ from datetime import date
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
 from ..data.files import atomic
+from .errors import print_any_name
 
 BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3
 LEGEND = "orange: prediction    blue: label"
@@ -33,7 +34,12 @@ PANEL = 130, 1010, 330  # of curves.png, which is 1,200 pixels wide: left, right
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line. (argparse alone prints the usage first.)"""
+    """An argument parser whose errors are one line. (argparse alone prints the usage first.) Its
+    program can print any name."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        print_any_name()
 
     def error(self, message: object) -> NoReturn:
         """Prints one line on stderr, with what may have been meant, and exits with 2."""
@@ -138,7 +144,8 @@ class Progress:
         """Prints a permanent line above the line that is redrawn."""
         if self.live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        print(text, flush=True)
+        with suppress(OSError):  # the pipe is closed, or the disk with the log is full
+            print(text, flush=True)
 
 
 def outline(mask: np.ndarray, width: int = 2) -> np.ndarray:
