@@ -160,7 +160,7 @@ def _instead_of(folder: Path) -> str:
                 for path in found if path.suffix.lower() in IMAGE_SUFFIXES}
     if patterns:
         return "name its files, as in " + " ".join(
-            f"{shlex.quote(str(folder))}/{pattern}" for pattern in sorted(patterns, key=len))
+            f"{shlex.quote(str(folder))}/{pattern}" for pattern in sorted(patterns, key=lambda each: (len(each), each)))
     other = next((path for path in found if path.suffix.lower() in OTHER_SLIDES), None)
     if other:
         return f"it holds {other}, and {other.suffix.lower()} is not supported: {EXPORT}"
