@@ -59,8 +59,10 @@ def given(message, folder):
 # Each row: a name; how the folder is made; words of the message; what it says to do. The last may
 # return the folder that is then read. Afterwards the data set has the images a and b.
 ROWS = [
-    ("an empty folder", lambda d: d.mkdir(), "add DIR/images and DIR/masks", pairs),
-    ("no masks", lambda d: remove(pairs(d), "masks"), "DIR/masks: no such folder", pairs),
+    ("an empty folder", lambda d: d.mkdir(), "add the images, and a mask for each image", pairs),
+    ("no masks", lambda d: remove(pairs(d), "masks"),
+     "DIR/masks: no such folder: --data must contain images/ and masks/, or train/ and train.csv: "
+     "add it, with a mask for each image, of the same name", pairs),
     ("a file", lambda d: put(d.parent, d.name), "is a file: --data takes the folder",
      lambda d, _: (d.unlink(), pairs(d))[1]),
     ("a split in subfolders", lambda d: put(pairs(d / "train").parent, "val/images/c.png",
@@ -139,6 +141,9 @@ ROWS = [
     ("masks with another beginning", lambda d: move(pairs(d), "masks/b.png -> masks/label-B.tif"),
      "if DIR/masks/label-B.tif is it, rename it to b.tif",
      lambda d, _: move(d, "masks/label-B.tif -> masks/b.tif")),
+    ("masks with other names", lambda d: move(pairs(d), "masks/a.png -> masks/mask_1.png"),
+     "has no mask: add DIR/masks/a.png, or rename the right one of mask_1.png",
+     lambda d, _: move(d, "masks/mask_1.png -> masks/a.png")),
     ("two masks", lambda d: pairs(d, "masks/a_mask.png"),
      "DIR/masks/a_mask.png: a.png is a mask of the same image: keep only one",
      lambda d, _: remove(d, "masks/a_mask.png")),
@@ -165,7 +170,7 @@ ROWS = [
      lambda d, _: put(d, "images/a.png", "images/b.png")),
     ("an Excel file of groups", lambda d: pairs(d, "groups.xlsx"),
      "DIR/groups.xlsx: has the wrong name or format: save it as groups.csv",
-     lambda d, _: remove(put(d, GROUPS, text="id,group\na,p1\nb,p2\n"), "groups.xlsx")),
+     lambda d, _: put(d, GROUPS, text="id,group\na,p1\nb,p2\n")),
     ("an Excel file by the right name", lambda d: pairs(d, GROUPS, text=b"PK\3\4\0\0\x9f\xff\0"),
      "open it in a spreadsheet program and save it as CSV UTF-8",
      lambda d, _: put(d, GROUPS, text="id;group\na;p1\nb;p2\n")),
@@ -174,7 +179,7 @@ ROWS = [
      lambda d, _: put(d, GROUPS, text="id,group\na,1\nb,2\n")),
     ("groups by other names beside the code", lambda d: hubmap(d, "group.csv"),
      "DIR/group.csv: has the wrong name or format: save it as groups.csv",
-     lambda d, _: remove(put(d, GROUPS, text="id,group\na,p1\nb,p2\n"), "group.csv")),
+     lambda d, _: put(d, GROUPS, text="id,group\na,p1\nb,p2\n")),
     ("one image in two lines", lambda d: pairs(
         d, GROUPS, text="id,group\nimages/a.png,1\nA.tif,2\nb,2\n"),
      "DIR/groups.csv: has two lines for A.tif: keep only one",
@@ -338,17 +343,17 @@ def test_files_without_effect_are_listed(tmp_path):
 
 def test_the_competitions_files_without_effect_are_listed(tmp_path):
     folder = hubmap(tmp_path, "train/a.json", "train/a-anatomical-structure.json",
-                    "sample_submission.csv", "test/c.tiff", text=GEOJSON)
+                    "sample_submission.csv", "test/c.tiff", "masks/a.png", text=GEOJSON)
     assert [path.name for path in unused_files(folder, find_slides(folder))] == [
-        "sample_submission.csv", "a-anatomical-structure.json"]
+        "masks", "sample_submission.csv", "a-anatomical-structure.json"]
 
 
 def test_files_without_effect_are_printed_in_one_line_for_each_folder(tmp_path, capsys):
     pairs(tmp_path, "patients.csv", *(f"images/{i}.xml" for i in range(20)))
     report_unused(tmp_path, unused_files(tmp_path, find_slides(tmp_path)))
     first, second = capsys.readouterr().out.splitlines()
-    assert first == (f"{tmp_path}: not used (1): patients.csv; images of one patient are kept "
-                     "together by groups.csv: id,group")
+    assert first == (f"{tmp_path}: not used (1): patients.csv; groups.csv (id,group) would keep "
+                     "images of one patient together")
     assert second.startswith(f"{tmp_path / 'images'}: not used (20): 0.xml, 1.xml, ")
     assert second.endswith(", ...") and len(second) < len(str(tmp_path)) + 100
 

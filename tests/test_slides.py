@@ -655,11 +655,12 @@ def test_a_folder_without_an_image_that_is_read_is_refused_as_such(tmp_path, nam
     assert str(error.value) == f"{tmp_path}: is a folder: {words}"
 
 
-@pytest.mark.parametrize("name", ["a.czi", "a.dcm", "a.dzi", "a.mrxs", "a.ome.zarr/"])
+@pytest.mark.parametrize("name", ["a.czi", "a.dcm", "a.dzi", "a.mrxs", "a.ome.zarr/", "a.npy", "a"])
 def test_a_sound_slide_in_another_format_is_to_be_exported_not_replaced(tmp_path, name):
     path = tmp_path / name
     path.mkdir() if name.endswith("/") else path.write_bytes(bytes(600))
     with pytest.raises(ValueError) as error:
         open_slide(path)
-    assert str(error.value) == (f"{path}: {path.suffix} is not supported: save it as TIFF or PNG "
-                                "(QuPath: File > Export images > OME TIFF)")
+    assert str(error.value) == (
+        f"{path}: {path.suffix or 'its format'} is not supported: save it as TIFF or PNG (QuPath: "
+        "File > Export images > OME TIFF)")

@@ -71,7 +71,8 @@ clear.
 | groups.csv without a group for an image | refused |
 | HuBMAP's table without a patient for an image | the image is a group of its own |
 | groups that differ only by case, spaces, dashes or as 1 and 1.0 do | refused |
-| Groups.csv, groups.xlsx and the like; images in subfolders | refused, with the remedy |
+| Groups.csv, groups.xlsx and the like, without groups.csv | refused, with the remedy |
+| images or masks in subfolders | refused, with the remedy |
 | images/ and masks/ with a train.csv that has no column encoding | this table is not used |
 | both layouts; neither layout | refused, with the remedy |
 | other tables; files beside images and masks that belong to no image | not used, and named |
@@ -173,11 +174,11 @@ def _by_name(table: Path, lines: dict[str, str]) -> dict[str, str]:
 def _groups(folder: Path, images: dict[str, Path]) -> dict[str, str]:
     """The group of each image: that of groups.csv, else its patient, else the image alone.
     ValueError if groups.csv lacks an image, or divides the images of a patient."""
-    for path in visible(folder):
-        if path.name != GROUPS and re.fullmatch(r"groups?\.(csv|tsv|txt|xlsx?)", path.name.lower()):
-            raise ValueError(f"{path}: has the wrong name or format: save it as {GROUPS}")
     table, patients = folder / GROUPS, _patients(folder)
     if not os.path.lexists(table):  # a broken link must not pass for a missing table
+        for path in visible(folder):
+            if re.fullmatch(r"groups?\.(csv|tsv|txt|xlsx?|ods)", path.name.lower()):
+                raise ValueError(f"{path}: has the wrong name or format: save it as {GROUPS}")
         return {name: patients.get(name) or image.stem for name, image in images.items()}
     groups = _by_name(table, read_table(table, "id", "group"))
     first: dict[str, str] = {}  # image of each patient
@@ -212,7 +213,7 @@ def unused_files(folder: str | Path, items: Sequence[Item]) -> list[Path]:
         used.update(filter(None, (item.image, item.mask, item.polygons)))
     parts = {path.parent for path in used} - {folder}
     tables = [path for path in visible(folder) if path.suffix.lower() in TABLE_SUFFIXES
-              or (path.name == "train" and path not in parts)]
+              or (path.name in ("images", "masks", "train") and path not in parts)]
     return [path for path in [*tables, *(path for part in sorted(parts) for path in visible(part))]
             if path not in used]
 

@@ -116,7 +116,8 @@ def _no_mask(name: str, image: Path, folder: Path, masks: Iterable[Path],
     if jsons:
         return (f"{image}: has no mask: {jsons[0]} has no image: if it holds the objects of all "
                 f"images, as COCO's does, {SHOWN}")
-    return f"{image}: has no mask: add {folder / image.stem}.png"
+    others = f", or rename the right one of {', '.join(path.name for path in left[:4])}"
+    return f"{image}: has no mask: add {folder / image.stem}.png{others if left else ''}"
 
 
 def is_hubmaps(folder: Path) -> bool:
@@ -160,7 +161,8 @@ def _neither(folder: Path) -> str:
     if "images" in missing and holds(folder, IMAGE_SUFFIXES):
         return (f"{start}: move the images into {folder / 'images'}, and the masks, with the same "
                 f"names, into {folder / 'masks'}")
-    return f"{start}: add {' and '.join(str(folder / part) for part in missing)}"
+    each = "it, with" if missing == ["masks"] else "the images, and"
+    return f"{start}: add {each} a mask for each image, of the same name"
 
 
 def _has_layout(folder: Path) -> bool:

@@ -59,7 +59,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -132,8 +132,9 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:  # every decoder has its own kinds of errors
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
-        if path.suffix.lower() in OTHER_SLIDES:
-            raise ValueError(f"{path}: {path.suffix.lower()} is not supported: {EXPORT}")
+        suffix, unknown = path.suffix.lower(), isinstance(error, UnidentifiedImageError)
+        if suffix in OTHER_SLIDES or (unknown and suffix not in IMAGE_SUFFIXES):
+            raise ValueError(f"{path}: {suffix or 'its format'} is not supported: {EXPORT}")
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}): replace it or remove it")
 
@@ -160,7 +161,7 @@ def _instead_of(folder: Path) -> str:
                 for path in found if path.suffix.lower() in IMAGE_SUFFIXES}
     if patterns:
         return "name its files, as in " + " ".join(
-            f"{shlex.quote(str(folder))}/{pattern}" for pattern in sorted(patterns, key=lambda each: (len(each), each)))
+            f"{shlex.quote(str(folder))}/{pattern}" for pattern in sorted(patterns))
     other = next((path for path in found if path.suffix.lower() in OTHER_SLIDES), None)
     if other:
         return f"it holds {other}, and {other.suffix.lower()} is not supported: {EXPORT}"

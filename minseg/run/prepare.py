@@ -106,9 +106,9 @@ def report_unused(folder: Path, unused: Sequence[Path]) -> None:
     for path in unused:
         names.setdefault(path.parent, []).append(path.name)
     for parent, files in names.items():
-        hint = f"; images of one patient are kept together by {GROUPS}: id,group"
-        print(f"{parent}: not used ({len(files)}): {some(files)}"
-              + (hint if parent == folder and not (folder / GROUPS).exists() else ""))
+        grouped = parent != folder or any((folder / name).exists() for name in (GROUPS, PATIENTS))
+        hint = "" if grouped else f"; {GROUPS} (id,group) would keep images of one patient together"
+        print(f"{parent}: not used ({len(files)}): {some(files)}{hint}")
 
 
 def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, number: int,
