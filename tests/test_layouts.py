@@ -264,6 +264,11 @@ def test_a_list_of_all_images_in_two_spellings_leaves_none(tmp_path):
         read_ids(tmp_path / "list.txt", items)
 
 
+def test_a_folder_is_no_list_of_images(tmp_path):
+    with pytest.raises(ValueError, match="no such file: --exclude takes a list of IDs"):
+        read_ids(tmp_path, [])
+
+
 def test_masks_may_end_in_mask_unless_an_image_has_that_name(tmp_path):
     put(tmp_path, "images/a.png", "images/b.ome.tif", "images/c.png", "images/c_mask.png",
         "masks/a_mask.png", "masks/b_mask.tif", "masks/c.png", "masks/c_mask.png")

@@ -269,7 +269,7 @@ def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
     try:
         with open_table(path) as file:
             named = {clean(row[0]) for row in csv.reader(file) if row} - {""}
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{path}: no such file: --exclude takes a list of IDs")
     except (ValueError, csv.Error):
         raise ValueError(f"{path}: is not a text file: --exclude takes a list of IDs, one per line")
