@@ -144,6 +144,17 @@ ROWS = [
     ("masks with other names", lambda d: move(pairs(d), "masks/a.png -> masks/mask_1.png"),
      "has no mask: add DIR/masks/a.png, or rename the right one of mask_1.png",
      lambda d, _: move(d, "masks/mask_1.png -> masks/a.png")),
+    ("a mask for each object", lambda d: put(
+        move(pairs(d), "masks/a.png -> masks/a/1.png") or d, "masks/a/2.png"),
+     "DIR/masks/a: is a folder: make one mask of those in it, DIR/masks/a.png, and move the folder",
+     lambda d, _: move(d, "masks/a -> objects/a", "objects/a/1.png -> masks/a.png")),
+    ("several masks of an image", lambda d: put(
+        move(pairs(d), "masks/a.png -> masks/a_1.png") or d, "masks/a_2.png"),
+     "has no mask: make DIR/masks/a.png, of a_1.png, a_2.png or the right one of them",
+     lambda d, _: put(d, "masks/a.png")),
+    ("several masks with other names", lambda d: put(
+        move(pairs(d), "masks/a.png -> masks/x.png") or d, "masks/y.png"),
+     "DIR/images/a.png: has no mask: add DIR/masks/a.png", lambda d, _: put(d, "masks/a.png")),
     ("two masks", lambda d: pairs(d, "masks/a_mask.png"),
      "DIR/masks/a_mask.png: a.png is a mask of the same image: keep only one",
      lambda d, _: remove(d, "masks/a_mask.png")),

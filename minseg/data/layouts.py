@@ -10,7 +10,7 @@ one: each of these messages, once it is followed, leads to a data set that is re
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from .masks import POLYGON_SUFFIXES
@@ -86,38 +86,46 @@ def images_of(folder: Path) -> dict[str, Path]:
 def masks_of(folder: Path, images: dict[str, Path]) -> dict[str, Path]:
     """The mask of each image, by the image's name: a file of the same name, or of the same name and
     _mask. ValueError says what to do about an image without one."""
+    for path in visible(folder):
+        if path.name.casefold() in images and path.is_dir():  # a file for each object
+            raise ValueError(f"{path}: is a folder: make one mask of those in it, {path}.png, and "
+                             "move the folder away")
     masks = files_of(folder, MASK_SUFFIXES)
     for longer, mask in list(masks.items()):
         name = longer.removesuffix("_mask")
         if longer not in images and name in images and masks.setdefault(name, mask) != mask:
             raise ValueError(f"{mask}: {masks[name].name} is a mask of the same image: keep only "
                              "one")
-    for name, image in images.items():
+    for name in images:
         if name not in masks:
-            raise ValueError(_no_mask(name, image, folder, masks.values(), images))
+            raise ValueError(_no_mask(name, images, folder, masks))
     return {name: masks[name] for name in images}
 
 
-def _no_mask(name: str, image: Path, folder: Path, masks: Iterable[Path],
-             images: Collection[str]) -> str:
+def _no_mask(name: str, images: dict[str, Path], folder: Path, masks: dict[str, Path]) -> str:
     """What to do about an image without a mask: first about a mask in another format, then about
-    one with another name."""
+    masks with other names."""
     for path in visible(folder):
         if name_of(path.stem).removesuffix("_mask") == name and path.is_file():
             remedy = "is not read as a mask: save it as PNG"
             return f"{path}: {OTHER_MASKS.get(path.suffix.lower(), remedy)}"
+    start, file = f"{images[name]}: has no mask:", folder / f"{images[name].stem}.png"
     word = re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])")  # in mask_a, a-seg, ...
-    left = [path for path in masks if name_of(path.name) not in images]
+    used = {masks[each] for each in images if each in masks}
+    left = [path for path in masks.values() if path not in used]
     likely = [path for path in left if word.search(name_of(path.name))]
+    if len(likely) == 1:
+        return f"{start} if {likely[0]} is it, rename it to {file.stem}{likely[0].suffix}"
     if likely:
-        return (f"{image}: has no mask: if {likely[0]} is it, rename it to "
-                f"{image.stem}{likely[0].suffix}")
-    jsons = [path for path in left if path.suffix.lower() == ".json"]
-    if jsons:
-        return (f"{image}: has no mask: {jsons[0]} has no image: if it holds the objects of all "
-                f"images, as COCO's does, {SHOWN}")
-    others = f", or rename the right one of {', '.join(path.name for path in left[:4])}"
-    return f"{image}: has no mask: add {folder / image.stem}.png{others if left else ''}"
+        return (f"{start} make {file}, of {', '.join(path.name for path in likely[:4])} or the "
+                "right one of them")
+    if jsons := [path for path in left if path.suffix.lower() == ".json"]:
+        return (f"{start} {jsons[0]} has no image: if it holds the objects of all images, as "
+                f"COCO's does, {SHOWN}")
+    if 0 < len(left) <= sum(each not in masks for each in images):
+        return (f"{start} add {file}, or rename the right one of "
+                + ", ".join(path.name for path in left[:4]))
+    return f"{start} add {file}"
 
 
 def is_hubmaps(folder: Path) -> bool:
