@@ -790,6 +790,7 @@ def test_a_cpu_without_bfloat16_and_a_missing_compiler_are_named(
 def test_a_folder_and_a_format_that_is_not_read_are_named_with_a_remedy(
         model, tmp_path, capsys):
     (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.png").touch()
     line = fails(capsys, 2, tmp_path / "slides", "--model", model, "--out", tmp_path / "out")
     assert line.endswith(f"slides: is a folder: name its files, as in {tmp_path / 'slides'}/*.png")
     (tmp_path / "a.mrxs").write_bytes(bytes(2000))

@@ -2,7 +2,9 @@
 
 import itertools
 import pickle
+import shlex
 import struct
+import subprocess
 import threading
 import uuid
 import zlib
@@ -615,3 +617,50 @@ def test_bands_are_enlarged_as_the_whole_map_would_be(tmp_path, scale):
             map[None], scale_factor=scale, mode="bilinear")[0][:, :HEIGHT, :WIDTH]
         torch.testing.assert_close(torch.cat([band for _, band in bands], 1), expected,
                                    atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("names, words", [
+    (["a.png", "b.PNG"], "name its files, as in DIR/*.PNG DIR/*.png"),
+    (["notes.txt", "a.svs"], "name its files, as in DIR/*.svs"),
+    (["p1/a.tif", "p2/b.tif"], "name its files, as in DIR/*/*.tif"),
+    (["a.tif", "more/deep/b.jpg"], "name its files, as in DIR/*.tif DIR/*/*/*.jpg")])
+def test_the_patterns_named_for_a_folder_find_all_its_images(tmp_path, names, words):
+    folder = tmp_path / "my slides"
+    for name in [*names, ".hidden.png"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    with pytest.raises(ValueError) as error:
+        open_slide(folder)
+    message = str(error.value)
+    quoted = shlex.quote(str(folder))
+    assert message == f"{folder}: is a folder: {words.replace('DIR', quoted)}"
+    patterns = message.split(" as in ")[1]
+    said = subprocess.run(["sh", "-c", f"printf '%s\n' {patterns}"], capture_output=True, text=True)
+    assert sorted(said.stdout.splitlines()) == sorted(
+        str(folder / name) for name in names if name != "notes.txt")
+
+
+@pytest.mark.parametrize("names, words", [
+    ([], "it holds no image: name image files, such as TIFF or PNG"),
+    (["notes.txt", "more/"], "it holds no image: name image files, such as TIFF or PNG"),
+    (["more/a.dcm", "more/b.dcm"], "it holds more/a.dcm, and .dcm is not supported: save it as "
+     "TIFF or PNG (QuPath: File > Export images > OME TIFF)")])
+def test_a_folder_without_an_image_that_is_read_is_refused_as_such(tmp_path, names, words):
+    (tmp_path / "more").mkdir()
+    for name in names:
+        if not name.endswith("/"):
+            (tmp_path / name).touch()
+    with pytest.raises(ValueError) as error:
+        open_slide(tmp_path)
+    assert str(error.value) == f"{tmp_path}: is a folder: {words}"
+
+
+@pytest.mark.parametrize("name", ["a.czi", "a.dcm", "a.dzi", "a.mrxs", "a.ome.zarr/", "a.npy", "a"])
+def test_a_sound_slide_in_another_format_is_to_be_exported_not_replaced(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if name.endswith("/") else path.write_bytes(bytes(600))
+    with pytest.raises(ValueError) as error:
+        open_slide(path)
+    assert str(error.value) == (
+        f"{path}: {path.suffix or 'its format'} is not supported: save it as TIFF or PNG (QuPath: "
+        "File > Export images > OME TIFF)")

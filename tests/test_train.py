@@ -498,7 +498,7 @@ def test_what_there_is_to_find_is_printed_with_what_looks_like_a_mistake(tmp_pat
     # the areas are 120, 120, 400 and 400: their median is 260, a disc 18.2 pixels wide
     assert "5.6% of pixels positive, 4 objects, median diameter 18 pixels (9 at --scale 2)" in out
     assert "no object in: c" in out
-    assert f"{folder / 'masks'}: masks without an image are not used: d.png" in out
+    assert f"{folder / 'masks'}: not used (1): d.png" in out
     assert ("3 of 3 images are smaller than a tile of 64 x 64 pixels at --scale 2, and filled up "
             "with mirror images: a, b, c") in out
     assert not any("inverted" in line for line in out)

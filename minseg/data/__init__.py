@@ -5,6 +5,7 @@
 | `minseg.data.slides` | reads windows of images of any size; lists which image files are accepted |
 | `minseg.data.tiff` | chooses the image in a TIFF that is the slide, and reads windows of it |
 | `minseg.data.datasets` | finds the images, masks and groups in a folder; lists what is accepted |
+| `minseg.data.layouts` | tells layouts apart, matches files by name, says how to mend the rest |
 | `minseg.data.tables` | reads the names and tables that people typed |
 | `minseg.data.masks` | reads masks, whether stored as images, run-length code or polygons |
 | `minseg.data.rle` | encodes and decodes run-length code |

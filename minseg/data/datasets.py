@@ -2,10 +2,10 @@
 
 A folder has one of two layouts:
 
-    DIR/images/ID.{png,jpg,tif,svs,...}   DIR/masks/ID.{png,tif,geojson}
+    DIR/images/ID.{png,jpg,tif,svs,...}   DIR/masks/ID.{png,tif,geojson,json}
     DIR/groups.csv: id,group              optional
 
-    DIR/train/ID.tiff                     as HuBMAP published it
+    DIR/train/ID.{tiff,...}               as HuBMAP published it
     DIR/train.csv: id,encoding            run-length code; optional if each image has polygons
     DIR/train/ID.json                     polygons; optional
     DIR/HuBMAP-20-dataset_information.csv: image_file, patient_number, ...     optional
@@ -56,16 +56,26 @@ clear.
 | in the folder | how it is read |
 |---|---|
 | headings of a table | in any case and order, beside others |
-| a heading that is missing or repeated | refused |
+| a heading that is missing or repeated | refused, with those that were found |
+| columns separated by commas, semicolons or tabs; UTF-8, UTF-16 with its mark | read |
+| other encodings; unbalanced quotes | refused |
 | names in a table | without quotes, surrounding spaces and invisible characters |
+| ID, ID.svs, images/ID.png, C:\\scans\\id.tif, in tables, `--exclude` and as names of masks | ID |
+| two images that these rules make one, such as A.png and a.png, a.png and a.tif.png | refused |
+| masks/ID_mask.png | as masks/ID.png; both of them are refused |
 | an empty line | skipped |
 | a line without an ID, or with more cells than headings | refused |
-| two lines for one ID | accepted if they agree, else refused |
+| two lines for one image | accepted if they agree, else refused |
+| groups.csv and HuBMAP's table of patients, in both layouts | groups.csv counts |
+| groups.csv that puts a patient of HuBMAP's table into two groups | refused |
 | groups.csv without a group for an image | refused |
 | HuBMAP's table without a patient for an image | the image is a group of its own |
 | groups that differ only by case, spaces, dashes or as 1 and 1.0 do | refused |
-| unbalanced quotes; encodings other than UTF-8 | refused |
-| Groups.csv, groups.xlsx and the like; images in subfolders | refused, with the remedy |
+| Groups.csv, groups.xlsx and the like, without groups.csv | refused, with the remedy |
+| images or masks in subfolders | refused, with the remedy |
+| images/ and masks/ with a train.csv that has no column encoding | this table is not used |
+| both layouts; neither layout | refused, with the remedy |
+| other tables; files beside images and masks that belong to no image | not used, and named |
 | images in other formats (.czi, .mrxs, .dcm, ...) | refused, with an export that works |
 """
 
@@ -76,16 +86,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .layouts import TABLE, files_of, images_of, is_hubmaps, masks_of, name_of, visible
 from .masks import POLYGON_SUFFIXES, VOID, drawn_instead, polygons_of
-from .slides import EXPORT, IMAGE_SUFFIXES, OTHER_SLIDES
 from .tables import clean, read_table, refuse_alike
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".geojson")
+GROUPS = "groups.csv"
 PATIENTS = "HuBMAP-20-dataset_information.csv"
-QUPATH = "open it in QuPath and use File > Export objects as GeoJSON"
-OTHER_ANNOTATIONS = {  # annotations that have to be exported again, and what they are
-    ".roi": "ImageJ's format", ".zip": "ImageJ's format", ".ndpa": "Hamamatsu's format",
-    ".xml": "the format of ASAP or Aperio", ".json": "JSON that is not named .geojson"}
+TABLE_SUFFIXES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
 @dataclass(frozen=True)
@@ -110,15 +117,10 @@ class Item:
 def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Sequence[str] = (),
                 white: int | None = None) -> list[Item]:
     """The images of a data set with their masks and groups, sorted by name. `labels`, `ignore` and
-    `white` are those of `Item`. Masks without an image are not used (`masks_without_image`).
-    ValueError says what is missing, contradictory or there twice, and what to do about it."""
+    `white` are those of `Item`. `unused_files` tells what was left aside. ValueError says what is
+    missing, contradictory or there twice, and what to do about it."""
     folder = Path(folder)
-    if (folder / "train.csv").exists():
-        items = _find_hubmap(folder)
-    elif (folder / "train").is_dir() and not (folder / "images").is_dir():
-        items = _find_polygons(folder)
-    else:
-        items = _find_pairs(folder)
+    items = _find_hubmap(folder) if is_hubmaps(folder) else _find_pairs(folder)
     if labels:  # run-length code has no classes
         items = [drawn_instead(item) if item.polygons else item for item in items]
     labels, ignore = (tuple(map(clean, names)) for names in (labels, ignore))
@@ -128,75 +130,68 @@ def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Seque
 
 def _find_pairs(folder: Path) -> list[Item]:
     """The layout with images/ and masks/."""
-    for needed in (folder, folder / "images", folder / "masks"):
-        if not needed.is_dir():
-            raise ValueError(f"{needed}: no such folder: --data must contain images/ and masks/, "
-                             "or train/ and train.csv")
-    images = _by_name(folder / "images", IMAGE_SUFFIXES)
-    masks = _by_name(folder / "masks", MASK_SUFFIXES)
-    for id, image in images.items():
-        if id not in masks:
-            for suffix, what in OTHER_ANNOTATIONS.items():
-                if (other := folder / "masks" / f"{id}{suffix}").exists():
-                    raise ValueError(f"{other}: {what} is not supported: {QUPATH}")
-            raise ValueError(f"{image}: has no mask: add {folder / 'masks' / id}.png")
-    table = folder / "groups.csv"
-    groups = {id: id for id in images}
-    for path in folder.iterdir():
-        if path != table and re.fullmatch(r"groups?\.(csv|tsv|txt|xlsx?)", path.name.lower()):
-            raise ValueError(f"{path}: has the wrong name or format: save it as {table.name}")
-    if os.path.lexists(table):  # a broken link must not pass for a missing table
-        group_of = read_table(table, "id", "group")
-        groups = {id: group_of.get(clean(id)) or group_of.get(clean(image.name), "")
-                  for id, image in images.items()}
-        for id, group in groups.items():
-            if not group:
-                raise ValueError(f"{table}: has no group for {id}: add a line")
-        refuse_alike(table, "groups", groups.values())
-    return [Item(id, images[id], masks[id], groups[id]) for id in images]
-
-
-def masks_without_image(items: Sequence[Item]) -> list[Path]:
-    """The files in the masks/ of a data set that belong to none of its images."""
-    folders = {item.mask.parent for item in items if item.mask.parent != item.image.parent
-               and item.runs is None}
-    used = {item.id for item in items}
-    return [path for folder in folders for id, path in _by_name(folder, MASK_SUFFIXES).items()
-            if id not in used]
+    images = images_of(folder / "images")
+    masks, groups = masks_of(folder / "masks", images), _groups(folder, images)
+    return [Item(image.stem, image, masks[name], groups[name]) for name, image in images.items()]
 
 
 def _find_hubmap(folder: Path) -> list[Item]:
-    """The layout of the competition's own files, with run-length code in train.csv."""
-    table = folder / "train.csv"
-    runs = read_table(table, "id", "encoding")
-    if not (folder / "train").is_dir():
-        raise ValueError(f"{folder / 'train'}: no such folder: put the images of {table} there, as "
-                         "ID.tiff")
-    images = _by_name(folder / "train", (".tif", ".tiff"))
-    for id in runs:
-        if id not in map(clean, images):
-            raise ValueError(f"{table}: names {id}, but there is no {folder / 'train' / id}.tiff: "
-                             "add it, or remove the line")
-    for id, image in images.items():
-        if clean(id) not in runs:
+    """The layout of the competition's own files: run-length code in train.csv, or polygons."""
+    train, table = folder / "train", folder / TABLE
+    if not train.is_dir():
+        raise ValueError(f"{train}: no such folder: put the images of {table} there")
+    images, drawn = images_of(train), files_of(train, POLYGON_SUFFIXES)
+    groups = _groups(folder, images)
+    if not os.path.lexists(table):
+        for name, image in images.items():
+            if name not in drawn:
+                raise ValueError(f"{image}: has no mask: add {image.with_suffix('.json')}, or "
+                                 f"{table} for all images")
+        return [Item(image.stem, image, drawn[name], groups[name])
+                for name, image in images.items()]
+    lines = read_table(table, "id", "encoding")
+    for line in lines:
+        if name_of(line) not in images:
+            raise ValueError(f"{table}: names {line}, but {train} holds no such image: add it, or "
+                             "remove the line")
+    runs = _by_name(table, lines)
+    for name, image in images.items():
+        if name not in runs:
             raise ValueError(f"{image}: has no line in {table}: add one, or remove the image")
-    patients, items = _patients(folder), []
-    for id, image in images.items():
-        polygons = image.with_suffix(".json")
-        items.append(Item(id, image, table, patients.get(clean(id), id), runs[clean(id)],
-                          polygons if polygons.exists() else None))
-    return items
+    return [Item(image.stem, image, table, groups[name], runs[name], drawn.get(name))
+            for name, image in images.items()]
 
 
-def _find_polygons(folder: Path) -> list[Item]:
-    """The competition's layout without train.csv: the polygons are the masks."""
-    images, patients = _by_name(folder / "train", (".tif", ".tiff")), _patients(folder)
-    for image in images.values():
-        if not image.with_suffix(".json").exists():
-            raise ValueError(f"{image}: has no mask: add {image.with_suffix('.json')}, or "
-                             f"{folder / 'train.csv'} for all images")
-    return [Item(id, image, image.with_suffix(".json"), patients.get(clean(id), id))
-            for id, image in images.items()]
+def _by_name(table: Path, lines: dict[str, str]) -> dict[str, str]:
+    """The lines of a table by `name_of` what they name. ValueError if two contradict each other."""
+    content_of: dict[str, str] = {}
+    for line, content in lines.items():
+        if content_of.setdefault(name_of(line), content) != content:
+            raise ValueError(f"{table}: has two lines for {line}: keep only one")
+    return content_of
+
+
+def _groups(folder: Path, images: dict[str, Path]) -> dict[str, str]:
+    """The group of each image: that of groups.csv, else its patient, else the image alone.
+    ValueError if groups.csv lacks an image, or divides the images of a patient."""
+    table, patients = folder / GROUPS, _patients(folder)
+    if not os.path.lexists(table):  # a broken link must not pass for a missing table
+        for path in visible(folder):
+            if re.fullmatch(r"groups?\.(csv|tsv|txt|xlsx?|ods)", path.name.lower()):
+                raise ValueError(f"{path}: has the wrong name or format: save it as {GROUPS}")
+        return {name: patients.get(name) or image.stem for name, image in images.items()}
+    groups = _by_name(table, read_table(table, "id", "group"))
+    first: dict[str, str] = {}  # image of each patient
+    for name, image in images.items():
+        if not groups.get(name):
+            raise ValueError(f"{table}: has no group for {image.stem}: add a line")
+        other = first.setdefault(patients[name], name) if name in patients else name
+        if groups[other] != groups[name]:
+            raise ValueError(f"{table}: {images[other].stem} and {image.stem} are in two groups, "
+                             f"but of one patient in {folder / PATIENTS}: correct one of the "
+                             "tables, or move it away")
+    refuse_alike(table, "groups", [groups[name] for name in images])
+    return groups
 
 
 def _patients(folder: Path) -> dict[str, str]:
@@ -204,35 +199,23 @@ def _patients(folder: Path) -> dict[str, str]:
     table = folder / PATIENTS
     if not os.path.lexists(table):
         return {}
-    patients: dict[str, str] = {}
-    for name, patient in read_table(table, "image_file", "patient_number").items():
-        id = re.sub(r"\.tiff?$", "", name, flags=re.I)
-        if patient and patients.setdefault(id, patient) != patient:
-            raise ValueError(f"{table}: has two lines for {id}: keep only one")
-    refuse_alike(table, "patients", patients.values())
-    return patients
+    lines = read_table(table, "image_file", "patient_number")
+    refuse_alike(table, "patients", filter(None, lines.values()))
+    return _by_name(table, {line: patient for line, patient in lines.items() if patient})
 
 
-def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files with one of the suffixes, by their names without it, in order of these names."""
-    path_of: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        suffix = path.suffix.lower()
-        if suffix in OTHER_SLIDES and suffixes == IMAGE_SUFFIXES:
-            raise ValueError(f"{path}: {suffix} is not supported: {EXPORT}, or remove it")
-        if path.is_dir() and any(each.suffix.lower() in suffixes for each in path.iterdir()):
-            raise ValueError(f"{path}: is a subfolder: move its files into {folder}")
-        if suffix in suffixes:
-            if path.stem in path_of:
-                raise ValueError(f"{path}: {path_of[path.stem].name} has the same name: keep only "
-                                 "one")
-            path_of[path.stem] = path
-    if not path_of and suffixes == MASK_SUFFIXES and any(folder.glob("*.jp*g")):
-        raise ValueError(f"{folder}: contains JPEG masks, whose values JPEG has changed: save the "
-                         "originals as PNG")
-    if not path_of:
-        raise ValueError(f"{folder}: contains no image ({', '.join(suffixes)}): add one")
-    return {id: path_of[id] for id in sorted(path_of)}
+def unused_files(folder: str | Path, items: Sequence[Item]) -> list[Path]:
+    """What lies in a data set's folders without being used: beside its images and masks, and among
+    its tables."""
+    folder = Path(folder)
+    used = {folder / GROUPS, folder / PATIENTS}
+    for item in items:
+        used.update(filter(None, (item.image, item.mask, item.polygons)))
+    parts = {path.parent for path in used} - {folder}
+    tables = [path for path in visible(folder) if path.suffix.lower() in TABLE_SUFFIXES
+              or (path.name in ("images", "masks", "train") and path not in parts)]
+    return [path for path in [*tables, *(path for part in sorted(parts) for path in visible(part))]
+            if path not in used]
 
 
 def count_classes(items: Iterable[Item]) -> Counter:

@@ -49,6 +49,7 @@ Threads and forked workers may share a slide, and it can be pickled.
 """
 
 import errno
+import shlex
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +59,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -71,6 +72,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profil
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".bif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".isyntax", ".svslide", ".zarr",
+                ".dzi", ".dicom", ".vms", ".vmu", ".zvi", ".oir", ".ims", ".ets",
                 ".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
 EXPORT = "save it as TIFF or PNG (QuPath: File > Export images > OME TIFF)"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
@@ -130,8 +132,9 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:  # every decoder has its own kinds of errors
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
-        if path.suffix.lower() in OTHER_SLIDES:
-            raise ValueError(f"{path}: {path.suffix.lower()} is not supported: {EXPORT}")
+        suffix, unknown = path.suffix.lower(), isinstance(error, UnidentifiedImageError)
+        if suffix in OTHER_SLIDES or (unknown and suffix not in IMAGE_SUFFIXES):
+            raise ValueError(f"{path}: {suffix or 'its format'} is not supported: {EXPORT}")
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}): replace it or remove it")
 
@@ -142,12 +145,27 @@ def open_source(path: str | Path, scale: int = 1) -> Source:
     path = Path(path)
     with naming(path):
         if path.is_dir() and path.suffix.lower() not in OTHER_SLIDES:
-            raise UnsupportedImage(f"is a folder: name its files, as in {path}/*.png")
+            raise UnsupportedImage(f"is a folder: {_instead_of(path)}")
         with open(path, "rb") as file:
             first_bytes = file.read(4)
         if first_bytes in TIFF_STARTS or path.suffix.lower() in TIFF_SUFFIXES:
             return open_tiff(path, scale)
         return open_picture(path)
+
+
+def _instead_of(folder: Path) -> str:
+    """What to give in place of a folder: patterns for the images in it, as deep as they lie."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*")
+                   if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    patterns = {"/".join(["*"] * (len(path.parts) - 1) + [f"*{path.suffix}"])
+                for path in found if path.suffix.lower() in IMAGE_SUFFIXES}
+    if patterns:
+        return "name its files, as in " + " ".join(
+            f"{shlex.quote(str(folder))}/{pattern}" for pattern in sorted(patterns))
+    other = next((path for path in found if path.suffix.lower() in OTHER_SLIDES), None)
+    if other:
+        return f"it holds {other}, and {other.suffix.lower()} is not supported: {EXPORT}"
+    return "it holds no image: name image files, such as TIFF or PNG"
 
 
 def open_picture(path: Path) -> Source:

@@ -8,12 +8,18 @@ because a patient whose name is written in two ways would end up on both sides o
 ('p1', 'Jürgen')
 """
 
+import codecs
 import csv
 import re
 import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
+
+# What separates the columns: Excel writes semicolons in much of Europe, and tabs as "Unicode Text".
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+NOT_TEXT = "is not UTF-8 text: open it in a spreadsheet program and save it as CSV UTF-8"
 
 
 def clean(text: str) -> str:
@@ -39,27 +45,69 @@ def refuse_alike(path: Path, what: str, names: Iterable[str]) -> None:
                              "them alike if they are the same, else make them more different")
 
 
+def open_table(path: Path) -> TextIO:
+    """Opens a table for the csv module. Spreadsheets save text as UTF-8 or, with a mark at its
+    beginning, as UTF-16. ValueError if zero bytes show that it is neither."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a slide's run-length code is one field
+    with open(path, "rb") as file:
+        start = file.read(2**12)
+    marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if b"\0" in start and not marked:
+        raise ValueError(f"{path}: {NOT_TEXT}")
+    return open(path, newline="", encoding="utf-16" if marked else "utf-8-sig")
+
+
+def headings(path: Path, delimiter: str) -> list[str]:
+    """The cells of a table's first line that is not empty, in lower case; none if this delimiter
+    does not fit its quotes."""
+    try:
+        with open_table(path) as file:
+            rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+            first_row = next((row for row in rows if any(map(clean, row))), [])
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: {NOT_TEXT}")
+    except csv.Error:
+        return []
+    return [clean(heading).casefold() for heading in first_row]
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether a table has a column of that name, whatever separates the columns."""
+    return any(name in headings(path, delimiter) for delimiter in DELIMITERS)
+
+
+def delimiter_of(path: Path, key: str, value: str) -> str:
+    """What separates the columns of a table: that with which its first line names the columns `key`
+    and `value`, once each. ValueError if there is none."""
+    for delimiter in DELIMITERS:
+        names = headings(path, delimiter)
+        if names.count(key) == 1 == names.count(value):
+            return delimiter
+    found = max((headings(path, delimiter) for delimiter in DELIMITERS), key=len)
+    listed = ", ".join(name[:30] for name in found[:8]) or "nothing"
+    raise ValueError(f"{path}: the first line must name the columns {key},{value} once each, but "
+                     f"names {listed}: rename them, or add such a line")
+
+
 def read_table(path: Path, key: str, value: str) -> dict[str, str]:
     """Two columns of a CSV file as a dictionary of `clean` strings. ValueError where a column is
     missing, a key has two values, or a line does not fit the headings."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a slide's run-length code is one field
+    delimiter = delimiter_of(path, key, value)
+    names = headings(path, delimiter)
     table: dict[str, str] = {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, skipinitialspace=True, strict=True)
-            first_row = next((row for row in rows if any(map(clean, row))), [])
-            headings = [clean(heading).casefold() for heading in first_row]
-            if headings.count(key) != 1 or headings.count(value) != 1:
-                raise ValueError(f"{path}: the first line must name the columns {key},{value} once "
-                                 "each, separated by commas")
+        with open_table(path) as file:
+            rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+            next(row for row in rows if any(map(clean, row)))  # the headings
             for row in rows:
                 cells = dict(enumerate(map(clean, row)))
                 if not any(cells.values()):
                     continue
-                if any(cells[i] for i in range(len(headings), len(row))):
+                if any(cells[i] for i in range(len(names), len(row))):
                     raise ValueError(f"{path}: line {rows.line_num} has more cells than there are "
-                                     "headings: put quotes around text that contains a comma")
-                name, content = (cells.get(headings.index(each)) for each in (key, value))
+                                     "headings: put quotes around text that contains a "
+                                     f"{DELIMITERS[delimiter]}")
+                name, content = (cells.get(names.index(each)) for each in (key, value))
                 if not name:
                     raise ValueError(f"{path}: line {rows.line_num} has no {key}: add it, or "
                                      "remove the line")
@@ -68,7 +116,7 @@ def read_table(path: Path, key: str, value: str) -> dict[str, str]:
                 if table.setdefault(name, content) != content:
                     raise ValueError(f"{path}: has two lines for {name}: keep only one")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not UTF-8 text: save it as CSV UTF-8")
+        raise ValueError(f"{path}: {NOT_TEXT}")
     except csv.Error as error:
         raise ValueError(f"{path}: line {rows.line_num}: {error}: fix the quotes")
     return table

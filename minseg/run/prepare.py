@@ -8,17 +8,18 @@ import argparse
 import csv
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..crossval import group_folds
-from ..data.datasets import PATIENTS, Item, count_classes, find_slides, masks_without_image
+from ..data.datasets import GROUPS, PATIENTS, Item, count_classes, find_slides, unused_files
+from ..data.layouts import name_of
 from ..data.masks import POLYGON_SUFFIXES
 from ..data.synthetic import write_slides
-from ..data.tables import clean
+from ..data.tables import clean, open_table
 from ..data.tiles import Tiles, cut
 from ..sampling import epoch_indices
 from .clean import delete_superseded
@@ -46,9 +47,7 @@ def prepare(args: argparse.Namespace) -> Data:
     weights = note_weights(args)
     folder = args.data or draw_synthetic_slides(args.out.parent / "synthetic-slides")
     items = find_slides(folder, **mask_options(vars(args)))
-    if unused := masks_without_image(items):
-        print(f"{unused[0].parent}: masks without an image are not used: "
-              f"{some(path.name for path in unused)}")
+    report_unused(folder, unused_files(folder, items))
     excluded = args.exclude
     if args.exclude:
         excluded = read_ids(args.exclude, items)
@@ -123,6 +122,17 @@ def report_copies(items: Sequence[Item], facts: Sequence[dict], folds: Sequence[
               "trained on and scored: keep one, or give them one group")
 
 
+def report_unused(folder: Path, unused: Sequence[Path]) -> None:
+    """Prints which files of a data set have no effect: one line for each folder."""
+    names: dict[Path, list[str]] = {}
+    for path in unused:
+        names.setdefault(path.parent, []).append(path.name)
+    for parent, files in names.items():
+        grouped = parent != folder or any((folder / name).exists() for name in (GROUPS, PATIENTS))
+        hint = "" if grouped else f"; {GROUPS} (id,group) would keep images of one patient together"
+        print(f"{parent}: not used ({len(files)}): {some(files)}{hint}")
+
+
 def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, number: int,
                scale: int) -> list[int]:
     """The fold of each image. ValueError if no mask has a positive pixel."""
@@ -142,9 +152,9 @@ def report_folds(folder: Path, items: Sequence[Item], folds: Sequence[int], tile
     print(f"{folder}: {len(items)} images in {len(groups)} groups, {number} folds of "
           + ", ".join(str(folds.count(fold)) for fold in range(number)))
     alone = [item.id for item in items if item.group == item.id]
-    if alone and (folder / PATIENTS).exists():
-        print(f"{PATIENTS} has no patient for {', '.join(alone)}: each of these images is a group "
-              "of its own")
+    if alone and (folder / PATIENTS).exists() and not (folder / GROUPS).exists():
+        print(f"{PATIENTS} has no patient for {some(alone)}: each of these images is a group of "
+              "its own")
     elif len(alone) == len(items):
         print("no groups: each image is a group of its own, so images of one patient may be both "
               "trained on and scored")
@@ -269,27 +279,31 @@ def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, til
 
 
 def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
-    """The IDs that a file names, sorted: one ID per line, or the first column of a table, with or
-    without the heading `id`. ValueError for an ID that no image has, and if no image is left."""
+    """The IDs that a file names, sorted: one ID, file name or path per line, or the first column of
+    a table, with or without the heading `id`. ValueError for an ID that no image has, and if no
+    image is left."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open_table(path) as file:
             named = {clean(row[0]) for row in csv.reader(file) if row} - {""}
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{path}: no such file: --exclude takes a list of IDs")
-    except (UnicodeDecodeError, csv.Error):
+    except (ValueError, csv.Error):
         raise ValueError(f"{path}: is not a text file: --exclude takes a list of IDs, one per line")
-    known = {clean(item.id): item.id for item in items}
-    if unknown := sorted(name for name in named - known.keys() if name.lower() != "id"):
+    known = {name_of(item.id): item.id for item in items}
+    found = {known[name_of(name)] for name in named if name_of(name) in known}
+    if unknown := sorted(name for name in named
+                         if name_of(name) not in known and name.lower() != "id"):
         raise ValueError(f"{path}: names {', '.join(unknown[:3])}: no image has that ID: "
                          "correct it, or take it out")
-    if known.keys() <= named:
+    if len(found) == len(items):
         raise ValueError(f"{path}: leaves no image: keep only the IDs that are to be left out")
-    return sorted(known[name] for name in named & known.keys())
+    return sorted(found)
 
 
-def leave_out(items: Sequence[Item], ids: Sequence[str] | None) -> list[Item]:
+def leave_out(items: Sequence[Item], ids: Iterable[str] | None) -> list[Item]:
     """The images whose ID is not among `ids`."""
-    return [item for item in items if item.id not in set(ids or ())]
+    left_out = set(ids or ())
+    return [item for item in items if item.id not in left_out]
 
 
 def draw_synthetic_slides(folder: Path, count: int = 20, **options) -> Path:
