@@ -13,7 +13,9 @@ import shlex
 import statistics
 from pathlib import Path
 
-from minseg.run.report import Parser
+from minseg.data.tiles import differences
+from minseg.run.config import NOT_COMPARED
+from minseg.run.report import Parser, some
 
 from . import style
 from .measure import RESULTS, environment, write_json
@@ -33,11 +35,14 @@ def load(run: Path) -> dict:
     """A run's options, scores, and held-out Dice after each epoch (the mean over its folds)."""
     config, summary = read_run(run)
     config["data"] = Path(config.get("data") or "").name  # the path means nothing on other machines
+    made_from = config.get("made_from", {}).get("images", {})
+    config = {name: value for name, value in config.items() if name not in NOT_COMPARED or
+              name in ("data", "closed")}
     logs = [list(csv.DictReader(path.read_text().splitlines()))
             for path in sorted(run.glob("fold*/log.csv"))]
     curves = [[float(row["held_out_dice"]) for row in rows] for rows in logs]
     seconds = sum(float(row["seconds"]) for rows in logs for row in rows)
-    return {"name": run.name, "config": config,
+    return {"name": run.name, "config": config, "made_from": made_from,
             **{name: summary[name] for name in ("groups", "pooled_dice", "mean_dice", "sd_dice")},
             "minutes": round(seconds / 60, 1),
             "held_out_dice": [round(statistics.mean(values), 5) for values in zip(*curves)]}
@@ -51,6 +56,9 @@ def compare(runs: list[Path]) -> list[dict]:
         raise ValueError(f"{runs[1]}: was not scored on the same groups as {runs[0]}")
     if len(first["held_out_dice"]) != len(second["held_out_dice"]):
         raise ValueError(f"{runs[1]}: was not trained for as many epochs as {runs[0]}")
+    files = [row.pop("made_from") for row in rows]
+    if all(files) and (names := differences(*files)):
+        raise ValueError(f"{runs[1]}: was not made from the same files as {runs[0]}: {some(names)}")
     configs = [row.pop("config") for row in rows]
     for row, other in ((first, second), (second, first)):
         row["passes_the_others_end_in_epoch"] = next(

@@ -40,6 +40,18 @@ def test_it_says_which_options_differ_and_when_each_run_passes_the_others_end(ru
     assert first["groups_above_the_other"] == second["groups_above_the_other"] == 1
 
 
+def test_runs_that_were_made_from_other_masks_are_not_compared(tmp_path):
+    def made_from(mask):
+        return {"made_from": {"images": {"a": {"image": {"sha256": "1"}, "mask": {"sha256": mask}}},
+                              "weights": None}}
+
+    runs = [make_run(tmp_path / str(i), [0.5], {"a": 0.5, "b": 0.5}, **made_from(mask))
+            for i, mask in enumerate("223")]
+    assert "made_from" not in {**compare(runs[:2])[0]["alike"], **compare(runs[:2])[0]["apart"]}
+    with pytest.raises(ValueError, match=r"was not made from the same files as .*: a \(mask\)"):
+        compare(runs[1:])
+
+
 def test_it_writes_a_table_json_and_a_picture(runs, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
     main([*map(str, runs), "--docs", str(tmp_path / "docs")])

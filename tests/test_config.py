@@ -218,7 +218,8 @@ def test_a_stopped_run_can_be_closed_and_keeps_what_it_has_learnt(
     with open(out / "fold0" / "log.csv") as file:
         assert [int(row["steps"]) for row in csv.DictReader(file)] == [
             steps, 2 * steps, 2 * steps + 1]
-    assert json.loads((out / "config.json").read_text())["epochs"] == 4
+    noted = json.loads((out / "config.json").read_text())
+    assert noted["epochs"] == 4 and noted["closed"] == {"fold0": epochs}
     assert {path.name for path in (out / "fold0").iterdir()} >= {"score.json", "preview.png"}
     line = refused(capsys, 2, data, out, "--fold", 1, "--resume", "--epochs", 2)
     assert "fold1: nothing is saved that --epochs 2 could close" in line

@@ -10,10 +10,11 @@ from PIL import Image
 
 from lab import labels
 from lab.labels import KINDS, disagreement, main, plant, rank, worst_squares
-from minseg.data.datasets import Item
+from minseg.data.datasets import Item, find_slides
 from minseg.data.masks import Mask
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import write_slides
+from minseg.data.tiles import made_from
 
 
 def save(path, array):
@@ -158,6 +159,23 @@ def test_an_excluded_image_is_not_asked_for(run):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "exclude": ["s4"]}))
     assert len(rank(run)) == 4
+
+
+def test_the_data_may_have_moved_but_not_changed(run, tmp_path, capsys):
+    config = json.loads((run / "config.json").read_text())
+    config["made_from"] = {"images": {item.id: made_from(item)
+                                      for item in find_slides(config["data"])}, "weights": None}
+    (run / "config.json").write_text(json.dumps(config))
+    shutil.move(config["data"], tmp_path / "moved")
+    with pytest.raises(SystemExit):
+        main([str(run)])
+    main([str(run), "--data", str(tmp_path / "moved")])
+    assert (run / "labels.csv").exists()
+    shutil.copy(tmp_path / "moved/masks/s0.png", tmp_path / "moved/masks/s1.png")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([str(run), "--data", str(tmp_path / "moved")])
+    assert "changed since: s1 (mask)" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(run, tmp_path, capsys):

@@ -117,9 +117,11 @@ def check_made_from(out: Path, images: dict, weights: dict | None, existing: dic
                          f"{some(names)}: put back what was there, or give another --out")
 
 
-def close_early(args: argparse.Namespace, chosen: Sequence[int], planned: float) -> float:
-    """The epochs that were planned for a run that is to be closed after fewer, --epochs.
-    ValueError if they are not done yet, since another schedule would be another run."""
+def close_early(args: argparse.Namespace, chosen: Sequence[int],
+                planned: float) -> dict[str, float]:
+    """How many epochs each fold has done that is to be closed before all that were `planned` are
+    done. ValueError if they are fewer than --epochs: another schedule would be another run."""
+    closed = {}
     for fold in chosen:
         folder = args.out / f"fold{fold}"
         if (folder / "model.pt").exists():
@@ -131,7 +133,8 @@ def close_early(args: argparse.Namespace, chosen: Sequence[int], planned: float)
         if args.epochs > done:
             raise ValueError(f"{folder}: --epochs {args.epochs:g}: {done:g} of {planned:g} epochs "
                              f"are done: --epochs {done:g} closes the fold, {planned:g} goes on")
-    return planned
+        closed[folder.name] = done
+    return closed
 
 
 def check_unchanged(out: Path, data: Data) -> None:

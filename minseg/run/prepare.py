@@ -78,8 +78,10 @@ def prepare(args: argparse.Namespace) -> Data:
         raise ValueError(f"{args.out}: holds a run whose images were in other folds: groups "
                          "have changed since: give another --out")
     chosen = range(number) if fold is None else [fold]
+    config["closed"] = existing.get("closed", {})
     if args.close:
-        config["epochs"] = args.epochs = close_early(args, chosen, existing["epochs"])
+        config["closed"] |= close_early(args, chosen, existing["epochs"])
+        config["epochs"] = args.epochs = existing["epochs"]
     check_folds(folder, facts, tiles, folds, chosen)
     check_stages(args, tiles, folds, chosen)
     report_folds(folder, items, folds, tiles, args.tile)
