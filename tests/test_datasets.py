@@ -101,8 +101,8 @@ def test_annotations_of_other_programs_are_refused_with_an_export_that_works(tmp
                                                                              what):
     data_set(tmp_path, masks=("a.png", f"b.{suffix}"))
     assert error_of(find_slides, tmp_path) == (
-        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not supported: open it in QuPath "
-        "and use File > Export objects as GeoJSON")
+        f"{tmp_path / 'masks' / 'b'}.{suffix}: {what} is not supported: convert it "
+        "(docs/masks.md)")
     (tmp_path / "masks" / "b.png").touch()
     assert len(find_slides(tmp_path)) == 2
 

@@ -99,7 +99,7 @@ def _refuse_map(crs: object, polygons: Sequence[Polygon]) -> None:
 
 
 def _features(content: object) -> list:
-    kind = "some other JSON"
+    kind = ""
     if isinstance(content, dict):
         if content.get("type") == "Feature":
             return [content]
@@ -109,7 +109,8 @@ def _features(content: object) -> list:
                 "COCO JSON" if "images" in content and "annotations" in content else kind)
         content = content.get("features") if content.get("type") == "FeatureCollection" else None
     if not isinstance(content, list):
-        raise ValueError(f"is {kind}, not GeoJSON with features: convert it ({MASKS_PAGE})")
+        raise ValueError(f"is {kind}, not GeoJSON: convert it ({MASKS_PAGE})" if kind else
+                         "is JSON, but not GeoJSON: save its polygons as GeoJSON")
     return content
 
 

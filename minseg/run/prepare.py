@@ -189,8 +189,8 @@ def class_name(items: Sequence[Item]) -> str | None:
     return ", ".join(classes) or None
 
 
-def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
-    """Prints how the files were understood, where that is not obvious. ValueError if masks
+def report_values(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints which value of masks means object, where that is not obvious. ValueError if masks
     contradict each other."""
     kinds = {fact["kind"]: item.mask for item, fact in zip(items, facts) if fact["kind"]}
     for kind, path in kinds.items():
@@ -207,6 +207,12 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
               "if 255 is void, say --ignore 255")
     for kind in kinds.keys() - {"1", "255", "void"}:
         print(f"objects are {kind} in the masks, the only value beside 0")
+
+
+def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints how the files were understood, where that is not obvious. ValueError if masks
+    contradict each other."""
+    report_values(items, facts)
     first = items[0]
     if classes := count_classes(items):
         def use(name: str) -> str:
