@@ -159,6 +159,14 @@ def test_a_colour_of_sixteen_bits_is_read(tmp_path):
     equals(mask)
 
 
+@pytest.mark.parametrize("number, shown", [(np.nan, "nan"), (-1, "-1")])
+def test_a_colour_that_is_none_is_refused(tmp_path, number, shown):
+    pixels = MASK[..., None] * np.array([0, number, 1], np.float32)
+    pixels[MASK == 0] = 0
+    item = file_mask(tmp_path / "a.tif", pixels)
+    assert f"contains the colours (0, {shown}, 1)" in error_of(Mask, item, *MASK.shape)
+
+
 @pytest.mark.parametrize("indices", [(0, 3), (0, 255)])
 def test_a_palette_of_one_class_is_read(tmp_path, indices):
     colours = [(0, 0, 0), (9, 9, 9), (9, 9, 9), (250, 50, 83), *[(1, 2, 3)] * 252]

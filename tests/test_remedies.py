@@ -88,6 +88,12 @@ def jpeg(folder):
     saved(pixels)(folder)
 
 
+def only_jpeg(folder):
+    """All masks as JPEG."""
+    (folder / "masks/b.png").rename(folder / "masks/b.jpg")
+    Image.fromarray(TRUTH * 255).save(folder / "masks/a.jpg", quality=30)
+
+
 COLOURS = np.array([[0, 0, 0], [250, 50, 83], [0, 128, 255]], np.uint8)[NUMBERS]
 SHADES = np.array([0, 128, 255], np.uint8)
 NODATA = {"extratags": [(42113, 2, None, "255", True)]}
@@ -117,6 +123,8 @@ IMAGES = {
     "JPEG's leftovers": (jpeg, "make those below 128 into 0 and the others into 255, and save it "
                          "as PNG", changed(lambda pixels: white(pixels > 127)), TRUTH),
     "JPEG's leftovers, by the page": (jpeg, "docs/masks.md", snippet("jpeg"), TRUTH),
+    "JPEG masks": (only_jpeg, "contains JPEG masks, whose values JPEG has changed: save the "
+                   "originals as PNG, or convert these (docs/masks.md)", snippet("jpeg"), TRUTH),
     "several colours": (saved(COLOURS), "contains the colours #000000, #0080ff, #fa3253: make the "
                         "one to be found white and all others black",
                         changed(lambda pixels: white(pixels[..., 2] == 255)), SECOND),

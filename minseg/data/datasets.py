@@ -238,7 +238,7 @@ def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             path_of[path.stem] = path
     if not path_of and suffixes == MASK_SUFFIXES and any(folder.glob("*.jp*g")):
         raise ValueError(f"{folder}: contains JPEG masks, whose values JPEG has changed: save the "
-                         "originals as PNG")
+                         f"originals as PNG, or convert these ({MASKS_PAGE})")
     if not path_of:
         raise ValueError(f"{folder}: contains no image ({', '.join(suffixes)}): add one")
     return {id: path_of[id] for id in sorted(path_of)}

@@ -161,7 +161,7 @@ def _are_black_and_one_other(values: set[float]) -> bool:
 def _in_colour(path: Path, source: Source, colours: Sequence[tuple]) -> Meaning:
     """The meaning of a mask whose objects have a colour: there must be only one, and black."""
     objects = [colour for colour in colours if any(colour)]
-    if len(objects) == 1 and len(colours) == 2 and min(objects[0]) >= 0:
+    if len(objects) == 1 and len(colours) == 2 and all(number >= 0 for number in objects[0]):
         channel = int(np.argmax(objects[0]))  # this channel alone tells objects from black
         return Meaning({0: 0, objects[0][channel]: 1}, _name(objects[0], source.pixels.dtype),
                        channel)
@@ -175,6 +175,8 @@ def _in_colour(path: Path, source: Source, colours: Sequence[tuple]) -> Meaning:
 
 def _name(colour: Sequence, dtype: DTypeLike = np.uint8) -> str:
     """A colour as in HTML: "#fa3253"; with more than 8 bits, each number has more digits."""
+    if np.dtype(dtype).kind not in "bu":
+        return f"({', '.join(f'{number:g}' for number in colour)})"
     digits = 2 * np.dtype(dtype).itemsize
     return "#" + "".join(f"{int(number):0{digits}x}" for number in colour)
 
