@@ -104,19 +104,83 @@ def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path, size):
         f"{item.mask}: is 45 x 60 pixels, but its image is {size[0]} x {size[1]}: make them equal")
 
 
-@pytest.mark.parametrize("values, shown", [
-    ((0, 2), "values 0, 2:"), ((1, 255), "values 1, 255:"), ((0, 1, 2, 255), "values 0, 1, 2, 255"),
-    ((0, 128, 255), "values 0, 128, 255:"), (range(6), "values 0, 1, 2, 3, 4, 5:"),
-    (range(7), "values 0, 1, 2, 3, 4, 5, ...:"),
+NUMBERS = ("if they number the objects, make every value above 0 into 255; if they are classes, "
+           "make only the wanted one 255 and the others 0")
+NO_BACKGROUND = "make the background 0 and the objects 255"
+
+
+@pytest.mark.parametrize("values, shown, remedy", [
+    ((1, 2), "values 1, 2:", NO_BACKGROUND), ((1, 255), "values 1, 255:", "objects 255"),
+    ((0, 1, 2, 255), "values 0, 1, 2, 255", "are shades"),
+    ((0, 128, 255), "values 0, 128, 255:", "if they are shades"), (range(3), "0, 1, 2:", NUMBERS),
+    (range(6), "values 0, 1, 2, 3, 4, 5:", NUMBERS),
+    (range(100), "values 0, 1, 2, 3, 4, 5, ...:", NUMBERS), ((0, 1, 254, 255), "0, 1, ", "JPEG"),
+    ((*range(7), *range(250, 256)), "values 0, 1, 2, 3, 4, 5, ...:", "JPEG has changed them: make "
+     "those below 128 into 0 and the others into 255, and save it as PNG"),
 ])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, shown, suffix):
+def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, shown, remedy, suffix):
     pixels = np.array([[*values]] * 2, np.uint8)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     text = error_of(Mask, item, *pixels.shape)
-    assert text.startswith(f"{item.mask}: contains the {shown}")
-    assert text.endswith("a mask has 0 and 1, or 0 and 255, or all three (then 255 is void; "
-                         "--ignore 255 makes it void in all masks)")
+    assert text.startswith(f"{item.mask}: contains the ") and shown in text and remedy in text
+
+
+@pytest.mark.parametrize("value", [2, 114, 254])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+@pytest.mark.parametrize("held", [2**26, 2**4])
+def test_a_mask_of_0_and_one_other_value_is_read(tmp_path, value, dtype, held, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    item = file_mask(tmp_path / "a.tif", (MASK * value).astype(dtype))
+    mask = Mask(item, *MASK.shape)
+    assert mask.kind == str(value) and not mask.has_void
+    equals(mask)
+    equals(Mask(replace(item, ignore=("255",)), *MASK.shape))
+
+
+@pytest.mark.parametrize("colour, kind", [
+    ((250, 50, 83), "#fa3253"), ((0, 0, 1), "#000001"), ((0, 255, 255), "#00ffff"),
+    ((114, 114, 114), "114")])
+@pytest.mark.parametrize("alpha", [None, 255, "agrees"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_mask_of_black_and_one_colour_is_read(tmp_path, colour, kind, alpha, suffix):
+    pixels = MASK[..., None] * np.array(colour, np.uint8)
+    if alpha:
+        pixels = np.dstack([pixels, MASK * 255 if alpha == "agrees" else MASK * 0 + 255])
+    mask = Mask(file_mask(tmp_path / f"a.{suffix}", pixels), *MASK.shape)
+    assert mask.kind == kind
+    equals(mask)
+
+
+def test_a_colour_of_sixteen_bits_is_read(tmp_path):
+    pixels = MASK[..., None] * np.array([0, 65535, 256], np.uint16)
+    mask = Mask(file_mask(tmp_path / "a.tif", pixels), *MASK.shape)
+    assert mask.kind == "#0000ffff0100"
+    equals(mask)
+
+
+@pytest.mark.parametrize("number, shown", [(np.nan, "nan"), (-1, "-1")])
+def test_a_colour_that_is_none_is_refused(tmp_path, number, shown):
+    pixels = MASK[..., None] * np.array([0, number, 1], np.float32)
+    pixels[MASK == 0] = 0
+    item = file_mask(tmp_path / "a.tif", pixels)
+    assert f"contains the colours (0, {shown}, 1)" in error_of(Mask, item, *MASK.shape)
+
+
+@pytest.mark.parametrize("indices", [(0, 3), (0, 255)])
+def test_a_palette_of_one_class_is_read(tmp_path, indices):
+    colours = [(0, 0, 0), (9, 9, 9), (9, 9, 9), (250, 50, 83), *[(1, 2, 3)] * 252]
+    item = palette_mask(tmp_path / "a.png", MASK * indices[1], colours)
+    mask = Mask(item, *MASK.shape)
+    assert mask.kind == ("#fa3253" if indices[1] == 3 else "255")
+    equals(mask)
+
+
+@pytest.mark.parametrize("value", [7, (250, 50, 83)])
+def test_one_value_everywhere_is_refused_for_it_may_be_background(tmp_path, value):
+    item = file_mask(tmp_path / "a.png", np.full((3, 4, 3), value, np.uint8))
+    name = value if value == 7 else "#fa3253"
+    assert f"is {name} everywhere: make it " in error_of(Mask, item, 3, 4)
 
 
 @pytest.mark.parametrize("pixels", [
@@ -195,8 +259,8 @@ def test_alpha_that_shows_a_different_mask_than_the_colour_is_refused(tmp_path, 
     monkeypatch.setattr("minseg.data.tiff.HELD", held)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{item.mask}: its alpha and its colours show two different masks: flatten it, and save it "
-        "without alpha")
+        f"{item.mask}: its alpha and its colours show two different masks: save only the right one "
+        "of them, as a grey image")
 
 
 def palette_mask(path, indices, colours):
@@ -227,8 +291,8 @@ def test_in_a_grey_palette_the_grey_levels_are_the_values(tmp_path):
 def test_a_palette_that_does_not_show_0_as_the_background_is_refused(tmp_path, colours):
     item = palette_mask(tmp_path / "a.png", MASK, colours)
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{item.mask}: its palette does not show value 0 as the background: save it "
-        "without a palette")
+        f"{item.mask}: its palette does not show value 0 as the background: save it as a "
+        "grey image with 0 for the background and 255 for objects")
 
 
 def test_a_mask_of_two_colours_is_not_inverted(tmp_path):
@@ -305,13 +369,15 @@ def test_the_orientation_of_a_mask_is_applied(tmp_path):
     equals(Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape))
 
 
-def test_a_mask_in_colour_is_refused(tmp_path):
+def test_a_mask_of_several_colours_is_refused(tmp_path):
     pixels = np.stack([MASK * 255] * 3, 2)
     pixels[2, 3, 1] ^= 255
     item = file_mask(tmp_path / "a.png", pixels)
+    odd = "#00ff00" if pixels[2, 3, 1] else "#ff00ff"
+    names = ", ".join(sorted(["#000000", odd, "#ffffff"]))
     assert error_of(Mask, item, *MASK.shape) == (
-        f"{tmp_path / 'a.png'}: is in colour, but a mask has one value per pixel: save it "
-        "as a grey image")
+        f"{tmp_path / 'a.png'}: contains the colours {names}: make the one to be found white and "
+        "all others black (docs/masks.md)")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -323,16 +389,20 @@ def test_a_mask_that_is_missing_or_not_an_image_is_refused(tmp_path, name):
         f"{tmp_path / name}: cannot be read (")
 
 
+@pytest.mark.parametrize("code", ["", "-1", "1 0", "nan", "NaN", "none", "None"])
+def test_run_length_code_of_an_empty_mask_is_read_as_submissions_have_it(tmp_path, code):
+    equals(Mask(run_mask(tmp_path, code), *MASK.shape), MASK * 0)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("code, words", [
     ("1 b", "must be whole numbers, not '1 b'"),
     ("1.0 2", "must be whole numbers, not '1.0 2'"),
-    ("nan", "must be whole numbers"),
     ("1 2 3", "has 3 numbers, but must be pairs"),
-    ("0 1", "run 0 1 leaves the image of 5 x 7 pixels"),
+    ("0 1", "run 0 1 begins at pixel 0"),
     ("1 2 35 2", "run 35 2 leaves the image of 5 x 7 pixels"),
     ("36 1", "run 36 1 leaves the image of 5 x 7 pixels"),
-    ("1 0", "run 1 0 leaves the image of 5 x 7 pixels"),
+    ("2 0", "run 2 0 has no pixel: delete it"),
     ("1 9223372036854775807", "run 1 9223372036854775807 leaves the image of 5 x 7 pixels"),
     ("35 9223372036854775807", "run 35 9223372036854775807 leaves the image"),
     ("9223372036854775807 9223372036854775807", "leaves the image of 5 x 7 pixels"),
@@ -421,3 +491,13 @@ def test_polygons_are_read_again_after_a_change(tmp_path):
     equals(Mask(polygon_item(tmp_path, square(3, 5, 20)), 45, 60), drawn((3, 5, 20)))
     equals(Mask(polygon_item(tmp_path, square(3, 5, 20), square(20, 30, 9)), 45, 60),
            drawn((3, 5, 20), (20, 30, 9)))
+
+
+@pytest.mark.parametrize("key", ["DN", "value", "val", "raster_val"])
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_polygons_of_value_0_are_background(tmp_path, key, zero):
+    whole, inside = square(0, 0, 60, None), square(3, 5, 20, None)
+    whole["properties"], inside["properties"] = {key: zero}, {key: 2}
+    equals(Mask(polygon_item(tmp_path, inside, whole), 45, 60), drawn((3, 5, 20)))
+    whole["properties"]["classification"] = {"name": "tissue"}  # then 0 is a measurement
+    equals(Mask(polygon_item(tmp_path, inside, whole), 45, 60), drawn((0, 0, 60)))

@@ -17,7 +17,7 @@ from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/log.md",
-         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/export.md"]
+         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/export.md", "docs/masks.md"]
 OTHER_PROGRAMS = set(
     "--budgets --changes --half "  # lab.race
     "--steps --costs --tiles "  # lab.study, lab.shifts

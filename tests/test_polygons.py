@@ -10,6 +10,7 @@ import pytest
 
 from minseg.data.objects import Object, Outlines
 from minseg.data.polygons import (
+    BACKGROUND,
     Polygon,
     Polygons,
     feature,
@@ -109,11 +110,22 @@ def test_a_polygon_that_leaves_the_image_is_clipped():
 @pytest.mark.parametrize("x, y", [(4, 0), (0, 3), (-2, 0), (0, -2), (90_000, 90_000)])
 def test_a_polygon_outside_the_image_is_refused(x, y):
     far = Polygon("glomerulus", [ring((x, y), (x + 2, y), (x + 2, y + 2))], 3)
+    inside = Polygon("a", [np.array(SQUARE)])
+    for count, words in ((1, "1 of 2 polygons outside the image of 3 x 4 pixels: delete 3 (glomer"),
+                         (2, "2 of 3 polygons outside the image of 3 x 4 pixels: its coordinates")):
+        with pytest.raises(ValueError) as error:
+            Polygons([inside, *[far] * count], 3, 4)
+        assert words in str(error.value)
+
+
+def test_stray_polygons_are_named_but_not_all_of_many():
+    inside = [Polygon("a", [np.array(SQUARE)])] * 60
+    far = [Polygon("b", [np.array(SQUARE) + 100], number) for number in range(61, 71)]
     with pytest.raises(ValueError) as error:
-        Polygons([Polygon("a", [np.array(SQUARE)]), far], 3, 4)
+        Polygons(inside + far, 9, 9)
     assert str(error.value) == (
-        "polygon 3 (glomerulus) lies outside the image of 3 x 4 pixels: its coordinates must be "
-        "pixels of the full image")
+        "has 10 of 70 polygons outside the image of 9 x 9 pixels: delete 61 (b), 62 (b), 63 (b), "
+        "64 (b), 65 (b), 66 (b) and 4 more")
 
 
 def test_a_window_of_a_large_slide_needs_memory_only_for_itself():
@@ -165,6 +177,35 @@ def test_collections_and_lists_of_features_are_read(tmp_path, wrap):
 def test_a_single_feature_is_read(tmp_path):
     [polygon] = read(tmp_path, drawn_feature())
     assert polygon.bounds == (1, 1, 4, 5)
+
+
+@pytest.mark.parametrize("geometry", [
+    {"type": "Polygon", "coordinates": [SQUARE]},
+    {"type": "MultiPolygon", "coordinates": [[SQUARE]]},
+    {"type": "GeometryCollection", "geometries": [{"type": "Polygon", "coordinates": [SQUARE]}]}])
+def test_a_bare_geometry_is_read(tmp_path, geometry):
+    [polygon] = read(tmp_path, geometry)
+    assert (polygon.name, polygon.bounds) == ("unclassified", (1, 1, 4, 5))
+
+
+@pytest.mark.parametrize("x, y, degrees", [(0, 0, True), (177, 0, False), (0, 86, False)])
+@pytest.mark.parametrize("crs", ["urn:ogc:def:crs:OGC:1.3:CRS84", "EPSG:3857"])
+def test_geopandas_crs_is_ignored_where_coordinates_cannot_be_degrees(tmp_path, x, y, degrees, crs):
+    content = {"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name": crs}},
+               "features": [drawn_feature(coordinates=[[[a + x, b + y] for a, b in SQUARE]])]}
+    if degrees or crs == "EPSG:3857":
+        with pytest.raises(ValueError, match='a.geojson: has map coordinates .* delete "crs"'):
+            read(tmp_path, content)
+    else:
+        [polygon] = read(tmp_path, content)
+        assert polygon.bounds == (1 + x, 1 + y, 4 + x, 5 + y)
+
+
+def test_value_0_of_a_mask_turned_into_polygons_is_background(tmp_path):
+    names = [each.name for each in read(tmp_path, [
+        drawn_feature(properties={"DN": 0}), drawn_feature(properties={"DN": 1}),
+        drawn_feature(properties={"value": "0"}), drawn_feature(properties={"value": False})])]
+    assert names == [BACKGROUND, *["unclassified"] * 3]
 
 
 def test_each_member_of_a_multipolygon_is_a_polygon(tmp_path):
@@ -219,18 +260,18 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
 
 
 @pytest.mark.parametrize("content, words", [
-    ("", "is not JSON, or is cut off, at line 1: open it in QuPath"),
-    ('[\n{"type": "Feature", "geom', "is not JSON, or is cut off, at line 2: open it in QuPath"),
+    ("", "is not JSON, or is cut off, at line 1: export it again"),
+    ('[\n{"type": "Feature", "geom', "is not JSON, or is cut off, at line 2: export it again"),
     ("[" * 100_000, "JSON"),
-    ("3", "is some other JSON, not GeoJSON with features: open it in QuPath and export it: "),
-    ({"shapes": [], "version": "5"}, "is labelme JSON, not GeoJSON"),
+    ("3", "is JSON, but not GeoJSON: save its polygons as GeoJSON"),
+    ({"shapes": [], "version": "5"}, "is labelme JSON, not GeoJSON: convert it (docs/masks.md)"),
     ({"images": [], "annotations": []}, "is COCO JSON, not GeoJSON"),
-    ({"type": "FeatureCollection"}, "is some other JSON, not GeoJSON"),
-    ({"type": "Polygon", "coordinates": [SQUARE]}, "is some other JSON, not GeoJSON"),
+    ({"type": "FeatureCollection"}, "is JSON, but not GeoJSON"),
+    ({"type": "Point", "coordinates": [1, 1]}, "is JSON, but not GeoJSON"),
     ([[1, 2]], "its entry 1 is not a GeoJSON feature"),
     ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is not a GeoJSON feature"),
     ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
-     'has map coordinates ("crs"): export it with pixels of the full image'),
+     'has map coordinates ("crs"): if they are pixels of the full image, delete "crs"'),
     ([drawn_feature(geometry=None)], "feature 1 (glomerulus) has no geometry: delete it"),
     ([drawn_feature(), BAD], "feature 2 (b c) has coordinates that are not rings of x, y points"),
     *[([drawn_feature(coordinates=coordinates)], "feature 1 (glomerulus) has coordinates that are")
@@ -250,7 +291,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "a.json").write_bytes('["glom\xe9rule"]'.encode("latin1"))
-    with pytest.raises(ValueError, match="a.json: is not UTF-8 text: open it in QuPath"):
+    with pytest.raises(ValueError, match="a.json: is not UTF-8 text: save it as UTF-8"):
         read_polygons(tmp_path / "a.json")
 
 

@@ -116,12 +116,12 @@ def test_runs_may_come_in_any_order_and_overlap():
     ("1 b", "must be whole numbers, not '1 b'"),
     ("1.5 2", "must be whole numbers"),
     ("1,2", "must be whole numbers"),
-    ("0 1", "run 0 1 leaves the image of 2 x 3 pixels"),
+    ("0 1", "run 0 1 begins at pixel 0, but the first pixel is 1: add 1 to every start"),
     ("-1 2", "run -1 2 leaves the image"),
     ("7 1", "run 7 1 leaves the image"),
     ("6 2", "run 6 2 leaves the image"),
     ("1 2 5 3", "run 5 3 leaves the image"),
-    ("2 0", "run 2 0 leaves the image"),
+    ("2 0", "run 2 0 has no pixel: delete it"),
     ("3 -2", "run 3 -2 leaves the image"),
 ])
 def test_the_error_for_a_bad_string_says_what_is_wrong(rle, words):
@@ -138,7 +138,27 @@ def test_the_last_pixel_is_still_inside():
 def test_the_error_for_a_long_bad_string_is_short():
     with pytest.raises(ValueError) as error:
         rle_decode("x" * 10_000, 2, 3)
-    assert len(str(error.value)) < 120
+    assert len(str(error.value)) < 150
+
+
+@pytest.mark.parametrize("rle", ["", " ", "-1", "1 0", "nan", "NaN", "none"])
+def test_an_empty_mask_has_many_names(rle):
+    assert not rle_decode(rle, 2, 3).any()
+
+
+@pytest.mark.parametrize("length, cut", [(32_765, False), (32_766, True), (32_767, True),
+                                         (32_768, False)])
+def test_code_that_ends_where_a_spreadsheet_cuts_cells_is_refused(length, cut):
+    runs = " ".join(f"{start} 1" for start in range(1001, 10_000, 2))[:32_758].rstrip()
+    rle = runs + " " + ("1" if runs.count(" ") % 2 == 0 else "2 1")
+    rle = rle[: rle.rindex(" ") + 1] + rle[rle.rindex(" ") + 1 :].zfill(
+        length - rle.rindex(" ") - 1)  # as long as it has to be
+    assert len(rle) == length
+    if cut:
+        with pytest.raises(ValueError, match="ends after 32,767 characters, where spreadsheets"):
+            rle_decode(rle, 100, 100)
+    else:
+        assert rle_decode(rle, 100, 100).any()
 
 
 @pytest.mark.filterwarnings("error")

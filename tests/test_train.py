@@ -1110,6 +1110,64 @@ def test_masks_of_two_conventions_are_named_and_refused_if_255_may_be_void(tmp_p
     said = prepared(capsys, data, "--ignore", 255)
 
 
+def test_masks_of_one_value_are_read_if_it_is_the_same_in_all(tmp_path, capsys):
+    colour = square(1)[..., None] * np.array([250, 50, 83], np.uint8)
+    data = small_set(tmp_path / "one", [colour, colour, 0 * colour])
+    assert "objects are #fa3253 in the masks, the only value beside 0" in prepared(capsys, data)
+    for k, others in enumerate(([square(114)], [square(1)], [square(255)], [colour[..., ::-1]])):
+        data = small_set(tmp_path / str(k), [colour, colour, *others])
+        line = refused(capsys, "--data", data, *TINY, "--out", tmp_path / "out")
+        assert "a2.png" in line and "are these two classes? Make what is to be found 1" in line
+        assert "#fa3253" in line and ("114", " 1 ", "255", "#5332fa")[k] in line
+        for i in range(3):  # as the line says
+            Image.fromarray(square(1)).save(data / f"masks/a{i}.png")
+        prepared(capsys, data)
+
+
+def test_a_data_set_that_is_positive_everywhere_is_refused(tmp_path, capsys):
+    data = small_set(tmp_path / "data", [square(1, 1), square(1, 1)])
+    line = refused(capsys, "--data", data, *TINY, "--out", tmp_path / "out")
+    assert "every labelled pixel is positive" in line
+    Image.fromarray(square(1)).save(data / "masks/a1.png")
+    prepared(capsys, data)
+
+
+def test_background_polygons_are_named_and_not_used(tmp_path, capsys):
+    background = {**box(0, 0, 64, 64, ""), "properties": {"DN": 0}}
+    data = small_set(tmp_path / "data", [[box(10, 20, 30, 40, ""), background]] * 2)
+    said, out = trained(capsys, data)
+    assert "polygons: 2 unclassified (to be found), 2 background (value 0) (not used)" in said
+    assert load_model(out / "fold0" / "model.pt")[1]["label"] == "unclassified"
+
+
+def test_polygons_that_all_lie_in_the_upper_left_corner_get_a_note(tmp_path, capsys):
+    corner = [box(2, 2, 9, 9, "a"), box(4, 10, 16, 16, "a")]
+    data = small_set(tmp_path / "corner", [corner] * 2)
+    assert ("upper left corner of their images, within 25% of their size: are the coordinates per "
+            "cent, micrometres or pixels of a smaller copy? Up to 4 times as large"
+            in prepared(capsys, data))
+    for name, features in (("middle", [*corner, box(20, 20, 40, 33, "b")]), ("right", [
+            *corner, box(50, 3, 60, 9, "a")]), ("few", corner[:1])):
+        data = small_set(tmp_path / name, [features, corner[:1]])
+        assert "corner" not in prepared(capsys, data)
+
+
+def test_objects_that_vanish_at_a_scale_are_counted_and_named(tmp_path, capsys):
+    dots = np.zeros((64, 64), np.uint8)
+    dots[2:60:8, 2:60:8] = 255
+    data = small_set(tmp_path / "some", [dots, dots, square(255), square(255), 0 * dots])
+    said = prepared(capsys, data, "--scale", 4)
+    assert ("128 of 130 objects are smaller than half a pixel at --scale 4, too small to be seen "
+            "there; nothing is left in 2 images with objects: a0, a1: use a smaller --scale"
+            in said)
+    assert "too small" not in prepared(capsys, data)
+    data = small_set(tmp_path / "few", [dots, dots, square(255)])
+    line = refused(capsys, "--data", data, *TINY, "--scale", 4, "--folds", 3, "--out",
+                   tmp_path / "out")
+    assert "nothing positive is left at --scale 4: use a smaller one" in line
+    prepared(capsys, data, "--folds", 3)
+
+
 def test_a_fold_that_is_all_void_is_refused(tmp_path, capsys):
     void = np.full((64, 64), 255, np.uint8)
     data = small_set(tmp_path / "data", [square(), square(), void])

@@ -21,12 +21,15 @@ clear.
 | in the file | how it is read |
 |---|---|
 | 0 and 1; 0 and white (255, or with more bits 4095, 65535, ...) | all but 0 is object |
+| 0 and one other value; black and one colour, as CVAT exports a class | all but black is object |
 | 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes |
 | 0, 1 and 255 in some masks, 0 and 255 in others | refused, unless `--ignore 255` makes 255 void |
 | 0 and 1 in some masks, 0 and 255 in others | objects are 1 in some, 255 in others; with a note |
-| other values, such as JPEG compression leaves | refused |
+| other values or colours of objects in some masks than in others | refused |
+| 0, 1, 2, 3, ...: they may number objects as well as classes | refused |
+| other values, such as JPEG compression leaves; one value or colour without black | refused |
 | three equal colour channels | one of them |
-| different colours; one channel per class (one-hot) | refused |
+| several colours beside black; one channel per class (one-hot) | refused |
 | alpha that agrees with the colour, or is constant | ignored |
 | alpha that shows a different mask; a fourth channel that is not alpha | refused |
 | a palette of colours | its indices are the values |
@@ -40,14 +43,19 @@ clear.
 
 | in the data set | how it is read |
 |---|---|
-| GeoJSON: FeatureCollection, list of features, feature | Polygons and MultiPolygons with holes |
+| GeoJSON: FeatureCollection, (list of) features, geometry | Polygons and MultiPolygons with holes |
 | a polygon, in pixels of the full image | covers the pixels whose centre is inside |
 | several classes of polygons | all are objects, or those in `--label`; `--ignore` names void ones |
+| DN, value, val or raster_val 0, as `gdal_polygonize` and rasterio write it | background |
 | a class in `--label` or `--ignore` that no polygon has | refused |
 | points and lines among the objects | refused |
-| map coordinates; a polygon outside the image | refused |
+| map coordinates ("crs"); a polygon outside the image | refused |
+| "crs" of geopandas, CRS84, with coordinates beyond 180 or 90 | pixels, as degrees end there |
+| all polygons near the upper left corner in all images | read, with a note |
 | ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused if the image has no other mask |
 | run-length code | as in `minseg.data.rle`; refused if a run leaves the image |
+| nothing, -1, `nan`, `none` or `1 0` as run-length code | an empty mask |
+| run-length code of 32,767 characters, where a spreadsheet cuts it | refused |
 | both run-length code and polygons | the code is the mask; one line tells how well the two agree |
 | both, with `--label` | the polygons are the mask |
 

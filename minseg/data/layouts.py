@@ -14,6 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from .masks import POLYGON_SUFFIXES
+from .polygons import MASKS_PAGE
 from .slides import EXPORT, IMAGE_SUFFIXES, OTHER_SLIDES
 from .tables import clean, has_column
 
@@ -21,14 +22,12 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", *POLYGON_SUFFIXES)
 TABLE = "train.csv"  # HuBMAP's, with the run-length code
 BY_PROGRAMS = {"thumbs.db", "desktop.ini"}  # which Windows leaves in folders, beside hidden files
 NEEDED = "--data must contain images/ and masks/, or train/ and train.csv"
-SHOWN = "convert it as docs/masks.md shows"
-IMAGEJ = ("is ImageJ's: open its image in QuPath, drop this file on it, and use File > Export "
-          "objects as GeoJSON")
+SHOWN = f"convert it ({MASKS_PAGE})"
+LOSSY = f"JPEG has changed its values: save the original as PNG, or convert it ({MASKS_PAGE})"
 OTHER_MASKS = {  # what must be saved in another way, and how
-    ".roi": IMAGEJ, ".zip": IMAGEJ,
+    ".roi": f".roi is ImageJ's: {SHOWN}", ".zip": f".zip is ImageJ's: {SHOWN}",
     ".ndpa": f".ndpa is Hamamatsu's: {SHOWN}", ".xml": f".xml is ASAP's or Aperio's: {SHOWN}",
-    ".jpg": "JPEG has changed its values: save the original as PNG",
-    ".jpeg": "JPEG has changed its values: save the original as PNG"}
+    ".jpg": LOSSY, ".jpeg": LOSSY}
 ENDINGS = re.compile(r"(?<=.)(" + "|".join(map(re.escape, {
     ".ome", *IMAGE_SUFFIXES, *OTHER_SLIDES, *MASK_SUFFIXES})) + r")+$")
 
@@ -59,6 +58,8 @@ def files_of(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
         if path.suffix.lower() in suffixes:
             name = name_of(path.name)
             other = file_of.setdefault(name, path)
+            if path.suffix.lower() == ".json" and other.suffix.lower() == ".geojson":
+                continue  # what it was converted from
             if path.stem == other.stem and path != other:
                 raise ValueError(f"{path}: {other.name} has the same name: keep only one")
             if path != other:

@@ -6,15 +6,17 @@ is never in memory. The tables in `minseg.data.datasets` say what is accepted an
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from . import tiff
 from .files import identity
-from .polygons import Polygon, Polygons, read_polygons
+from .polygons import BACKGROUND, MASKS_PAGE, Polygon, Polygons, read_polygons
 from .rle import Runs
 from .slides import Window, naming, open_source
 from .tiff import Source
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
     from .datasets import Item
 
 VOID = 255
+MOST = 9  # pixels with different values to look at in a mask
 POLYGON_SUFFIXES = (".geojson", ".json")
 
 
 class Mask:
     """A mask from which windows are read, at the size of its image, `height` x `width`. `has_void`
-    says whether windows may contain 255. `kind` is the value of objects in a mask that is stored as
-    an image, "1" or "255"; it is "void" if 255 is void there, and "" if there is no such value.
+    says whether windows may contain 255. `kind` is the value or colour of objects in a mask that is
+    stored as an image: "1", "255", "114", "#fa3253"; it is "void" if objects are 1 and 255 is void,
+    and "" if the mask is empty, of single bits, or not an image.
     ValueError if the size differs from the image's, or if the values are not those of a mask."""
 
     _window: Window
@@ -57,11 +61,7 @@ class Mask:
             raise ValueError(f"{self.item.mask}: is {self._source.height} x {self._source.width} "
                              f"pixels, but its image is {height} x {width}: make them equal")
         self._meaning = meaning(self.item.mask, str(VOID) in self.item.ignore)
-        objects = [stored for stored, value in self._meaning.items() if value == 1]
-        self.kind = ("void" if VOID in self._meaning.values() else
-                     "" if not objects or self._source.pixels.dtype == bool else
-                     "1" if objects == [1] else "255")
-        self._window = self._from_file
+        self.kind, self._window = self._meaning.kind, self._from_file
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) of 1 (object), 0
@@ -73,9 +73,9 @@ class Mask:
 
     def _from_file(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         with naming(self.item.mask):
-            array = self._source.pixels.window(y, x, h, w)[:, :, 0]
+            array = self._source.pixels.window(y, x, h, w)[:, :, self._meaning.channel]
         window = np.zeros(array.shape, np.uint8)
-        for stored, value in self._meaning.items():
+        for stored, value in self._meaning.values.items():
             if value:
                 window[array == stored] = value
         return window
@@ -88,11 +88,11 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     lies outside the image."""
     polygons = [each for each in polygons_of(path) if (
         each.name in item.ignore and each.rings if ignored else
-        each.name in item.labels if item.labels else each.name not in item.ignore)]
+        each.name in item.labels if item.labels else each.name not in (*item.ignore, BACKGROUND))]
     for each in polygons:
         if each.rings is None:
             raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, not "
-                             "an area: export only areas, or choose classes of areas with --label")
+                             "an area: delete it, or choose classes of areas with --label")
     try:
         return Polygons(polygons, height, width).window
     except ValueError as error:
@@ -109,15 +109,27 @@ def _read_polygons(path: Path, *identity: object) -> list[Polygon]:
     return read_polygons(path)
 
 
-def meaning(path: Path, ignore_255: bool = False) -> dict[float, int]:
-    """What each value stored in a mask's file means: 0, 1 or 255. ValueError if that is unclear."""
+class Meaning(NamedTuple):
+    """What the numbers in one `channel` of a mask's file mean: `values` maps them to 0, 1 or 255.
+    `kind` is that of `Mask`."""
+
+    values: dict[float, int]
+    kind: str
+    channel: int = 0
+
+
+def meaning(path: Path, ignore_255: bool = False) -> Meaning:
+    """How a mask's file is to be read. ValueError if that is unclear."""
     return _meaning(path, ignore_255, *identity(path))
 
 
 @lru_cache(1024)
-def _meaning(path: Path, ignore_255: bool, *identity: object) -> dict[float, int]:
+def _meaning(path: Path, ignore_255: bool, *identity: object) -> Meaning:
     source = open_source(path)
-    stored = stored_values(path, source)
+    colours = stored_colours(path, source)
+    if any(len(set(colour)) > 1 for colour in colours):
+        return _in_colour(path, source, colours)
+    stored = [colour[0] for colour in colours]
     if source.palette is not None:
         shown = palette_values(path, source.palette, stored)
     else:  # white becomes 255 whatever the number of bits; a single bit is 0 and 1 already
@@ -126,52 +138,125 @@ def _meaning(path: Path, ignore_255: bool, *identity: object) -> dict[float, int
     with_void = (ignore_255 and values <= {0, 1, VOID}) or values == {0, 1, VOID}
     nodata = shown.get(source.nodata) if source.nodata else None
     if nodata and not (nodata == VOID and (ignore_255 or with_void)):
+        void = "use --ignore 255 if that is void, else " if nodata == VOID else ""
         raise ValueError(f"{path}: marks objects with {source.nodata:g}, which its NODATA tag "
-                         "declares empty: use --ignore 255 if that is void, else save it without "
-                         "the tag")
+                         f"declares empty: {void}save it as PNG, which has no such tag")
     ambiguous = source.palette is None and len(values) < len(stored)  # 255 and white itself
-    if with_void and not ambiguous:
-        return {value: int(each) for value, each in shown.items()}
-    if (values <= {0, 1} or values <= {0, VOID}) and not ambiguous:
-        return {value: int(each > 0) for value, each in shown.items()}
-    listed = [f"{value:g}" for value in sorted(stored)]
-    text = ", ".join(listed if len(listed) <= 6 else [*listed[:6], "..."])
-    raise ValueError(f"{path}: contains the values {text}: a mask has 0 and 1, or 0 and 255, or "
-                     "all three (then 255 is void; --ignore 255 makes it void in all masks)")
+    if ambiguous or not (with_void or values <= {0, 1} or values <= {0, VOID}
+                         or _are_black_and_one_other(values)):
+        raise ValueError(f"{path}: {_unclear(source, _all_values(path, source))}")
+    if with_void:
+        return Meaning({value: int(each) for value, each in shown.items()}, "void")
+    objects = [value for value, each in shown.items() if each]
+    kind = "" if not objects or source.pixels.dtype == bool else f"{int(shown[objects[0]])}"
+    if source.palette is not None and kind not in ("", "1", "255"):
+        kind = _name(source.palette[int(objects[0])])
+    return Meaning({value: int(each > 0) for value, each in shown.items()}, kind)
 
 
-def stored_values(path: Path, source: Source) -> list[float]:
-    """The values in a mask's file, eight at most. ValueError if it is in colour, or if its alpha
-    shows a different mask."""
+def _are_black_and_one_other(values: set[float]) -> bool:
+    return 0 in values and len(values) == 2 and max(values) > 0 and max(values) % 1 == 0
+
+
+def _in_colour(path: Path, source: Source, colours: Sequence[tuple]) -> Meaning:
+    """The meaning of a mask whose objects have a colour: there must be only one, and black."""
+    objects = [colour for colour in colours if any(colour)]
+    if len(objects) == 1 and len(colours) == 2 and all(number >= 0 for number in objects[0]):
+        channel = int(np.argmax(objects[0]))  # this channel alone tells objects from black
+        return Meaning({0: 0, objects[0][channel]: 1}, _name(objects[0], source.pixels.dtype),
+                       channel)
+    names = [_name(colour, source.pixels.dtype) for colour in sorted(colours)]
+    if len(names) == 1:
+        raise ValueError(f"{path}: is {names[0]} everywhere: make it white if all of it is object, "
+                         "black if nothing is")
+    raise ValueError(f"{path}: contains the colours {_some(names)}: make the one to be found white "
+                     f"and all others black ({MASKS_PAGE})")
+
+
+def _name(colour: Sequence, dtype: DTypeLike = np.uint8) -> str:
+    """A colour as in HTML: "#fa3253"; with more than 8 bits, each number has more digits."""
+    if np.dtype(dtype).kind not in "bu":
+        return f"({', '.join(f'{number:g}' for number in colour)})"
+    digits = 2 * np.dtype(dtype).itemsize
+    return "#" + "".join(f"{int(number):0{digits}x}" for number in colour)
+
+
+def stored_colours(path: Path, source: Source) -> list[tuple]:
+    """The colours in a mask's file, one number for each channel but alpha: `MOST` at most, for a
+    mask has fewer. ValueError if its alpha shows a different mask."""
     if source.extra:
         raise ValueError(f"{path}: has a channel that is neither colour nor alpha: save it with a "
                          "single channel")
+    found: set[tuple] = set()  # with alpha
+    for pixels in _bands(path, source):
+        while len(pixels) and len(found) < MOST:  # note the first pixel, then drop its equals
+            first = pixels[0]
+            found.add(tuple(first.tolist()))
+            others = pixels[:, 0] != first[0]
+            for channel in range(1, len(first)):
+                others |= pixels[:, channel] != first[channel]
+            pixels = pixels[others]
+        if len(found) == MOST:
+            break
+    if not source.alpha:
+        return list(found)
+    background = [pixel[-1] for pixel in found if not any(pixel[:-1])]
+    objects = [pixel[-1] for pixel in found if any(pixel[:-1])]
+    colours = {pixel[:-1] for pixel in found}
+    if len(colours) < len(found) or (objects and background and max(background) > min(objects)):
+        raise ValueError(f"{path}: its alpha and its colours show two different masks: save only "
+                         "the right one of them, as a grey image")
+    return list(colours)
+
+
+def _bands(path: Path, source: Source) -> Iterator[np.ndarray]:
+    """All pixels of a file, (pixels, channels), as many at a time as memory should hold."""
     height, width, channels = source.pixels.shape
     rows = max(1, tiff.HELD // (width * channels * source.pixels.dtype.itemsize))
-    pairs: set[tuple] = set()  # (value, alpha)
     for y in range(0, height, rows):
         with naming(path):
-            array = source.pixels.window(y, 0, min(rows, height - y), width)
-        colours = array[:, :, : channels - source.alpha]
-        if colours.shape[2] > 1 and (colours != colours[:, :, :1]).any():
-            raise ValueError(f"{path}: is in colour, but a mask has one value per pixel: save it "
-                             "as a grey image")
-        value, alpha = colours[:, :, 0].ravel(), array[:, :, -1].ravel() if source.alpha else None
-        while len(value) and len(pairs) < 8:  # note the first pair, then drop its pixels
-            pairs.add((value[0].item(), 0 if alpha is None else alpha[0].item()))
-            others = value != value[0]
-            if alpha is not None:
-                others |= alpha != alpha[0]
-                alpha = alpha[others]
-            value = value[others]
-    values = [value for value, _ in pairs]
-    background = [alpha for value, alpha in pairs if not value]
-    objects = [alpha for value, alpha in pairs if value]
-    alpha_disagrees = objects and background and max(background) > min(objects)
-    if len(set(values)) < len(values) or alpha_disagrees:
-        raise ValueError(f"{path}: its alpha and its colours show two different masks: flatten "
-                         "it, and save it without alpha")
-    return values
+            window = source.pixels.window(y, 0, min(rows, height - y), width)
+        yield window.reshape(-1, channels)
+
+
+def _all_values(path: Path, source: Source) -> list[float]:
+    """The values in a mask's file without colours, sorted; for the message that refuses it."""
+    values: set[float] = set()
+    for pixels in _bands(path, source):
+        values.update(np.unique(pixels[:, 0]).tolist())
+    if source.palette is not None:
+        values = set(palette_values(path, source.palette, [*values]).values())
+    return sorted(values)
+
+
+def _unclear(source: Source, values: list[float]) -> str:
+    """Why a file with these values, sorted, is not a mask, and what would make it one."""
+    white = VOID if source.palette is not None else source.white
+    text = f"contains the values {_some(f'{value:g}' for value in values)}: "
+    if any(value < 0 or value % 1 for value in values):  # true for NaN, too
+        return text + "make its objects 255 and everything else 0, in whole numbers"
+    if len(values) == 1:
+        return f"is {values[0]:g} everywhere: make it 255 if all of it is object, 0 if nothing is"
+    if values == [1, VOID]:
+        return text + ("use --ignore 255 if 255 is void, else make the background 0 and the "
+                       "objects 255")
+    if values[0] > 0:
+        return text + "make the background 0 and the objects 255"
+    near = [value for value in values if value <= white / 8 or value >= white * 7 / 8]
+    if len(near) == len(values) and white * 7 / 8 <= values[-2] and values[-1] <= white:
+        return text + (f"JPEG has changed them: make those below {white // 2 + 1} into 0 and the "
+                       f"others into 255, and save it as PNG ({MASKS_PAGE})")
+    shades = ("; if they are shades, make the lighter half 255 and the darker half 0"
+              if values[-1] == white else "")
+    return text + ("if they number the objects, make every value above 0 into 255; if they are "
+                   f"classes, make only the wanted one 255 and the others 0{shades} "
+                   f"({MASKS_PAGE})")
+
+
+def _some(names: Iterable[str]) -> str:
+    """Six names at most."""
+    names = list(names)
+    return ", ".join(names if len(names) <= 6 else [*names[:6], "..."])
 
 
 def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dict[float, float]:
@@ -183,8 +268,8 @@ def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dic
     white = [index for index, colour in colours.items() if min(colour) == 255]
     grey = all(len(set(colour)) == 1 for colour in colours.values())
     if black not in ([], [0]) or (0 in colours and not black and (grey or white != [0])):
-        raise ValueError(f"{path}: its palette does not show value 0 as the background: save it "
-                         "without a palette")
+        raise ValueError(f"{path}: its palette does not show value 0 as the background: save it as "
+                         "a grey image with 0 for the background and 255 for objects")
     if grey and not set(indices) <= {0, 1}:
         return {index: colour[0] for index, colour in colours.items()}
     return {index: index for index in indices}

@@ -19,6 +19,7 @@ it on the image. `feature` makes a feature of an object from `minseg.data.object
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ from .files import atomic
 from .objects import Object, Outlines
 from .tables import clean
 
-REMEDY = "open it in QuPath and export it: File > Export objects as GeoJSON"
+MASKS_PAGE = "docs/masks.md"  # how to convert what is refused
+BACKGROUND = "background (value 0)"  # the class of what is not an object
+VALUES = ("DN", "value", "val", "raster_val")  # of gdal_polygonize, and in examples of rasterio
+CRS84 = re.compile(r"urn:ogc:def:crs:OGC:1.3:CRS84|OGC:CRS84")  # GeoJSON's default: degrees
 COLOUR = [200, 0, 0]  # red, green, blue
 
 
@@ -57,45 +61,63 @@ class Polygon:
 
 
 def read_polygons(path: str | Path) -> list[Polygon]:
-    """The polygons of a GeoJSON file: a FeatureCollection, a list of features or a single feature.
-    Each member of a MultiPolygon becomes a polygon of its own. ValueError if the file is missing,
-    is not GeoJSON, has map coordinates, or has coordinates that are not numbers."""
+    """The polygons of a GeoJSON file: a FeatureCollection, a list of features, a single feature or
+    a bare geometry. Each member of a MultiPolygon becomes a polygon of its own. ValueError if the
+    file is missing, is not GeoJSON, has map coordinates, or has coordinates that are not
+    numbers."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not UTF-8 text: {REMEDY}")
+        raise ValueError(f"{path}: is not UTF-8 text: save it as UTF-8")
     try:
-        return [polygon for number, each in enumerate(_features(json.loads(text)), 1)
-                for polygon in _polygons(each, number)]
+        content = json.loads(text)
+        polygons = [polygon for number, each in enumerate(_features(content), 1)
+                    for polygon in _polygons(each, number)]
+        if isinstance(content, dict) and content.get("crs"):
+            _refuse_map(content["crs"], polygons)
+        return polygons
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON, or is cut off, at line {error.lineno}: {REMEDY}")
+        raise ValueError(f"{path}: is not JSON, or is cut off, at line {error.lineno}: export it "
+                         "again, complete and as GeoJSON")
     except RecursionError:
-        raise ValueError(f"{path}: is nested too deeply for GeoJSON: {REMEDY}")
+        raise ValueError(f"{path}: is nested too deeply for GeoJSON: export it again, as GeoJSON")
     except ValueError as error:
         raise ValueError(f"{path}: {error}")
 
 
+def _refuse_map(crs: object, polygons: Sequence[Polygon]) -> None:
+    """ValueError if the coordinates may be those of a map. geopandas declares GeoJSON's default,
+    degrees, whatever the coordinates are: if they exceed degrees, they are pixels."""
+    degrees = all(max(map(abs, (each.bounds[0], each.bounds[2]))) <= 180 and
+                  max(map(abs, (each.bounds[1], each.bounds[3]))) <= 90
+                  for each in polygons if each.rings)
+    if degrees or not CRS84.search(json.dumps(crs)):
+        raise ValueError('has map coordinates ("crs"): if they are pixels of the full image, '
+                         f'delete "crs" from the file, else convert them ({MASKS_PAGE})')
+
+
 def _features(content: object) -> list:
-    kind = "some other JSON"
+    kind = ""
     if isinstance(content, dict):
-        if content.get("crs"):
-            raise ValueError('has map coordinates ("crs"): export it with pixels of the full image '
-                             "as coordinates, as QuPath does")
         if content.get("type") == "Feature":
             return [content]
+        if content.get("type") in ("Polygon", "MultiPolygon", "GeometryCollection"):
+            return [{"type": "Feature", "geometry": content}]
         kind = ("labelme JSON" if "shapes" in content else
                 "COCO JSON" if "images" in content and "annotations" in content else kind)
         content = content.get("features") if content.get("type") == "FeatureCollection" else None
     if not isinstance(content, list):
-        raise ValueError(f"is {kind}, not GeoJSON with features: {REMEDY}")
+        raise ValueError(f"is {kind}, not GeoJSON: convert it ({MASKS_PAGE})" if kind else
+                         "is JSON, but not GeoJSON: save its polygons as GeoJSON")
     return content
 
 
 def _polygons(feature: object, number: int) -> list[Polygon]:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
-        raise ValueError(f"its entry {number} is not a GeoJSON feature: {REMEDY}")
+        raise ValueError(f"its entry {number} is not a GeoJSON feature: delete it, or convert the "
+                         f"file ({MASKS_PAGE})")
     geometry, name = feature.get("geometry"), _class(feature.get("properties"))
     if not isinstance(geometry, dict):
         raise ValueError(f"feature {number} ({name}) has no geometry: delete it")
@@ -111,11 +133,15 @@ def _polygons(feature: object, number: int) -> list[Polygon]:
                 for rings in ([coordinates] if kind == "Polygon" else coordinates) if rings != []]
     except (TypeError, ValueError, LookupError, OverflowError):
         raise ValueError(f"feature {number} ({name}) has coordinates that are not rings of x, y "
-                         f"points: {REMEDY}")
+                         "points: correct or delete it")
 
 
 def _class(properties: object) -> str:
-    name = properties.get("classification") if isinstance(properties, dict) else None
+    properties = properties if isinstance(properties, dict) else {}
+    name = properties.get("classification")
+    values = [properties[key] for key in VALUES if type(properties.get(key)) in (int, float)]
+    if not name and values and not any(values):  # the background of a mask turned into polygons
+        return BACKGROUND
     if isinstance(name, dict):  # a class derived from another one has a list of names
         names = name.get("names")
         name = ": ".join(map(str, names)) if isinstance(names, list) else name.get("name")
@@ -138,17 +164,12 @@ class Polygons:
     of the image's size."""
 
     def __init__(self, polygons: Sequence[Polygon], height: int, width: int):
-        for each in polygons:
-            left, top, right, bottom = each.bounds
-            if right <= 0 or bottom <= 0 or left >= width or top >= height:
-                raise ValueError(f"polygon {each.number} ({each.name}) lies outside the image of "
-                                 f"{height} x {width} pixels: its coordinates must be pixels of "
-                                 "the full image")
+        _refuse_outside(polygons, height, width)
         rings = [(ring, k) for k, each in enumerate(polygons) for ring in each.rings or ()]
         all_integers = all((ring == ring.round()).all() for ring, _ in rings)
         if not all_integers and max(max(each.bounds) for each in polygons) <= 1:
             raise ValueError("all its coordinates lie between 0 and 1: they must be pixels of the "
-                             "full image")
+                             f"full image: multiply them by its size ({MASKS_PAGE})")
         edges = np.concatenate([np.zeros((0, 5)), *(
             np.column_stack([ring[:-1], ring[1:], np.full(len(ring) - 1, k)])
             for ring, k in rings)])  # x, y, x, y, polygon
@@ -186,6 +207,24 @@ class Polygons:
         np.add.at(change.ravel(), place[::2], 1)
         np.add.at(change.ravel(), place[1::2], -1)
         mask[crossed] = np.cumsum(change, 1, out=change)[:, :-1] > 0
+
+
+def _refuse_outside(polygons: Sequence[Polygon], height: int, width: int) -> None:
+    """ValueError if polygons lie outside the image: some of them, or so many that all coordinates
+    must be wrong."""
+    outside = [each for each in polygons if each.bounds[0] >= width or each.bounds[1] >= height
+               or each.bounds[2] <= 0 or each.bounds[3] <= 0]
+    if not outside:
+        return
+    text = (f"{len(outside)} of {len(polygons)} polygons outside the image of {height} x {width} "
+            "pixels")
+    if len(outside) > len(polygons) / 2:
+        raise ValueError(f"has {text}: its coordinates must be pixels of the full image, from its "
+                         f"upper left corner: convert them ({MASKS_PAGE}), or take the file that "
+                         "belongs to this image")
+    names = [f"{each.number} ({each.name})" for each in outside]
+    raise ValueError(f"has {text}: delete {', '.join(names[:6])}"
+                     + (f" and {len(names) - 6} more" if len(names) > 6 else ""))
 
 
 def feature(outlined: Object, name: str, microns: float | None = None) -> dict:

@@ -13,6 +13,9 @@ True
 
 import numpy as np
 
+EMPTY = ("", "-1", "1 0", "nan", "none")  # how submissions to Kaggle write an empty mask
+CELL = 32_767  # characters in a cell of a spreadsheet; the rest is lost
+
 
 def rle_encode(mask: np.ndarray) -> str:
     """The run-length code of a mask (height, width) whose non-zero pixels are positive. An empty
@@ -70,28 +73,48 @@ class Encoder:
 
 
 def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
-    """The mask of a run-length string, uint8 (height, width) in {0, 1}. ValueError if the string is
-    not pairs of whole numbers, or if a run leaves the image."""
+    """The mask of a run-length string, uint8 (height, width) in {0, 1}; "", "-1", "1 0", "nan" and
+    "none" are an empty mask. ValueError if the string is not pairs of whole numbers, if a
+    spreadsheet has cut it off, or if a run leaves the image."""
     return Runs(rle, height, width).window(0, 0, height, width)
+
+
+def _pairs(rle: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The starts, from 0, and the lengths of the runs. ValueError as from `rle_decode`."""
+    rle = rle.strip()
+    if " ".join(rle[:10].split()).lower() in EMPTY:
+        rle = ""
+    if CELL - 1 <= len(rle) <= CELL:  # a space at the end is gone
+        raise ValueError(f"run-length code ends after {CELL:,} characters, where spreadsheets cut "
+                         "a cell off: take the original table, and save it from no spreadsheet")
+    try:
+        numbers = np.array(rle.split(), dtype=object).astype(np.int64)
+    except (ValueError, OverflowError):
+        raise ValueError(f"run-length code must be whole numbers, not {rle[:40]!r}: write start "
+                         "length start length ..., with spaces between")
+    if len(numbers) % 2:
+        raise ValueError(f"run-length code has {len(numbers)} numbers, but must be pairs of "
+                         "start and length: take the original table if it was cut off")
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
+    if wrong.any():
+        k = wrong.argmax()
+        run = f"run {numbers[2 * k]} {lengths[k]}"
+        if numbers[2 * k] == 0:
+            raise ValueError(f"{run} begins at pixel 0, but the first pixel is 1: add 1 to every "
+                             "start")
+        if lengths[k] == 0:
+            raise ValueError(f"{run} has no pixel: delete it")
+        raise ValueError(f"{run} leaves the image of {height} x {width} pixels: check that the "
+                         "code belongs to this image")
+    return starts, lengths
 
 
 class Runs:
     """A mask stored as runs, from which windows are decoded. ValueError as from `rle_decode`."""
 
     def __init__(self, rle: str, height: int, width: int):
-        try:
-            numbers = np.array(rle.split(), dtype=object).astype(np.int64)
-        except (ValueError, OverflowError):
-            raise ValueError(f"run-length code must be whole numbers, not {rle[:40]!r}")
-        if len(numbers) % 2:
-            raise ValueError(f"run-length code has {len(numbers)} numbers, but must be pairs of "
-                             "start and length")
-        starts, lengths = numbers[::2] - 1, numbers[1::2]
-        wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
-        if wrong.any():
-            k = wrong.argmax()
-            raise ValueError(f"run {numbers[2 * k]} {lengths[k]} leaves the image of {height} x "
-                             f"{width} pixels: check that the code belongs to this image")
+        starts, lengths = _pairs(rle, height, width)
         # Cut runs at the ends of columns, so that each piece is [top, bottom) of one column.
         first_column, last_column = starts // height, (starts + lengths - 1) // height
         pieces = last_column - first_column + 1

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..crossval import group_folds
 from ..data.datasets import GROUPS, PATIENTS, Item, count_classes, find_slides, unused_files
 from ..data.layouts import name_of
-from ..data.masks import POLYGON_SUFFIXES
+from ..data.masks import POLYGON_SUFFIXES, polygons_of
+from ..data.polygons import BACKGROUND, MASKS_PAGE
 from ..data.synthetic import write_slides
 from ..data.tables import clean, open_table
 from ..data.tiles import Tiles, cut
@@ -82,7 +83,7 @@ def prepare(args: argparse.Namespace) -> Data:
     if args.close:
         config["closed"] |= close_early(args, chosen, existing["epochs"])
         config["epochs"] = args.epochs = existing["epochs"]
-    check_folds(folder, facts, tiles, folds, chosen)
+    check_folds(folder, facts, tiles, folds, chosen, args.scale)
     check_stages(args, tiles, folds, chosen)
     report_folds(folder, items, folds, tiles, args.tile)
     report_objects(items, facts, args.scale, args.tile)
@@ -137,10 +138,14 @@ def report_unused(folder: Path, unused: Sequence[Path]) -> None:
 
 def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, number: int,
                scale: int) -> list[int]:
-    """The fold of each image. ValueError if no mask has a positive pixel."""
+    """The fold of each image. ValueError if no mask has a positive pixel, or all have no other."""
     masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
     if not any(fact["positive"] for fact in facts):
         raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
+    if all(fact["positive"] + fact["void"] == fact["height"] * fact["width"] for fact in facts):
+        raise ValueError(f"{masks}: every labelled pixel is positive, and there is nothing to tell "
+                         "objects from: make the background 0, or leave its polygons out with "
+                         "--label")
     if not tiles.mask_area.any():
         raise ValueError(f"{masks}: nothing positive is left at --scale {scale}: use a smaller one")
     return group_folds([item.group for item in items], [fact["positive"] for fact in facts],
@@ -173,11 +178,14 @@ def mask_options(options: dict) -> dict:
 
 
 def check_folds(folder: Path, facts: Sequence[dict], tiles: Tiles, folds: Sequence[int],
-                chosen: Sequence[int]) -> None:
+                chosen: Sequence[int], scale: int) -> None:
     """ValueError if a chosen fold leaves no positive pixel to learn from, or has nothing to
     score."""
     for fold in chosen:
         if not tiles.mask_area[training_tiles(tiles, folds, fold)].any():
+            if any(fact["positive"] for fact, other in zip(facts, folds) if other != fold):
+                raise ValueError(f"{folder}: outside fold {fold} nothing positive is left at "
+                                 f"--scale {scale}: use a smaller one")
             raise ValueError(f"{folder}: outside fold {fold} no mask has a positive pixel: "
                              "add images of other groups that have some")
         if not any(fact["void"] < fact["height"] * fact["width"]
@@ -210,20 +218,35 @@ def class_name(items: Sequence[Item]) -> str | None:
     polygons, or if run-length code is used instead."""
     if any(item.runs is not None for item in items):
         return None
-    classes = items[0].labels or sorted(count_classes(items).keys() - set(items[0].ignore))
+    classes = items[0].labels or sorted(count_classes(items).keys()
+                                        - {*items[0].ignore, BACKGROUND})
     return ", ".join(classes) or None
 
 
-def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
-    """Prints how the files were understood, where that is not obvious. ValueError if masks
+def report_values(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints which value of masks means object, where that is not obvious. ValueError if masks
     contradict each other."""
-    kinds = {fact["kind"]: item.mask for item, fact in zip(items, facts)}
+    kinds = {fact["kind"]: item.mask for item, fact in zip(items, facts) if fact["kind"]}
+    for kind, path in kinds.items():
+        if len(kinds) > 1 and kind not in ("1", "255", "void"):
+            other, its_path = next(each for each in kinds.items() if each[0] != kind)
+            raise ValueError(f"{path}: objects are {kind}, but {'1' if other == 'void' else other} "
+                             f"in {its_path}: are these two classes? Make what is to be found 1 in "
+                             "all masks, and everything else 0")
     if kinds.keys() >= {"255", "void"}:
         raise ValueError(f"{kinds['255']}: holds 0 and 255, {kinds['void']} also 1: is 255 void in "
                          "both? Then say --ignore 255, else write objects as 1")
     if kinds.keys() >= {"255", "1"}:
         print(f"{kinds['1']} holds 0 and 1, {kinds['255']} 0 and 255: both are taken for objects; "
               "if 255 is void, say --ignore 255")
+    for kind in kinds.keys() - {"1", "255", "void"}:
+        print(f"objects are {kind} in the masks, the only value beside 0")
+
+
+def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints how the files were understood, where that is not obvious. ValueError if masks
+    contradict each other."""
+    report_values(items, facts)
     first = items[0]
     if classes := count_classes(items):
         def use(name: str) -> str:
@@ -231,10 +254,13 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
                 return "void"
             if name in first.labels:
                 return "to be found"
-            return "not used" if first.labels or first.runs is not None else "to be found"
+            if name == BACKGROUND or first.labels or first.runs is not None:
+                return "not used"
+            return "to be found"
 
         print("polygons: " + ", ".join(f"{count} {name} ({use(name)})"
                                        for name, count in classes.most_common()))
+        report_corner(items, facts)
     agreement = {item.id: fact["agreement"] for item, fact in zip(items, facts)
                  if fact["agreement"][1]}
     if agreement:
@@ -255,6 +281,24 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
         print(f"{lines[0]}{others}")
 
 
+def report_corner(items: Sequence[Item], facts: Sequence[dict]) -> None:
+    """Prints a line if all polygons lie in the upper left quarter of their images, as they do if
+    coordinates are per cent, micrometres or pixels of a smaller copy. Three polygons that may lie
+    anywhere do so by chance in one data set of 64."""
+    shares, count = [], 0  # of its image's size that an image's polygons reach
+    for item, fact in zip(items, facts):
+        if item.runs is None and item.mask.suffix.lower() in POLYGON_SUFFIXES:
+            bounds = [each.bounds for each in polygons_of(item.mask) if each.rings]
+            shares += [max(right / fact["width"], bottom / fact["height"])
+                       for _, _, right, bottom in bounds]
+            count += bool(bounds)
+    if count > 1 and len(shares) > 2 and 0 < max(shares) < 0.5:
+        print(f"all polygons lie in the upper left corner of their images, within "
+              f"{max(shares):.0%} of their size: are the coordinates per cent, micrometres or "
+              f"pixels of a smaller copy? Up to {1 / max(shares):.3g} times as large they would "
+              f"still fit ({MASKS_PAGE})")
+
+
 def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, tile: int) -> None:
     """Prints what there is to find, and what looks like a mistake in it."""
     pixels = [fact["height"] * fact["width"] for fact in facts]
@@ -266,6 +310,8 @@ def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, til
         at_scale = f" ({diameter / scale:.0f} at --scale {scale})" if scale > 1 else ""
         print(f"{positive:.1%} of pixels positive, {len(areas)} objects, median diameter "
               f"{diameter:.0f} pixels{at_scale}")
+    if scale > 1:
+        report_vanished(items, facts, scale)
     if empty := [item.id for item, fact in zip(items, facts) if not fact["positive"]]:
         print(f"no object in: {some(empty)}")
     full = sum(fact["positive"] > MOSTLY * size for fact, size in zip(facts, pixels))
@@ -278,6 +324,19 @@ def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, til
         print(f"{len(small)} of {len(items)} images are smaller than a tile of {tile} x {tile} "
               f"pixels{f' at --scale {scale}' if scale > 1 else ''}, and filled up with mirror "
               f"images: {some(small)}")
+
+
+def report_vanished(items: Sequence[Item], facts: Sequence[dict], scale: int) -> None:
+    """Prints how many objects are too small for the scale: those that fill less than half of a
+    block are background there, unless they share it with others."""
+    areas = [area for fact in facts for area in fact["objects"]]
+    small = sum(2 * area < scale**2 for area in areas)
+    gone = [item.id for item, fact in zip(items, facts)
+            if fact["positive"] and not any(fact["area"])]
+    if small or gone:
+        print(f"{small} of {len(areas)} objects are smaller than half a pixel at --scale {scale}, "
+              "too small to be seen there" + (f"; nothing is left in {len(gone)} images with "
+              f"objects: {some(gone)}" if gone else "") + ": use a smaller --scale")
 
 
 def read_ids(path: Path, items: Sequence[Item]) -> list[str]:
