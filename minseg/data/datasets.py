@@ -71,6 +71,7 @@ clear.
 | ID, ID.svs, images/ID.png, C:\\scans\\id.tif, in tables, `--exclude` and as names of masks | ID |
 | two images that these rules make one, such as A.png and a.png, a.png and a.tif.png | refused |
 | masks/ID_mask.png | as masks/ID.png; both of them are refused |
+| masks/ID.geojson beside masks/ID.json, from which it was converted | the .geojson |
 | an empty line | skipped |
 | a line without an ID, or with more cells than headings | refused |
 | two lines for one image | accepted if they agree, else refused |
