@@ -397,7 +397,7 @@ def segment_slide(path: Path, out: Path, predict: Callable, scale: int, tile: in
     args = infer_options([str(path), "--model", "none", "--out", str(out), *options])
     ensemble = Ensemble([], [], scale, tile, threshold, microns=None, white=None, label=None)
     out.mkdir(parents=True, exist_ok=True)
-    infer.segment(path, predict, ensemble, args, set())
+    infer.segment(path, predict, ensemble, args, set(), lambda share: None)
 
 
 def write_large(path: Path, height: int, width: int) -> None:

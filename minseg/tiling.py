@@ -220,10 +220,11 @@ def read_strips(read: Callable[[int, int, int, int], np.ndarray], width: int,
 
     with ThreadPoolExecutor(1) as reader:
         overlap: list[np.ndarray] = []  # the rows that a strip shares with the one above it
-        new_rows = reader.submit(read_new_rows, 0)
+        jobs = [reader.submit(read_new_rows, 0)]
         for i, (top, _) in enumerate(spans):
-            strip = np.concatenate([*overlap, *new_rows.result()])
+            # Popped, since an error that held a job which holds the error would never be freed.
+            strip = np.concatenate([*overlap, *jobs.pop().result()])
             if i + 1 < len(spans):
-                new_rows = reader.submit(read_new_rows, i + 1)
+                jobs.append(reader.submit(read_new_rows, i + 1))
                 overlap = [strip[spans[i + 1][0] - top :]]
             yield strip

@@ -52,16 +52,16 @@ class Mask:
         self.has_void = self._void is not None or self.kind == "void"
 
     def _open(self, height: int, width: int) -> None:
-        self._source = open_source(self.item.mask)
-        if (self._source.height, self._source.width) != (height, width):
-            raise ValueError(f"{self.item.mask}: is {self._source.height} x {self._source.width} "
+        source = open_source(self.item.mask)
+        if (source.height, source.width) != (height, width):
+            raise ValueError(f"{self.item.mask}: is {source.height} x {source.width} "
                              f"pixels, but its image is {height} x {width}: make them equal")
-        self._meaning = meaning(self.item.mask, str(VOID) in self.item.ignore)
-        objects = [stored for stored, value in self._meaning.items() if value == 1]
-        self.kind = ("void" if VOID in self._meaning.values() else
-                     "" if not objects or self._source.pixels.dtype == bool else
+        means = meaning(self.item.mask, str(VOID) in self.item.ignore)
+        objects = [stored for stored, value in means.items() if value == 1]
+        self.kind = ("void" if VOID in means.values() else
+                     "" if not objects or source.pixels.dtype == bool else
                      "1" if objects == [1] else "255")
-        self._window = self._from_file
+        self._window = labels(self.item.mask, source, means)
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) of 1 (object), 0
@@ -71,14 +71,19 @@ class Mask:
             window[self._void(y, x, h, w) > 0] = VOID
         return window
 
-    def _from_file(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        with naming(self.item.mask):
-            array = self._source.pixels.window(y, x, h, w)[:, :, 0]
-        window = np.zeros(array.shape, np.uint8)
-        for stored, value in self._meaning.items():
+
+def labels(path: Path, source: Source, means: dict[float, int]) -> Window:
+    """A reader of windows of a mask that is stored as an image; `means` is its `meaning`."""
+    def window(y: int, x: int, h: int, w: int) -> np.ndarray:
+        with naming(path):
+            array = source.pixels.window(y, x, h, w)[:, :, 0]
+        label = np.zeros(array.shape, np.uint8)
+        for stored, value in means.items():
             if value:
-                window[array == stored] = value
-        return window
+                label[array == stored] = value
+        return label
+
+    return window
 
 
 def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = False) -> Window:

@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import IO
+from weakref import proxy
 from xml.etree import ElementTree
 
 import numpy as np
@@ -125,7 +126,11 @@ class Segments:
         self.size = values * page.dtype.itemsize  # bytes of a decoded segment
         # Keep a row of segments and a quarter: the next window may begin in the middle of the row.
         row = self.size * len(self) // self.rows
-        self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(self._segment)
+        # The cache must not hold `self`, which holds the cache: neither would be freed with the
+        # last reference, only whenever Python searches for such cycles.
+        weak = proxy(self)
+        self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(
+            lambda index: weak._segment(index))
 
     def __len__(self) -> int:
         return self.rows * self.columns * (self.shape[2] if self.planes else 1)
