@@ -363,6 +363,39 @@ def test_shrink_is_the_rounded_mean_of_blocks(scale, dtype, shape):
         assert np.array_equal(shrink(image, scale), np.array(naive))
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("scale", [15, 16, 17, 255, 256, 257, 4100, 4101, 4104, 4105, 10**30])
+def test_sums_of_large_blocks_do_not_overflow(dtype, scale):
+    highest = 1 if dtype is bool else np.iinfo(dtype).max
+    side = min(scale, 4105)
+    image = np.full((side, side), highest, dtype)
+    assert shrink(image, scale).tolist() == [[highest]]
+    assert shrink(image[:, :-1], scale).tolist() == [[highest]]  # not a whole block
+    half = side * side // 2
+    image.ravel()[:half] = 0
+    total = int(highest) * (side * side - half)
+    assert int(shrink(image, scale)[0, 0]) == (total + side * side // 2) // (side * side)
+
+
+def test_a_slide_may_be_scaled_down_to_one_pixel(tmp_path):
+    image = noise(HEIGHT, WIDTH, 3)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    wanted = np.floor(image.mean((0, 1)) + 0.5)
+    for scale in (HEIGHT, 5000, 10**30):
+        assert open_slide(tmp_path / "a.png", scale).read_all().tolist() == [[wanted.tolist()]]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+def test_a_grey_slide_is_shrunk_in_one_channel_and_then_repeated(tmp_path, dtype, monkeypatch):
+    image = noise(HEIGHT, WIDTH) > 127 if dtype is bool else noise(HEIGHT, WIDTH, dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
+    seen, original = [], slides.shrink
+    monkeypatch.setattr(slides, "shrink", lambda array, scale: (
+        seen.append(array.shape[2]), original(array, scale))[1])
+    check_windows(tmp_path / "a.tif", open_slide(tmp_path / "a.tif").read_all())
+    assert set(seen) == {1}
+
+
 @pytest.mark.parametrize("name", ["a.svs", "a.btf", "a.scn", "a"])
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("byteorder", ["<", ">"])

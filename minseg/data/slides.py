@@ -82,7 +82,9 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return array
     height, width = array.shape[:2]
-    largest_sum = scale * scale * (2 ** (8 * array.itemsize) - 1)
+    scale = min(scale, max(height, width, 1))  # a larger block has no more pixels
+    pixels = min(scale, height) * min(scale, width)  # of a whole block
+    largest_sum = pixels * (2 ** (8 * array.itemsize) - 1) + pixels // 2  # the half for rounding
     sum_type = next(dtype for dtype in (np.uint16, np.uint32, np.uint64)
                     if largest_sum <= np.iinfo(dtype).max)
     bottom = height // scale * scale  # of the last whole blocks
@@ -96,7 +98,6 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
         columns = rows[:, j::scale]
         total[:, : columns.shape[1]] += columns
     if height % scale == 0 and width % scale == 0:
-        pixels = scale * scale
         return ((total + pixels // 2) // pixels).astype(array.dtype)
     count = np.outer(*(np.minimum(scale, n - np.arange(0, n, scale)) for n in (height, width)))
     count = count.reshape(*count.shape, *[1] * (array.ndim - 2)).astype(sum_type)
@@ -224,16 +225,17 @@ class Slide:
         y, x = min(y, -(-height // scale) - 1), min(x, -(-width // scale) - 1)
         rows, columns = min(h, -(-height // scale) - y), min(w, -(-width // scale) - x)
         with naming(self.path):
-            blocks = read_blocks(self._rgb, height, width, scale, y, x, rows, columns)
+            blocks = read_blocks(self._window, height, width, scale, y, x, rows, columns)
         if (rows, columns) != (h, w):
             blocks = np.pad(blocks, [(0, h - rows), (0, w - columns), (0, 0)], mode="edge")
-        return blocks
+        return blocks if blocks.shape[2] == 3 else np.repeat(blocks, 3, 2)
 
     def read_all(self) -> np.ndarray:
         """The whole image, uint8 (height, width, 3). Meant for coarse scales."""
         return self.read(0, 0, self.height, self.width)
 
-    def _rgb(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+    def _window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """The window in the stored pixels, uint8 (h, w, 3), or (h, w, 1) if it is grey."""
         array = self._source.pixels.window(y, x, h, w)
         if self._source.palette is not None:
             return self._source.palette[array[:, :, 0]]
@@ -243,7 +245,7 @@ class Slide:
         elif self._white != 255 or array.dtype != np.uint8:
             clipped = np.minimum(array, self._white).astype(np.uint32)
             array = ((clipped * 255 + self._white // 2) // self._white).astype(np.uint8)
-        return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
+        return array
 
     def _compare_with_white(self) -> None:
         """Adds a note if values are all far below white, or exceed it, judged by 64 small windows
