@@ -30,8 +30,9 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | missing tiles (sparse files) | GDAL's NODATA, in Philips' files 255, else 0 |
 | missing tiles with a NODATA that no pixel can have | refused |
 | orientation (EXIF, TIFF) | applied, with a note |
-| pixel size | from OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit or the resolution tags |
-| a resolution of a whole 72 to 600 dots per inch, which any editor writes | not a pixel size |
+| pixel size | from OME's PhysicalSizeX and Y, Aperio's MPP, ImageJ's unit or the resolution tags |
+| pixels that are not square, by 1 % or more | the side of a square of equal area, with a note |
+| a resolution of up to 600 dots per inch, or the same per centimetre | not a pixel size |
 | profiles, gamma and text of any length | ignored |
 | several frames in a PNG or GIF | refused |
 
@@ -194,7 +195,8 @@ def open_picture(path: Path) -> Source:
 class Slide:
     """An image from which windows are read. `height` and `width` are in scaled pixels,
     `full_height` and `full_width` in the file's own pixels; `microns` is the size of one of the
-    file's own pixels, or None if it is unknown. `notes` are what the user should know about the
+    file's own pixels, or None if it is unknown; its square is the area, also where width and height
+    differ. `notes` are what the user should know about the
     file, a line each."""
 
     def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
