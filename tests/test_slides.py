@@ -544,6 +544,28 @@ def test_no_file_stays_open(tiled):
     assert np.array_equal(slide.read(99, 99, 9, 9), image[99:108, 99:108])
 
 
+@pytest.mark.parametrize("held", [2**12, 2**15, 2**17, 2**26])
+@pytest.mark.parametrize("planes", ["contig", "separate", "pages"])
+@pytest.mark.parametrize("rows", [1, 20, 32, 50])
+def test_from_top_to_bottom_each_tile_is_decoded_once(tmp_path, held, planes, rows, monkeypatch):
+    monkeypatch.setattr(tiff, "HELD", held)
+    image = noise(HEIGHT, WIDTH, 3)
+    if planes == "pages":
+        tifffile.imwrite(tmp_path / "a.ome.tif", np.moveaxis(image, 2, 0), tile=(32, 32),
+                         compression="zlib", photometric="minisblack", metadata={"axes": "CYX"})
+    else:
+        tifffile.imwrite(tmp_path / "a.ome.tif", image if planes == "contig" else
+                         np.moveaxis(image, 2, 0), tile=(32, 32), compression="zlib",
+                         photometric="rgb", planarconfig=planes, metadata=None)
+    decoded, original = [], Segments._segment
+    monkeypatch.setattr(Segments, "_segment", lambda self, index: (
+        decoded.append(index), original(self, index))[1])
+    slide = open_slide(tmp_path / "a.ome.tif")
+    bands = [slide.read(y, 0, min(rows, HEIGHT - y), WIDTH) for y in range(0, HEIGHT, rows)]
+    assert np.array_equal(np.concatenate(bands), image)
+    assert sorted(decoded) == list(range(7 * 6 * (1 if planes == "contig" else 3)))
+
+
 # What is refused
 
 

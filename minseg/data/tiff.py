@@ -156,7 +156,7 @@ class Segments:
         out = np.empty((h, w, self.shape[2]), self.dtype)
 
         def copy(position: tuple[int, int, int]) -> None:
-            plane, row, column = position
+            row, plane, column = position
             segment = self.segment((plane * self.rows + row) * self.columns + column)
             top, left = row * self.segment_height, column * self.segment_width
             y0, x0 = max(y, top), max(x, left)
@@ -165,8 +165,9 @@ class Segments:
             out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = \
                 segment[y0 - top : y1 - top, x0 - left : x1 - left]
 
-        touched = list(product(range(self.shape[2] if self.planes else 1),
-                               range(y // self.segment_height, -(-(y + h) // self.segment_height)),
+        # The last row of segments comes last, in all planes: it is kept for the next window.
+        touched = list(product(range(y // self.segment_height, -(-(y + h) // self.segment_height)),
+                               range(self.shape[2] if self.planes else 1),
                                range(x // self.segment_width, -(-(x + w) // self.segment_width))))
         if len(touched) <= 2:
             for position in touched:
