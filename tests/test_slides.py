@@ -547,7 +547,7 @@ def test_no_file_stays_open(tiled):
 @pytest.mark.parametrize("held", [2**12, 2**15, 2**17, 2**26])
 @pytest.mark.parametrize("planes", ["contig", "separate", "pages"])
 @pytest.mark.parametrize("rows", [1, 20, 32, 50])
-def test_from_top_to_bottom_each_tile_is_decoded_once(tmp_path, held, planes, rows, monkeypatch):
+def test_each_tile_of_each_plane_is_decoded_once(tmp_path, held, planes, rows, monkeypatch):
     monkeypatch.setattr(tiff, "HELD", held)
     image = noise(HEIGHT, WIDTH, 3)
     if planes == "pages":

@@ -11,6 +11,8 @@ column, then on to the next column: pixel (y, x) of an image of height H has the
 True
 """
 
+import warnings
+
 import numpy as np
 
 
@@ -80,8 +82,10 @@ class Runs:
 
     def __init__(self, rle: str, height: int, width: int):
         try:
-            numbers = np.array(rle.split(), dtype=object).astype(np.int64)
-        except (ValueError, OverflowError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # of other text, older versions of numpy only warn
+                numbers = np.fromstring(rle.strip(), np.int64, sep=" ")
+        except (ValueError, DeprecationWarning):
             raise ValueError(f"run-length code must be whole numbers, not {rle[:40]!r}")
         if len(numbers) % 2:
             raise ValueError(f"run-length code has {len(numbers)} numbers, but must be pairs of "
@@ -89,29 +93,35 @@ class Runs:
         starts, lengths = numbers[::2] - 1, numbers[1::2]
         wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
         if wrong.any():
-            k = wrong.argmax()
-            raise ValueError(f"run {numbers[2 * k]} {lengths[k]} leaves the image of {height} x "
+            k = 2 * wrong.argmax()
+            run = " ".join(rle.split()[k : k + 2])  # numbers beyond 64 bits were read as the limit
+            raise ValueError(f"run {run[:80]} leaves the image of {height} x "
                              f"{width} pixels: check that the code belongs to this image")
+        # Sort runs, and join those that touch or overlap.
+        order = np.argsort(starts, kind="stable")
+        starts, ends = starts[order], np.maximum.accumulate((starts + lengths)[order])
+        apart = starts[1:] > ends[:-1]
+        starts = np.concatenate([starts[:1], starts[1:][apart]])
+        ends = np.concatenate([ends[:-1][apart], ends[-1:]])
         # Cut runs at the ends of columns, so that each piece is [top, bottom) of one column.
-        first_column, last_column = starts // height, (starts + lengths - 1) // height
+        first_column, last_column = starts // height, (ends - 1) // height
         pieces = last_column - first_column + 1
         run = np.repeat(np.arange(len(starts)), pieces)  # the run of each piece
         piece = np.arange(len(run)) - np.repeat(pieces.cumsum() - pieces, pieces)  # within its run
-        column = first_column[run] + piece
-        top = np.maximum(starts[run] - column * height, 0)
-        bottom = np.minimum((starts + lengths)[run] - column * height, height)
-        order = np.argsort(column, kind="stable")
-        self._column, self._top, self._bottom = column[order], top[order], bottom[order]
+        self._column = first_column[run] + piece
+        self._top = np.maximum(starts[run] - self._column * height, 0)
+        self._bottom = np.minimum(ends[run] - self._column * height, height)
 
     def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) in {0, 1}."""
         touched = slice(*np.searchsorted(self._column, [x, x + w]))
         top, bottom = (edge[touched].clip(y, y + h) - y for edge in (self._top, self._bottom))
         inside = bottom > top
-        columns, column = np.unique(self._column[touched][inside] - x, return_inverse=True)
-        change = np.zeros((h + 1, len(columns)), np.int32)  # +1 where a piece begins, -1 at its end
-        np.add.at(change, (top[inside], column), 1)
-        np.add.at(change, (bottom[inside], column), -1)
+        top, bottom, column = top[inside], bottom[inside], self._column[touched][inside] - x
         mask = np.zeros((h, w), np.uint8)
-        mask[:, columns] = change[:-1].cumsum(0) > 0
+        mask[top, column] = 1
+        ends = bottom < h
+        mask[bottom[ends], column[ends]] = 255  # which is -1
+        for above, row in zip(mask, mask[1:]):  # np.cumsum would take ten times as long
+            row += above
         return mask
