@@ -12,6 +12,7 @@ True
 """
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 
@@ -122,6 +123,6 @@ class Runs:
         mask[top, column] = 1
         ends = bottom < h
         mask[bottom[ends], column[ends]] = 255  # which is -1
-        for above, row in zip(mask, mask[1:]):  # np.cumsum would take ten times as long
+        for above, row in pairwise(mask):  # np.cumsum would take ten times as long
             row += above
         return mask
