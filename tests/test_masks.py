@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from minseg.data import masks
 from minseg.data.datasets import Item
 from minseg.data.masks import Mask, drawn_instead
 from minseg.data.rle import rle_encode
@@ -421,3 +422,29 @@ def test_polygons_are_read_again_after_a_change(tmp_path):
     equals(Mask(polygon_item(tmp_path, square(3, 5, 20)), 45, 60), drawn((3, 5, 20)))
     equals(Mask(polygon_item(tmp_path, square(3, 5, 20), square(20, 30, 9)), 45, 60),
            drawn((3, 5, 20), (20, 30, 9)))
+
+
+def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
+    def square(name, x):
+        ring = [[x, 1], [x + 5, 1], [x + 5, 6], [x, 6], [x, 1]]
+        return {"type": "Feature", "properties": {"classification": name},
+                "geometry": {"type": "Polygon", "coordinates": [ring]}}
+
+    parsed, original = [], masks.read_polygons
+    monkeypatch.setattr(masks, "read_polygons", lambda path: (
+        parsed.append(path.name), original(path))[1])
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([square("a", 1), square("b", 9), square("b", 20)]))
+    item = Item("a", path, path, "a")
+    assert masks.classes_of(path) == {"a": 1, "b": 2}
+    for labels, ignore, count in (((), (), 75), (("a",), (), 25), ((), ("a",), 50)):
+        for _ in range(2):
+            mask = Mask(replace(item, labels=labels, ignore=ignore), *MASK.shape)
+            assert (mask.read(0, 0, *MASK.shape) == 1).sum() == count
+            assert (mask.read(0, 0, *MASK.shape) == 255).sum() == (25 if ignore else 0)
+    assert Mask(item, 10, 50).read(0, 0, 10, 50).sum() == 75  # an image of another size
+    assert masks.classes_of(path) == {"a": 1, "b": 2} and parsed == ["a.geojson"]
+    path.write_text(json.dumps([square("c", 1)]))
+    assert masks.classes_of(path) == {"c": 1}
+    assert Mask(item, *MASK.shape).read(0, 0, *MASK.shape).sum() == 25
+    assert parsed == ["a.geojson"] * 2

@@ -6,6 +6,7 @@ is never in memory. The tables in `minseg.data.datasets` say what is accepted an
 """
 
 import dataclasses
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy as np
 
 from . import tiff
 from .files import identity
+from .kept import once
 from .polygons import Polygon, Polygons, read_polygons
 from .rle import Runs
 from .slides import Window, naming, open_source
@@ -91,6 +93,11 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     `labels`, or if there are none, of all classes that are not to be ignored. With `ignored`, of
     those that are to be ignored instead. ValueError if an object is not an area, or if a polygon
     lies outside the image."""
+    key = "drawn", *identity(path), height, width, item.labels, item.ignore, ignored
+    return once(key, lambda: _select(item, path, height, width, ignored)).window
+
+
+def _select(item: "Item", path: Path, height: int, width: int, ignored: bool) -> Polygons:
     polygons = [each for each in polygons_of(path) if (
         each.name in item.ignore and each.rings if ignored else
         each.name in item.labels if item.labels else each.name not in item.ignore)]
@@ -99,19 +106,24 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
             raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, not "
                              "an area: export only areas, or choose classes of areas with --label")
     try:
-        return Polygons(polygons, height, width).window
+        return Polygons(polygons, height, width)
     except ValueError as error:
         raise ValueError(f"{path}: {error}")
 
 
 def polygons_of(path: Path) -> list[Polygon]:
-    """`read_polygons`, cached until the file changes."""
-    return _read_polygons(path, *identity(path))
+    """`read_polygons`, which is called once until the file changes."""
+    return once(("polygons", *identity(path)), lambda: read_polygons(path))
 
 
-@lru_cache(4)
-def _read_polygons(path: Path, *identity: object) -> list[Polygon]:
-    return read_polygons(path)
+def classes_of(path: Path) -> Counter:
+    """How many polygons of each class a file contains. It is parsed once until it changes."""
+    return _classes_of(path, *identity(path))
+
+
+@lru_cache(None)
+def _classes_of(path: Path, *identity: object) -> Counter:
+    return Counter(polygon.name for polygon in polygons_of(path))
 
 
 def meaning(path: Path, ignore_255: bool = False) -> dict[float, int]:

@@ -95,8 +95,8 @@ class Runs:
         wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
         if wrong.any():
             k = 2 * wrong.argmax()
-            run = " ".join(rle.split()[k : k + 2])  # numbers beyond 64 bits were read as the limit
-            raise ValueError(f"run {run[:80]} leaves the image of {height} x "
+            named = " ".join(rle.split()[k : k + 2])  # beyond 64 bits, numbers are wrong
+            raise ValueError(f"run {named[:80]} leaves the image of {height} x "
                              f"{width} pixels: check that the code belongs to this image")
         # Sort runs, and join those that touch or overlap.
         order = np.argsort(starts, kind="stable")

@@ -223,9 +223,9 @@ class Segments:
         yield inflate.flush()
 
 
-def scratch_file() -> IO[bytes]:
+def scratch_file(buffering: int = -1) -> IO[bytes]:
     """A file without a name, which vanishes once nothing uses it, or with the process."""
-    return tempfile.TemporaryFile(prefix="minseg-")
+    return tempfile.TemporaryFile(prefix="minseg-", buffering=buffering)
 
 
 @dataclass
