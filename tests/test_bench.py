@@ -118,6 +118,9 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
             wanted = [f"| {row['seconds']} s | {row['times_as_fast']} × |",
                       f"| {row['dice_of_masks']:.5f} |"]
         assert any(all(part in line for part in wanted) for line in page.splitlines())
+    for row in json.loads((ROOT / "docs/results/bench-slides.json").read_text())["rows"]:
+        assert (f"| {row['slides']} | {row['work']} | {row['mib_above_the_first']} MiB | "
+                f"{row['more_open_files']} |") in page
 
 
 def test_the_page_of_measurements_quotes_the_gpu():
