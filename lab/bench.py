@@ -6,9 +6,11 @@
     python -m lab.bench train --against smp --amp --compile
     python -m lab.bench spread
     python -m lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
+    python -m lab.bench slides
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,12 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minseg.data.datasets import Item
 from minseg.data.memory import keep_memory
 from minseg.data.slides import shrink
 from minseg.data.synthetic import synthetic_slide
+from minseg.data.tiles import cut
 from minseg.dice import dice_score
 from minseg.efficientnet import SCALES
 from minseg.hypercolumn import Hypercolumn
@@ -143,18 +148,18 @@ def bench_hypercolumn(args: argparse.Namespace) -> Iterator[dict]:
            "seconds": rounded(seconds, 4)}
 
 
+def find_discs(tiles: Tensor) -> Tensor:
+    """A network that costs nothing: it finds a disc in each tile (N, 3, T, T)."""
+    x = torch.linspace(-1, 1, tiles.shape[2])
+    return (1 - x.hypot(x[:, None])).clamp(min=0).expand(len(tiles), 1, -1, -1)
+
+
 def prepare_slide(folder: str, height: int, width: int, model: Path | None, device: str,
                   amp: bool) -> Callable[[], None]:
     """Writes a slide and returns a function that segments it, with the network of `model` or, where
-    that is None, with one that costs nothing: it finds a disc in each tile."""
-    path = Path(folder, "slide.tiff")
+    that is None, with `find_discs`."""
+    path, predict = Path(folder, "slide.tiff"), find_discs
     measure.write_large(path, height, width)
-    x = torch.linspace(-1, 1, TILE)
-    disc = (1 - x.hypot(x[:, None])).clamp(min=0).expand(8, 1, -1, -1)
-
-    def predict(tiles: Tensor) -> Tensor:
-        return disc[: len(tiles)]
-
     if model:
         predict = predictor([load_model(model)[0]], device=device, amp=amp)
         predict(torch.zeros(8, 3, TILE, TILE, dtype=torch.uint8))
@@ -428,8 +433,53 @@ def bench_memory(args: argparse.Namespace) -> Iterator[dict]:
             yield row
 
 
+def prepare_slides(folder: str, work: str, count: int, side: int) -> Callable[[], dict]:
+    """Writes a slide in Deflate tiles with a mask as PNG, and cuts it or segments it. Returns a
+    function that does the same with `count` - 1 copies, and returns how many more files are open
+    then, and the most memory that was held between two of them, beyond that after the first."""
+    measure.write_large(Path(folder, "0.tiff"), side, side)
+    mask = np.zeros((side, side), np.uint8)
+    mask[side // 4 : side // 2, side // 4 : side // 2] = 255
+    Image.fromarray(mask).save(Path(folder, "0.png"))
+
+    def do(number: int) -> None:
+        image, mask = Path(folder, f"{number}.tiff"), Path(folder, f"{number}.png")
+        if number:
+            os.link(Path(folder, "0.tiff"), image)
+            os.link(Path(folder, "0.png"), mask)
+        if work == "cut":
+            cut(Item(str(number), image, mask, "a"), Path(folder), scale=8, tile=128, stride=128,
+                margin=16)
+        else:
+            measure.segment_slide(image, Path(folder, "out"), find_discs, 1, TILE, 0.5, "--overlap",
+                                  str(OVERLAP), "--geojson")
+
+    def rest() -> dict:
+        files, before, most = len(os.listdir("/proc/self/fd")), measure.resident(), 0.0
+        for number in range(1, count):
+            do(number)
+            most = max(most, measure.resident() - before)
+        return {"more_open_files": len(os.listdir("/proc/self/fd")) - files,
+                "mib_above_the_first": round(1024 * most, 1)}
+
+    do(0)
+    return rest
+
+
+def bench_slides(args: argparse.Namespace) -> Iterator[dict]:
+    """Cutting many slides, and segmenting them without a network: the memory and the open files
+    beyond those of the first. The peak, while one is read, also depends on how threads meet."""
+    for work in ("cut", "segment"):
+        with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
+            more, seconds, peak = measured(prepare_slides, folder, work, args.images, args.size)
+        yield {"work": work, "slides": args.images, "size": [args.size, args.size],
+               "seconds": round(seconds, 1), **more,
+               "peak_mib_above_the_first": round(1024 * peak, 1)}
+
+
 BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "tiling": bench_tiling,
-           "train": bench_train, "spread": bench_spread, "memory": bench_memory}
+           "train": bench_train, "spread": bench_spread, "memory": bench_memory,
+           "slides": bench_slides}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -441,8 +491,8 @@ def main(argv: list[str] | None = None) -> None:
         help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it")
     add("--model", type=Path, metavar="FILE",
         help="lovasz, tiling: model.pt of a run on synthetic slides")
-    add("--images", type=int, help="of a batch (default 16; hypercolumn 2)")
-    add("--size", type=int, help="side in pixels (default 640; tiling 30000)")
+    add("--images", type=int, help="of a batch (default 16; hypercolumn 2); slides: 100 of them")
+    add("--size", type=int, help="side in pixels (default 640; tiling 30000; slides 5120)")
     add("--amp", action="store_true", help="tiling, train, spread, memory: 16-bit numbers")
     add("--compile", action="store_true", help="train, spread: also with torch.compile")
     add("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES, metavar="NAME",
@@ -454,8 +504,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
     parser.device(args.device)
-    args.images = args.images or (2 if args.what == "hypercolumn" else 16)
-    args.size = args.size or (30_000 if args.what == "tiling" else 640)
+    args.images = args.images or {"hypercolumn": 2, "slides": 100}.get(args.what, 16)
+    args.size = args.size or {"tiling": 30_000, "slides": 5120}.get(args.what, 640)
     try:
         measure.record(args.out / f"bench-{args.what}.json", args.device,
                        ({"bench": args.what, **row} for row in BENCHES[args.what](args)))

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 import infer
 import train
 from minseg.data.files import atomic
-from minseg.data.memory import keep_memory
+from minseg.data.memory import keep_memory, trim_memory
 from minseg.data.synthetic import synthetic_slide
 from minseg.data.tiles import Tiles
 from minseg.deep_supervision import deep_supervision_loss
@@ -132,6 +132,12 @@ def peak(device: str = "cpu") -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's as well
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def resident() -> float:
+    """The memory, in GiB, that this process holds once what is free has been returned."""
+    trim_memory()
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 2**20
 
 
 def measured(prepare_job: Callable[..., Callable[[], object]], *arguments: object,
@@ -397,7 +403,7 @@ def segment_slide(path: Path, out: Path, predict: Callable, scale: int, tile: in
     args = infer_options([str(path), "--model", "none", "--out", str(out), *options])
     ensemble = Ensemble([], [], scale, tile, threshold, microns=None, white=None, label=None)
     out.mkdir(parents=True, exist_ok=True)
-    infer.segment(path, predict, ensemble, args, set())
+    infer.segment(path, predict, ensemble, args, set(), lambda share: None)
 
 
 def write_large(path: Path, height: int, width: int) -> None:

@@ -121,16 +121,16 @@ def predict_bands(
     `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, on `device`, and returns probabilities
     (N, C, tile, tile). `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image; it is
     called in a background thread, once for each row. Yields (y, float32 (C, rows, width)) on the
-    CPU, each row once, from the top. An image smaller than the tile is padded with its border
-    pixels, and the result cropped. Memory is O(tile * width)."""
+    CPU, each row once, from the top, with values in [0, 1] as the probabilities are. An image
+    smaller than the tile is padded with its border pixels, and the result cropped. Memory is
+    O(tile * width)."""
     weight = blend_window(tile, window).to(device)
     tops, lefts = tile_starts(height, tile, stride), tile_starts(width, tile, stride)
     padded_width = max(width, tile)
-    row_weight = torch.zeros(tile, padded_width, device=device)  # of one row of tiles together
-    for left in lefts:
-        row_weight[:, left : left + tile] += weight
-
-    total, total_weight = None, torch.zeros_like(row_weight)  # sums over rows [top, top + tile)
+    # Sums over rows [top, top + tile). Both add their tiles in the same order and so are rounded
+    # alike: the mean of ones is 1 exactly, and no mean of probabilities exceeds 1 by an error.
+    total, total_weight = None, torch.zeros(1, tile, padded_width, device=device)
+    ones = torch.ones(1, device=device).expand(len(lefts), 1, 1, 1)
     spans = [(top, min(top + tile, height)) for top in tops]
     with closing(read_strips(read, width, spans)) as strips:
         for top, next_top, strip in zip(tops, [*tops[1:], height], strips):
@@ -144,11 +144,11 @@ def predict_bands(
                                      f"{tile} pixels")
                 probabilities = probabilities.to(device, torch.float32)
                 if total is None:
-                    total = torch.zeros(probabilities.shape[1], *row_weight.shape, device=device)
+                    total = torch.zeros(probabilities.shape[1], tile, padded_width, device=device)
                 add_tiles(total, probabilities, batch_lefts, weight)
 
             assert total is not None  # every row has a tile
-            total_weight += row_weight
+            add_tiles(total_weight, ones, lefts, weight)
             yield top, take_rows(total, total_weight, next_top - top, width).cpu()
 
 
@@ -187,7 +187,7 @@ def add_tiles(total: Tensor, probabilities: Tensor, lefts: Sequence[int], weight
 def take_rows(total: Tensor, total_weight: Tensor, rows: int, width: int) -> Tensor:
     """The weighted mean of the first `rows` rows, which no later tile reaches: (C, rows, width).
     The rest of both sums then moves up, and zeros follow."""
-    mean = total[:, :rows, :width] / total_weight[:rows, :width]
+    mean = total[:, :rows, :width] / total_weight[:, :rows, :width]
     for sums in (total, total_weight):
         rest = sums[..., rows:, :].clone()
         sums[..., : rest.shape[-2], :] = rest
@@ -220,10 +220,11 @@ def read_strips(read: Callable[[int, int, int, int], np.ndarray], width: int,
 
     with ThreadPoolExecutor(1) as reader:
         overlap: list[np.ndarray] = []  # the rows that a strip shares with the one above it
-        new_rows = reader.submit(read_new_rows, 0)
+        jobs = [reader.submit(read_new_rows, 0)]
         for i, (top, _) in enumerate(spans):
-            strip = np.concatenate([*overlap, *new_rows.result()])
+            # Popped, since an error that held a job which holds the error would never be freed.
+            strip = np.concatenate([*overlap, *jobs.pop().result()])
             if i + 1 < len(spans):
-                new_rows = reader.submit(read_new_rows, i + 1)
+                jobs.append(reader.submit(read_new_rows, i + 1))
                 overlap = [strip[spans[i + 1][0] - top :]]
             yield strip

@@ -88,6 +88,14 @@ def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp
         assert all(row["peak_gib"] > 0 for row in rows)
 
 
+def test_the_bench_of_slides_counts_what_they_leave_behind(tmp_path):
+    main(["slides", "--images", "3", "--size", "512", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "bench-slides.json").read_text())["rows"]
+    assert [(row["work"], row["slides"], row["more_open_files"]) for row in rows] == [
+        ("cut", 3, 0), ("segment", 3, 0)]
+    assert all(row["mib_above_the_first"] < 100 for row in rows)
+
+
 def test_the_page_of_measurements_quotes_what_the_bench_wrote():
     page = (ROOT / "docs/measured.md").read_text()
     rows = json.loads((ROOT / "docs/results/bench-lovasz.json").read_text())["rows"]
@@ -110,6 +118,9 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
             wanted = [f"| {row['seconds']} s | {row['times_as_fast']} × |",
                       f"| {row['dice_of_masks']:.5f} |"]
         assert any(all(part in line for part in wanted) for line in page.splitlines())
+    for row in json.loads((ROOT / "docs/results/bench-slides.json").read_text())["rows"]:
+        assert (f"| {row['slides']} | {row['work']} | {row['mib_above_the_first']} MiB | "
+                f"{row['more_open_files']} |") in page
 
 
 def test_the_page_of_measurements_quotes_the_gpu():

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from minseg.data import masks
 from minseg.data.datasets import Item
 from minseg.data.masks import Mask, drawn_instead
 from minseg.data.rle import rle_encode
@@ -407,8 +408,8 @@ def test_run_length_code_of_an_empty_mask_is_read_as_submissions_have_it(tmp_pat
     ("35 9223372036854775807", "run 35 9223372036854775807 leaves the image"),
     ("9223372036854775807 9223372036854775807", "leaves the image of 5 x 7 pixels"),
     ("-9223372036854775808 1", "run -9223372036854775808 1 leaves the image of 5 x 7 pixels"),
-    ("1 9223372036854775808", "must be whole numbers"),
-    ("1 " + "9" * 40, "must be whole numbers"),
+    ("1 9223372036854775808", "run 1 9223372036854775808 leaves the image of 5 x 7 pixels"),
+    ("1 " + "9" * 40, f"run 1 {'9' * 40} leaves the image of 5 x 7 pixels"),
 ])
 def test_the_error_for_bad_run_length_code_names_the_table_and_the_image(tmp_path, code, words):
     text = error_of(Mask, run_mask(tmp_path, code), 5, 7)
@@ -501,3 +502,29 @@ def test_polygons_of_value_0_are_background(tmp_path, key, zero):
     equals(Mask(polygon_item(tmp_path, inside, whole), 45, 60), drawn((3, 5, 20)))
     whole["properties"]["classification"] = {"name": "tissue"}  # then 0 is a measurement
     equals(Mask(polygon_item(tmp_path, inside, whole), 45, 60), drawn((0, 0, 60)))
+
+
+def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
+    def square(name, x):
+        ring = [[x, 1], [x + 5, 1], [x + 5, 6], [x, 6], [x, 1]]
+        return {"type": "Feature", "properties": {"classification": name},
+                "geometry": {"type": "Polygon", "coordinates": [ring]}}
+
+    parsed, original = [], masks.read_polygons
+    monkeypatch.setattr(masks, "read_polygons", lambda path: (
+        parsed.append(path.name), original(path))[1])
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([square("a", 1), square("b", 9), square("b", 20)]))
+    item = Item("a", path, path, "a")
+    assert masks.classes_of(path) == {"a": 1, "b": 2}
+    for labels, ignore, count in (((), (), 75), (("a",), (), 25), ((), ("a",), 50)):
+        for _ in range(2):
+            mask = Mask(replace(item, labels=labels, ignore=ignore), *MASK.shape)
+            assert (mask.read(0, 0, *MASK.shape) == 1).sum() == count
+            assert (mask.read(0, 0, *MASK.shape) == 255).sum() == (25 if ignore else 0)
+    assert Mask(item, 10, 50).read(0, 0, 10, 50).sum() == 75  # an image of another size
+    assert masks.classes_of(path) == {"a": 1, "b": 2} and parsed == ["a.geojson"]
+    path.write_text(json.dumps([square("c", 1)]))
+    assert masks.classes_of(path) == {"c": 1}
+    assert Mask(item, *MASK.shape).read(0, 0, *MASK.shape).sum() == 25
+    assert parsed == ["a.geojson"] * 2

@@ -1,11 +1,22 @@
 import ctypes
+import gc
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tifffile
+import torch
+from PIL import Image
 
+from lab import measure
+from minseg.data import tiff
+from minseg.data.datasets import Item
+from minseg.data.masks import Mask
 from minseg.data.memory import c_library, keep_memory, trim_memory
+from minseg.data.slides import Slide
+from minseg.data.tiles import cut
 
 PAGE_FAULTS = """
 import resource, sys, numpy
@@ -48,3 +59,72 @@ def test_trimming_does_nothing_where_the_c_library_cannot(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     trim_memory()
     keep_memory()
+
+
+# Nothing of a slide stays once it is done
+
+
+def write_pair(folder, kind, number):
+    """An image and its mask, in the kinds that keep something: decoded tiles, scratch files."""
+    image = np.random.default_rng(number).integers(0, 256, (150, 130, 3), np.uint8)
+    mask = np.zeros((150, 130), np.uint8)
+    mask[50:90, 60:99] = 255
+    path = folder / f"{number}.{'png' if kind == 'png' else 'tif'}"
+    mask_path = folder / f"{number}-mask.{'tif' if kind == 'tiles' else 'png'}"
+    if kind == "png":
+        Image.fromarray(image).save(path)
+    else:
+        turned = [(274, 3, 1, 6, True)] if kind == "turned" else []
+        layout = {"rowsperstrip": 150} if kind == "strips" else {"tile": (64, 64)}
+        tifffile.imwrite(path, image, photometric="rgb", compression="zlib", metadata=None,
+                         extratags=turned, **layout)
+    mask = np.rot90(mask, -1) if kind == "turned" else mask
+    if kind == "tiles":
+        tifffile.imwrite(mask_path, mask, tile=(32, 32), compression="zlib", metadata=None)
+    else:
+        Image.fromarray(mask).save(mask_path)
+    return Item(str(number), path, mask_path, "a")
+
+
+def held():
+    """How many objects of slides and masks live, and how many files are open."""
+    kinds = Slide, Mask, tiff.Source, tiff.Segments, tiff.Mapped, tiff.Turned, tiff.Decoded
+    files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    return sum(type(each) in kinds for each in gc.get_objects()), files
+
+
+@pytest.fixture
+def no_collector(monkeypatch):
+    """Without the search for cycles: only what has no reference left is freed."""
+    monkeypatch.setattr(tiff, "HELD", 2**12)  # whatever is larger goes to a scratch file
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("work", ["cut", "infer"])
+def test_thirty_slides_leave_no_object_and_no_open_file(tmp_path, work, no_collector):
+    before = held()
+    for number, kind in enumerate(["tiles", "strips", "png", "turned", "tiles"] * 6):
+        item = write_pair(tmp_path, kind, number)
+        if work == "cut":
+            cut(item, tmp_path, scale=2, tile=32, stride=32, margin=8)
+        else:
+            measure.segment_slide(item.image, tmp_path / "out", lambda tiles: torch.zeros(
+                len(tiles), 1, *tiles.shape[2:]), 2, 32, 0.5, "--geojson")
+        assert held() == before, (number, kind)
+
+
+def test_slides_that_cannot_be_read_leave_nothing_either(tmp_path, no_collector):
+    before = held()
+    for number in range(4):
+        item = write_pair(tmp_path, "tiles", number)
+        with tifffile.TiffFile(item.image) as file:
+            offset = file.pages[0].dataoffsets[5]
+        with open(item.image, "r+b") as file:
+            file.seek(offset)
+            file.write(bytes(200))
+        with pytest.raises(ValueError, match="replace it or remove it"):
+            cut(item, tmp_path, scale=2, tile=32, stride=32, margin=8)
+        assert held() == before

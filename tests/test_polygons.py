@@ -91,6 +91,23 @@ def test_adjacent_areas_share_no_pixel_and_leave_none_out():
     assert (sum(drawn) == 1).all()
 
 
+@pytest.mark.parametrize("offset", [0, 3000, 49_000, 10**6])
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 1000])
+def test_neighbours_that_share_an_edge_neither_lose_nor_share_a_pixel(steps, offset):
+    rng, side = np.random.default_rng(steps), 40
+    for _ in range(20):  # sectors around a point; all their edges are shared, in both directions
+        middle = np.round(rng.uniform(10, 30, 2) * steps) / steps + offset
+        turns = np.arange(9) / 9 * 2 * np.pi + rng.uniform(0, 0.6, 9)
+        far = middle + 99 * np.column_stack([np.cos(turns), np.sin(turns)])
+        far = np.round((far - offset) * steps) / steps + offset
+        corners = [*far, far[0]]
+        sectors = [Polygon("a", [ring(middle, p, q)]) for p, q in pairwise(corners)]
+        window = offset, offset, side, side
+        drawn = [Polygons([each], offset + side, offset + side).window(*window) for each in sectors]
+        whole = Polygons([Polygon("a", [ring(*far)])], offset + side, offset + side)
+        assert np.array_equal(sum(drawn), whole.window(*window))
+
+
 def test_a_polygon_in_the_hole_of_another_is_not_cut_by_it():
     inner = [[2, 2], [3, 2], [3, 3], [2, 3], [2, 2]]
     polygons = [Polygon("a", [np.array(SQUARE), np.array(HOLE)]), Polygon("b", [np.array(inner)])]

@@ -365,6 +365,39 @@ def test_shrink_is_the_rounded_mean_of_blocks(scale, dtype, shape):
         assert np.array_equal(shrink(image, scale), np.array(naive))
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("scale", [15, 16, 17, 255, 256, 257, 4100, 4101, 4104, 4105, 10**30])
+def test_sums_of_large_blocks_do_not_overflow(dtype, scale):
+    highest = 1 if dtype is bool else np.iinfo(dtype).max
+    side = min(scale, 4105)
+    image = np.full((side, side), highest, dtype)
+    assert shrink(image, scale).tolist() == [[highest]]
+    assert shrink(image[:, :-1], scale).tolist() == [[highest]]  # not a whole block
+    half = side * side // 2
+    image.ravel()[:half] = 0
+    total = int(highest) * (side * side - half)
+    assert int(shrink(image, scale)[0, 0]) == (total + side * side // 2) // (side * side)
+
+
+def test_a_slide_may_be_scaled_down_to_one_pixel(tmp_path):
+    image = noise(HEIGHT, WIDTH, 3)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    wanted = np.floor(image.mean((0, 1)) + 0.5)
+    for scale in (HEIGHT, 5000, 10**30):
+        assert open_slide(tmp_path / "a.png", scale).read_all().tolist() == [[wanted.tolist()]]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+def test_a_grey_slide_is_shrunk_in_one_channel_and_then_repeated(tmp_path, dtype, monkeypatch):
+    image = noise(HEIGHT, WIDTH) > 127 if dtype is bool else noise(HEIGHT, WIDTH, dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack")
+    seen, original = [], slides.shrink
+    monkeypatch.setattr(slides, "shrink", lambda array, scale: (
+        seen.append(array.shape[2]), original(array, scale))[1])
+    check_windows(tmp_path / "a.tif", open_slide(tmp_path / "a.tif").read_all())
+    assert set(seen) == {1}
+
+
 @pytest.mark.parametrize("name", ["a.svs", "a.btf", "a.scn", "a"])
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -511,6 +544,28 @@ def test_no_file_stays_open(tiled):
     refused(path, "no such file", read=lambda path: slide.read(99, 99, 9, 9))
     path.with_name("b.tif").rename(path)
     assert np.array_equal(slide.read(99, 99, 9, 9), image[99:108, 99:108])
+
+
+@pytest.mark.parametrize("held", [2**12, 2**15, 2**17, 2**26])
+@pytest.mark.parametrize("planes", ["contig", "separate", "pages"])
+@pytest.mark.parametrize("rows", [1, 20, 32, 50])
+def test_each_tile_of_each_plane_is_decoded_once(tmp_path, held, planes, rows, monkeypatch):
+    monkeypatch.setattr(tiff, "HELD", held)
+    image = noise(HEIGHT, WIDTH, 3)
+    if planes == "pages":
+        tifffile.imwrite(tmp_path / "a.ome.tif", np.moveaxis(image, 2, 0), tile=(32, 32),
+                         compression="zlib", photometric="minisblack", metadata={"axes": "CYX"})
+    else:
+        tifffile.imwrite(tmp_path / "a.ome.tif", image if planes == "contig" else
+                         np.moveaxis(image, 2, 0), tile=(32, 32), compression="zlib",
+                         photometric="rgb", planarconfig=planes, metadata=None)
+    decoded, original = [], Segments._segment
+    monkeypatch.setattr(Segments, "_segment", lambda self, index: (
+        decoded.append(index), original(self, index))[1])
+    slide = open_slide(tmp_path / "a.ome.tif")
+    bands = [slide.read(y, 0, min(rows, HEIGHT - y), WIDTH) for y in range(0, HEIGHT, rows)]
+    assert np.array_equal(np.concatenate(bands), image)
+    assert sorted(decoded) == list(range(7 * 6 * (1 if planes == "contig" else 3)))
 
 
 # What is refused

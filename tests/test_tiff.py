@@ -442,12 +442,60 @@ def test_orientation_is_applied(tmp_path, layout, orientation, turn):
 # The size of a pixel
 
 
-@pytest.mark.parametrize("dots", [72, 96, 150, 300, 600, 72 / 2.54])
-def test_a_resolution_that_any_editor_writes_is_not_a_pixel_size(tmp_path, dots):
-    unit = "INCH" if dots > 30 else "CENTIMETER"
+@pytest.mark.parametrize("dots, unit", [
+    (72, 2), (96, 2), (150, 2), (300, 2), (600, 2), (25.4, 2), (96.012, 2), (71.98, 2), (333.3, 2),
+    (72 / 2.54, 3), (10, 3), (28.34, 3), (37.8, 3), (236, 3), (1, 3)])
+def test_a_resolution_of_paper_is_not_a_pixel_size(tmp_path, dots, unit):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(dots, dots),
-                     resolutionunit=unit)
+                     resolutionunit=unit, metadata=None)
     assert open_slide(tmp_path / "a.tif").microns is None
+
+
+@pytest.mark.parametrize("dots, unit, microns", [
+    (20_000, 3, 0.5), (101_600, 2, 0.25), (1270, 2, 20), (500, 3, 20), (20_000, 1, None)])
+def test_a_finer_resolution_is_the_pixel_size(tmp_path, dots, unit, microns):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(dots, dots),
+                     resolutionunit=unit, metadata=None)
+    assert open_slide(tmp_path / "a.tif").microns == microns
+
+
+def write_sizes(path, source, x, y):
+    """A file whose pixels are x times y micrometres; y may be None."""
+    if source == "ome":
+        sizes = {"PhysicalSizeX": x, "PhysicalSizeXUnit": "µm"}
+        if y:  # in a unit of its own
+            sizes.update(PhysicalSizeY=1000 * y, PhysicalSizeYUnit="nm")
+        tifffile.imwrite(path, RGB, photometric="rgb", metadata={"axes": "YXS", **sizes}, ome=True)
+    else:
+        scale = 1 if source == "imagej" else 1e4
+        tifffile.imwrite(path, RGB, photometric="rgb", metadata=None,
+                         resolution=(scale / x, scale / (y or 1)),
+                         description="ImageJ=1.53t\nunit=um\n" if source == "imagej" else None,
+                         resolutionunit=1 if source == "imagej" else 3)
+        if not y:
+            with tifffile.TiffFile(path, mode="r+") as file:
+                file.pages[0].tags["YResolution"].overwrite((0, 1))
+
+
+@pytest.mark.parametrize("source", ["ome", "imagej", "tags"])
+def test_the_square_of_the_pixel_size_is_the_area_of_a_pixel(tmp_path, source):
+    for name, x, y, shown in (("a", 0.25, 0.5, "0.25 x 0.5"), ("b", 0.5, 0.5, None),
+                              ("c", 0.5, None, None), ("d", 0.5, 0.504, None),
+                              ("e", 0.5, 0.506, "0.5 x 0.506")):
+        write_sizes(tmp_path / f"{name}.tif", source, x, y)
+        slide = open_slide(tmp_path / f"{name}.tif")
+        assert slide.microns**2 == pytest.approx(x * (y or x), rel=1e-5)
+        assert slide.microns == x or x != (y or x)  # without a rounding error
+        assert slide.notes == ([f"its pixels are {shown} µm (x, y): areas in µm² are right, but "
+                                "objects look stretched beside those of slides whose pixels are "
+                                "square"] if shown else [])
+
+
+def test_of_a_slide_on_its_side_width_and_height_are_those_that_are_shown(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None,
+                     resolution=(20_000, 40_000), resolutionunit=3,
+                     extratags=[(274, 3, 1, 6, True)])
+    assert any("0.25 x 0.5 µm (x, y)" in note for note in open_slide(tmp_path / "a.tif").notes)
 
 
 @pytest.mark.parametrize("unit, microns", [("µm", 0.25), ("nm", 0.00025), ("mm", 250),
@@ -472,3 +520,22 @@ def test_imagej_states_the_pixel_size(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY, imagej=True, resolution=(4, 4),
                      metadata={"unit": "um"})
     assert open_slide(tmp_path / "a.tif").microns == 0.25
+
+
+@pytest.mark.parametrize("unit, microns", [
+    ("micron", 0.25), ("microns", 0.25), ("um", 0.25), ("µm", 0.25), ("\\u00B5m", 0.25),
+    ("\\u03BCm", 0.25), ("\\u03bcm", 0.25), ("nm", 0.00025), ("mm", 250), ("cm", None),
+    ("inch", None), ("pixel", None), ("sec", None)])
+def test_imagejs_units_are_taken_where_they_are_lengths(tmp_path, unit, microns):
+    """Four per centimetre or inch is a resolution of paper."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=1,
+                     resolution=(4, 4),
+                     description=f"ImageJ=1.53t\nunit={unit}\nloop=false\n".encode("latin-1"))
+    assert open_slide(tmp_path / "a.tif").microns == microns
+
+
+@pytest.mark.parametrize("unit, dots, microns", [("cm", 20_000, 0.5), ("inch", 50_800, 0.5)])
+def test_imagejs_centimetres_and_inches_may_be_fine_enough(tmp_path, unit, dots, microns):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=1,
+                     resolution=(dots, dots), description=f"ImageJ=1.53t\nunit={unit}\n")
+    assert open_slide(tmp_path / "a.tif").microns == microns

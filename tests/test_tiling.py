@@ -129,6 +129,32 @@ def test_bands_equal_the_weighted_mean_of_the_whole_image(kind, size, tile, stri
     np.testing.assert_allclose(result, naive, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("stride", [20, 23, 37, 64])
+def test_the_mean_of_probabilities_is_a_probability(kind, stride):
+    image = np.zeros((150, 211, 3), np.uint8)
+    for highest in (1.0, 1 - 2**-24, 2**-3):  # just below 1, too: that is what a sigmoid gives
+        torch.manual_seed(0)
+
+        def predict(tiles, highest=highest):
+            p = torch.full((len(tiles), 3, 64, 64), highest)
+            p[:, 1] *= torch.rand(64, 64)
+            p[:, 2] = 0
+            return p
+
+        sure, random, never = predict_image(predict, image, tile=64, stride=stride, window=kind)
+        assert sure.max() <= 1 and random.max() <= 1 and random.min() >= 0 and not never.any()
+        if highest == 1:
+            assert (sure == 1).all()
+
+
+def test_a_probability_that_is_not_a_number_stays_none():
+    tiles = torch.full((8, 1, 16, 16), torch.nan)
+    mean = predict_image(lambda x: tiles[: len(x)], np.zeros((20, 40, 3), np.uint8), tile=16,
+                         stride=8)
+    assert mean.isnan().all()
+
+
 def test_the_network_sees_no_more_than_a_batch_of_uint8_tiles():
     seen = []
 

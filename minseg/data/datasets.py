@@ -96,7 +96,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .layouts import TABLE, files_of, images_of, is_hubmaps, masks_of, name_of, visible
-from .masks import POLYGON_SUFFIXES, VOID, drawn_instead, polygons_of
+from .masks import POLYGON_SUFFIXES, VOID, classes_of, drawn_instead
 from .tables import clean, read_table, refuse_alike
 
 GROUPS = "groups.csv"
@@ -234,7 +234,7 @@ def count_classes(items: Iterable[Item]) -> Counter:
         for path in filter(None, (item.mask, item.polygons)):
             if path.suffix.lower() in POLYGON_SUFFIXES:
                 try:
-                    count.update(polygon.name for polygon in polygons_of(path))
+                    count.update(classes_of(path))
                 except ValueError:
                     if path == item.mask or item.ignore:  # else they only serve a comparison
                         raise

@@ -6,6 +6,7 @@ is never in memory. The tables in `minseg.data.datasets` say what is accepted an
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import DTypeLike
 
 from . import tiff
 from .files import identity
+from .kept import once
 from .polygons import BACKGROUND, MASKS_PAGE, Polygon, Polygons, read_polygons
 from .rle import Runs
 from .slides import Window, naming, open_source
@@ -56,12 +58,12 @@ class Mask:
         self.has_void = self._void is not None or self.kind == "void"
 
     def _open(self, height: int, width: int) -> None:
-        self._source = open_source(self.item.mask)
-        if (self._source.height, self._source.width) != (height, width):
-            raise ValueError(f"{self.item.mask}: is {self._source.height} x {self._source.width} "
+        source = open_source(self.item.mask)
+        if (source.height, source.width) != (height, width):
+            raise ValueError(f"{self.item.mask}: is {source.height} x {source.width} "
                              f"pixels, but its image is {height} x {width}: make them equal")
-        self._meaning = meaning(self.item.mask, str(VOID) in self.item.ignore)
-        self.kind, self._window = self._meaning.kind, self._from_file
+        means = meaning(self.item.mask, str(VOID) in self.item.ignore)
+        self.kind, self._window = means.kind, labels(self.item.mask, source, means)
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) of 1 (object), 0
@@ -71,14 +73,19 @@ class Mask:
             window[self._void(y, x, h, w) > 0] = VOID
         return window
 
-    def _from_file(self, y: int, x: int, h: int, w: int) -> np.ndarray:
-        with naming(self.item.mask):
-            array = self._source.pixels.window(y, x, h, w)[:, :, self._meaning.channel]
-        window = np.zeros(array.shape, np.uint8)
-        for stored, value in self._meaning.values.items():
+
+def labels(path: Path, source: Source, means: "Meaning") -> Window:
+    """A reader of windows of a mask that is stored as an image; `means` is its `meaning`."""
+    def window(y: int, x: int, h: int, w: int) -> np.ndarray:
+        with naming(path):
+            array = source.pixels.window(y, x, h, w)[:, :, means.channel]
+        label = np.zeros(array.shape, np.uint8)
+        for stored, value in means.values.items():
             if value:
-                window[array == stored] = value
-        return window
+                label[array == stored] = value
+        return label
+
+    return window
 
 
 def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = False) -> Window:
@@ -86,6 +93,11 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     `labels`, or if there are none, of all classes that are not to be ignored. With `ignored`, of
     those that are to be ignored instead. ValueError if an object is not an area, or if a polygon
     lies outside the image."""
+    key = "drawn", *identity(path), height, width, item.labels, item.ignore, ignored
+    return once(key, lambda: _select(item, path, height, width, ignored)).window
+
+
+def _select(item: "Item", path: Path, height: int, width: int, ignored: bool) -> Polygons:
     polygons = [each for each in polygons_of(path) if (
         each.name in item.ignore and each.rings if ignored else
         each.name in item.labels if item.labels else each.name not in (*item.ignore, BACKGROUND))]
@@ -94,19 +106,24 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
             raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, not "
                              "an area: delete it, or choose classes of areas with --label")
     try:
-        return Polygons(polygons, height, width).window
+        return Polygons(polygons, height, width)
     except ValueError as error:
         raise ValueError(f"{path}: {error}")
 
 
 def polygons_of(path: Path) -> list[Polygon]:
-    """`read_polygons`, cached until the file changes."""
-    return _read_polygons(path, *identity(path))
+    """`read_polygons`, which is called once until the file changes."""
+    return once(("polygons", *identity(path)), lambda: read_polygons(path))
 
 
-@lru_cache(4)
-def _read_polygons(path: Path, *identity: object) -> list[Polygon]:
-    return read_polygons(path)
+def classes_of(path: Path) -> Counter:
+    """How many polygons of each class a file contains. It is parsed once until it changes."""
+    return _classes_of(path, *identity(path))
+
+
+@lru_cache(None)
+def _classes_of(path: Path, *identity: object) -> Counter:
+    return Counter(polygon.name for polygon in polygons_of(path))
 
 
 class Meaning(NamedTuple):

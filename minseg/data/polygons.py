@@ -173,8 +173,12 @@ class Polygons:
         edges = np.concatenate([np.zeros((0, 5)), *(
             np.column_stack([ring[:-1], ring[1:], np.full(len(ring) - 1, k)])
             for ring, k in rings)])  # x, y, x, y, polygon
+        # From the upper end to the lower: two neighbours that share an edge draw it in opposite
+        # directions, and rounding must give both the same crossings.
+        upward = edges[:, 1] > edges[:, 3]
+        edges[upward] = edges[upward][:, [2, 3, 0, 1, 4]]
         # The rows whose centre an edge crosses; a centre on its upper end counts, on its lower not.
-        ends = np.ceil(np.sort(edges[:, 1:4:2], 1) - 0.5).astype(np.int64)
+        ends = np.ceil(edges[:, 1:4:2] - 0.5).astype(np.int64)
         order = np.argsort(ends[:, 0], kind="stable")
         order = order[ends[order, 0] < ends[order, 1]]
         self._edges, (self._top, self._bottom) = edges[order], ends[order].T

@@ -11,6 +11,9 @@ column, then on to the next column: pixel (y, x) of an image of height H has the
 True
 """
 
+import warnings
+from itertools import pairwise
+
 import numpy as np
 
 EMPTY = ("", "-1", "1 0", "nan", "none")  # how submissions to Kaggle write an empty mask
@@ -88,8 +91,10 @@ def _pairs(rle: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"run-length code ends after {CELL:,} characters, where spreadsheets cut "
                          "a cell off: take the original table, and save it from no spreadsheet")
     try:
-        numbers = np.array(rle.split(), dtype=object).astype(np.int64)
-    except (ValueError, OverflowError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of other text, older versions of numpy only warn
+            numbers = np.fromstring(rle, np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):
         raise ValueError(f"run-length code must be whole numbers, not {rle[:40]!r}: write start "
                          "length start length ..., with spaces between")
     if len(numbers) % 2:
@@ -99,7 +104,7 @@ def _pairs(rle: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
     if wrong.any():
         k = wrong.argmax()
-        run = f"run {numbers[2 * k]} {lengths[k]}"
+        run = "run " + " ".join(rle.split()[2 * k : 2 * k + 2])[:80]  # as numbers they may overflow
         if numbers[2 * k] == 0:
             raise ValueError(f"{run} begins at pixel 0, but the first pixel is 1: add 1 to every "
                              "start")
@@ -115,26 +120,31 @@ class Runs:
 
     def __init__(self, rle: str, height: int, width: int):
         starts, lengths = _pairs(rle, height, width)
+        # Sort runs, and join those that touch or overlap.
+        order = np.argsort(starts, kind="stable")
+        starts, ends = starts[order], np.maximum.accumulate((starts + lengths)[order])
+        apart = starts[1:] > ends[:-1]
+        starts = np.concatenate([starts[:1], starts[1:][apart]])
+        ends = np.concatenate([ends[:-1][apart], ends[-1:]])
         # Cut runs at the ends of columns, so that each piece is [top, bottom) of one column.
-        first_column, last_column = starts // height, (starts + lengths - 1) // height
+        first_column, last_column = starts // height, (ends - 1) // height
         pieces = last_column - first_column + 1
         run = np.repeat(np.arange(len(starts)), pieces)  # the run of each piece
         piece = np.arange(len(run)) - np.repeat(pieces.cumsum() - pieces, pieces)  # within its run
-        column = first_column[run] + piece
-        top = np.maximum(starts[run] - column * height, 0)
-        bottom = np.minimum((starts + lengths)[run] - column * height, height)
-        order = np.argsort(column, kind="stable")
-        self._column, self._top, self._bottom = column[order], top[order], bottom[order]
+        self._column = first_column[run] + piece
+        self._top = np.maximum(starts[run] - self._column * height, 0)
+        self._bottom = np.minimum(ends[run] - self._column * height, height)
 
     def window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) in {0, 1}."""
         touched = slice(*np.searchsorted(self._column, [x, x + w]))
         top, bottom = (edge[touched].clip(y, y + h) - y for edge in (self._top, self._bottom))
         inside = bottom > top
-        columns, column = np.unique(self._column[touched][inside] - x, return_inverse=True)
-        change = np.zeros((h + 1, len(columns)), np.int32)  # +1 where a piece begins, -1 at its end
-        np.add.at(change, (top[inside], column), 1)
-        np.add.at(change, (bottom[inside], column), -1)
+        top, bottom, column = top[inside], bottom[inside], self._column[touched][inside] - x
         mask = np.zeros((h, w), np.uint8)
-        mask[:, columns] = change[:-1].cumsum(0) > 0
+        mask[top, column] = 1
+        ends = bottom < h
+        mask[bottom[ends], column[ends]] = 255  # which is -1
+        for above, row in pairwise(mask):  # np.cumsum would take ten times as long
+            row += above
         return mask

@@ -30,8 +30,9 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | missing tiles (sparse files) | GDAL's NODATA, in Philips' files 255, else 0 |
 | missing tiles with a NODATA that no pixel can have | refused |
 | orientation (EXIF, TIFF) | applied, with a note |
-| pixel size | from OME's PhysicalSizeX, Aperio's MPP, ImageJ's unit or the resolution tags |
-| a resolution of a whole 72 to 600 dots per inch, which any editor writes | not a pixel size |
+| pixel size | from OME's PhysicalSizeX and Y, Aperio's MPP, ImageJ's unit or the resolution tags |
+| pixels that are not square, by 1 % or more | the side of a square of equal area, with a note |
+| a resolution of up to 600 dots per inch, or the same per centimetre | not a pixel size |
 | profiles, gamma and text of any length | ignored |
 | several frames in a PNG or GIF | refused |
 
@@ -84,7 +85,9 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return array
     height, width = array.shape[:2]
-    largest_sum = scale * scale * (2 ** (8 * array.itemsize) - 1)
+    scale = min(scale, max(height, width, 1))  # a larger block has no more pixels
+    pixels = min(scale, height) * min(scale, width)  # of a whole block
+    largest_sum = pixels * (2 ** (8 * array.itemsize) - 1) + pixels // 2  # the half for rounding
     sum_type = next(dtype for dtype in (np.uint16, np.uint32, np.uint64)
                     if largest_sum <= np.iinfo(dtype).max)
     bottom = height // scale * scale  # of the last whole blocks
@@ -98,7 +101,6 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
         columns = rows[:, j::scale]
         total[:, : columns.shape[1]] += columns
     if height % scale == 0 and width % scale == 0:
-        pixels = scale * scale
         return ((total + pixels // 2) // pixels).astype(array.dtype)
     count = np.outer(*(np.minimum(scale, n - np.arange(0, n, scale)) for n in (height, width)))
     count = count.reshape(*count.shape, *[1] * (array.ndim - 2)).astype(sum_type)
@@ -211,7 +213,8 @@ def open_picture(path: Path) -> Source:
 class Slide:
     """An image from which windows are read. `height` and `width` are in scaled pixels,
     `full_height` and `full_width` in the file's own pixels; `microns` is the size of one of the
-    file's own pixels, or None if it is unknown. `notes` are what the user should know about the
+    file's own pixels, or None if it is unknown; its square is the area, also where width and height
+    differ. `notes` are what the user should know about the
     file, a line each."""
 
     def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
@@ -242,16 +245,17 @@ class Slide:
         y, x = min(y, -(-height // scale) - 1), min(x, -(-width // scale) - 1)
         rows, columns = min(h, -(-height // scale) - y), min(w, -(-width // scale) - x)
         with naming(self.path):
-            blocks = read_blocks(self._rgb, height, width, scale, y, x, rows, columns)
+            blocks = read_blocks(self._window, height, width, scale, y, x, rows, columns)
         if (rows, columns) != (h, w):
             blocks = np.pad(blocks, [(0, h - rows), (0, w - columns), (0, 0)], mode="edge")
-        return blocks
+        return blocks if blocks.shape[2] == 3 else np.repeat(blocks, 3, 2)
 
     def read_all(self) -> np.ndarray:
         """The whole image, uint8 (height, width, 3). Meant for coarse scales."""
         return self.read(0, 0, self.height, self.width)
 
-    def _rgb(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+    def _window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """The window in the stored pixels, uint8 (h, w, 3), or (h, w, 1) if it is grey."""
         array = self._source.pixels.window(y, x, h, w)
         if self._source.palette is not None:
             return self._source.palette[array[:, :, 0]]
@@ -261,7 +265,7 @@ class Slide:
         elif self._white != 255 or array.dtype != np.uint8:
             clipped = np.minimum(array, self._white).astype(np.uint32)
             array = ((clipped * 255 + self._white // 2) // self._white).astype(np.uint8)
-        return array if array.shape[2] == 3 else np.repeat(array, 3, 2)
+        return array
 
     def _compare_with_white(self) -> None:
         """Adds a note if values are all far below white, or exceed it, judged by 64 small windows

@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import IO
+from weakref import proxy
 from xml.etree import ElementTree
 
 import numpy as np
@@ -29,10 +30,13 @@ from tifffile import COMPRESSION, PHOTOMETRIC
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # whatever matters is raised, too
 HELD = 2**26  # bytes to decode in one piece, to keep in a cache, and to read at a time
 ALPHA = (1, 2)  # ExtraSamples that mean alpha: premultiplied or not; 0 means "unspecified"
-MICROMETRES = {"nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
+MICROMETRES = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3,
+               "cm": 1e4, "m": 1e6, "inch": 25400.0, "in": 25400.0}
 # Names of channels that mean a colour, and those that carry no meaning.
 COLOURS = (r"\b(r|red)\b", r"\b(g|green)\b", r"\b(b|blue)\b")
 NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]|c:\d/\d.*"
+OBLONG = ("its pixels are {:.4g} x {:.4g} µm (x, y): areas in µm² are right, but objects look "
+          "stretched beside those of slides whose pixels are square")
 TURNED = "is rotated or mirrored as its orientation tag ({}) says"
 
 
@@ -125,7 +129,11 @@ class Segments:
         self.size = values * page.dtype.itemsize  # bytes of a decoded segment
         # Keep a row of segments and a quarter: the next window may begin in the middle of the row.
         row = self.size * len(self) // self.rows
-        self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(self._segment)
+        # The cache must not hold `self`, which holds the cache: neither would be freed with the
+        # last reference, only whenever Python searches for such cycles.
+        weak = proxy(self)
+        self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)(
+            lambda index: weak._segment(index))
 
     def __len__(self) -> int:
         return self.rows * self.columns * (self.shape[2] if self.planes else 1)
@@ -148,7 +156,7 @@ class Segments:
         out = np.empty((h, w, self.shape[2]), self.dtype)
 
         def copy(position: tuple[int, int, int]) -> None:
-            plane, row, column = position
+            row, plane, column = position
             segment = self.segment((plane * self.rows + row) * self.columns + column)
             top, left = row * self.segment_height, column * self.segment_width
             y0, x0 = max(y, top), max(x, left)
@@ -157,8 +165,9 @@ class Segments:
             out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = \
                 segment[y0 - top : y1 - top, x0 - left : x1 - left]
 
-        touched = list(product(range(self.shape[2] if self.planes else 1),
-                               range(y // self.segment_height, -(-(y + h) // self.segment_height)),
+        # The last row of segments comes last, in all planes: it is kept for the next window.
+        touched = list(product(range(y // self.segment_height, -(-(y + h) // self.segment_height)),
+                               range(self.shape[2] if self.planes else 1),
                                range(x // self.segment_width, -(-(x + w) // self.segment_width))))
         if len(touched) <= 2:
             for position in touched:
@@ -214,9 +223,9 @@ class Segments:
         yield inflate.flush()
 
 
-def scratch_file() -> IO[bytes]:
+def scratch_file(buffering: int = -1) -> IO[bytes]:
     """A file without a name, which vanishes once nothing uses it, or with the process."""
-    return tempfile.TemporaryFile(prefix="minseg-")
+    return tempfile.TemporaryFile(prefix="minseg-", buffering=buffering)
 
 
 @dataclass
@@ -229,7 +238,7 @@ class Source:
     height: int  # of the whole image, of which `pixels` may be a smaller copy
     width: int
     factor: int = 1  # how many times smaller `pixels` is
-    microns: float | None = None  # size of a pixel of the whole image, in micrometres
+    microns: float | None = None  # side of a square of a pixel's area, in the whole image
     white: int = 255  # the value that is white
     says_white: bool = True  # whether the file says so; if not, 16-bit values may stop far below
     nodata: int | None = None  # the value that means "no data", from GDAL's tag
@@ -262,7 +271,11 @@ def open_tiff(path: Path, scale: int) -> Source:
         source = Source(pixels, height, width, factor, notes=notes)
         name_channels(source, chosen, ome)
         find_white(source, page, ome)
-        source.microns = microns(tiff, page, ome)
+        if size := pixel_size(tiff, page, ome):
+            x, y = size if turned < 5 else size[::-1]
+            source.microns = x if x == y else math.sqrt(x * y)
+            if max(x, y) >= 1.01 * min(x, y):
+                source.notes.append(OBLONG.format(x, y))
         source.nodata, _ = nodata(page)
         if turned:
             source.notes.append(TURNED.format(turned))
@@ -469,27 +482,40 @@ def find_white(source: Source, page: tifffile.TiffPage, ome: ElementTree.Element
             source.notes.append(f"its SMaxSampleValue, {stated}, is taken as white")
 
 
-def microns(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
-            ome: ElementTree.Element | None) -> float | None:
-    """The size of a pixel in micrometres, according to OME, Aperio, ImageJ or else the resolution
-    tags. A whole number of 72 to 600 dots per inch means nothing, because any editor writes one."""
-    if ome is not None and ome.get("PhysicalSizeX"):
-        unit = (ome.get("PhysicalSizeXUnit") or "µm").replace("\u03bc", "µ")
-        size = number(ome.get("PhysicalSizeX")) * MICROMETRES.get(unit, 0)
-        return size if size > 0 else None
+def micrometres(unit: object) -> float:
+    """The length of a unit by name, or 0 if it is not a length. Fiji writes µ as \u00B5; Greek has
+    a letter of its own that looks the same."""
+    name = re.sub(r"\\u([\da-fA-F]{4})", lambda code: chr(int(code[1], 16)), str(unit)).strip()
+    return MICROMETRES.get(name.replace("\u03bc", "µ"), 0.0)
+
+
+def pixel_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
+               ome: ElementTree.Element | None) -> tuple[float, float] | None:
+    """Width and height of a pixel in micrometres, according to OME, Aperio, ImageJ or else the
+    resolution tags; None if the width is unknown. An unknown height is taken to equal it."""
     first = tiff.pages.first  # the newest tifffile's TiffFile.is_svs leaves out files in strips
     text = first.description if first.is_svs else ""
-    if match := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
-        return number(match[1]) or None
-    value = page.tags.valueof("XResolution", default=0)
+    if ome is not None and ome.get("PhysicalSizeX"):
+        x, y = (number(ome.get(f"PhysicalSize{axis}"))
+                * micrometres(ome.get(f"PhysicalSize{axis}Unit") or "µm") for axis in "XY")
+    elif match := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
+        x = y = number(match[1])
+    else:
+        x, y = (tagged_size(tiff, page, axis) for axis in "XY")
+    return (x, y if y > 0 else x) if x > 0 else None
+
+
+def tagged_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, axis: str) -> float:
+    """The size of a pixel along an axis by the resolution tags, whose unit ImageJ names in its
+    text; 0 if unknown. Editors write dots per inch or centimetre of paper, and programs some value
+    where they know none (25.4 per inch, 96, 28.34 per centimetre): if these are coarser than 600
+    per inch, they mean nothing for a slide."""
+    value = page.tags.valueof(f"{axis}Resolution", default=0)
     dots, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
-    unit_size = {2: 25400, 3: 10000}.get(page.tags.valueof("ResolutionUnit", default=2))
-    if tiff.is_imagej and (tiff.imagej_metadata or {}).get("unit") in ("micron", "um", "µm"):
-        unit_size = 1
-    if not (unit_size and dots and units):
-        return None
-    size = unit_size * units / dots
-    per_inch = 25400 / size
-    if 71.9 < per_inch < 600.1 and abs(per_inch - round(per_inch)) < 0.01:
-        return None
-    return size
+    if not (dots and units):
+        return 0.0
+    text = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
+    unit = (micrometres(text.get(f"{axis.lower()}unit", text.get("unit")))
+            or {2: 25400.0, 3: 1e4}.get(page.tags.valueof("ResolutionUnit", default=2), 0.0))
+    size = unit * units / dots
+    return 0.0 if unit in (25400, 1e4) and 25400 / size < 600.1 else size
