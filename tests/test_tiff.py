@@ -400,6 +400,21 @@ def test_a_missing_tile_has_the_nodata_value(tmp_path, dtype, nodata, value):
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
 
 
+@pytest.mark.parametrize("options", [
+    {"tile": (16, 16)}, {"rowsperstrip": 8}, {"rowsperstrip": 8, "compression": "zlib"}])
+def test_a_file_without_any_pixels_is_refused(tmp_path, options):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(64, 48, 3), photometric="rgb", metadata=None, **options)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        tags = [page.tags[code] for code in ((324, 325) if page.is_tiled else (273, 279))]
+    with open(path, "r+b") as file:  # as OpenCV 5.0 leaves it where writing fails
+        for tag in tags:
+            file.seek(tag.valueoffset)
+            file.write(bytes(tag.valuebytecount))
+    assert "holds no pixels, only a header" in refusal(path)
+
+
 @pytest.mark.parametrize("nodata", ["-9999", "nan", "256", "inf", "0.5", "none"])
 def test_a_nodata_value_that_no_pixel_can_have_is_refused_if_tiles_are_missing(tmp_path, nodata):
     image = np.zeros((48, 64, 3), np.uint8)

@@ -28,7 +28,7 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | 32 bits, signed or floating-point numbers | refused |
 | fill order, predictor, byte order, BigTIFF | decoded |
 | missing tiles (sparse files) | GDAL's NODATA, in Philips' files 255, else 0 |
-| missing tiles with a NODATA that no pixel can have | refused |
+| missing tiles with a NODATA that no pixel can have; all tiles or strips missing | refused |
 | orientation (EXIF, TIFF) | applied, with a note |
 | pixel size | from OME's PhysicalSizeX and Y, Aperio's MPP, ImageJ's unit or the resolution tags |
 | pixels that are not square, by 1 % or more | the side of a square of equal area, with a note |

@@ -375,6 +375,9 @@ def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageS
     ends = [offset + count for offset, count in zip(segments.offsets, segments.counts)]
     if max(ends) > path.stat().st_size:
         raise ValueError("it is cut off")
+    if not any(segments.counts):
+        raise UnsupportedImage("holds no pixels, only a header: writing it failed, or it is a "
+                               "sparse file without any tile: save it again, with all tiles")
     if 0 in segments.counts:
         segments.fill = 255 if tiff.is_philips else fill(page)
     try:
