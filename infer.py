@@ -41,7 +41,7 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
     slide = open_slide(path, ensemble.scale, ensemble.white)
     microns = ensemble.microns
     unknown = ["states the size of its pixels, but the model none that it was trained at: make "
-               "sure that they are the same"] if slide.microns and not microns else []
+               "sure that they are the same"] if slide.microns and microns is None else []
     for note in slide.notes + unknown:
         if note not in printed_notes:
             warn(f"{path}: {note} (the same note on other slides is not printed)")
@@ -113,6 +113,7 @@ def main(argv=None):
         rows.append((path.stem, encoder.encode()))
         share = encoder.positive / (encoder.height * encoder.width)
         already = ", complete already" if path in complete else ""
+        already += "; the slide itself is gone" if not path.exists() else ""
         progress.say(f"{mask_file}  {share:.2%} positive{already}")
     if args.rle and rows:
         try:
@@ -120,7 +121,7 @@ def main(argv=None):
         except ValueError as error:
             warn(error)
             sys.exit(1)
-        print(f"{args.rle}" + (f"  (failed, not in it: {failed})" if failed else ""))
+        progress.say(f"{args.rle}" + (f"  (failed, not in it: {failed})" if failed else ""))
     if failed:  # exit code 1: of several slides, the others were finished
         sys.exit(2 if len(args.slides) == 1 else 1)
 
@@ -129,4 +130,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ninfer.py: stopped")
+        print("\ninfer.py: stopped", file=sys.stderr)
+        sys.exit(130)

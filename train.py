@@ -215,4 +215,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ntrain.py: stopped")
+        print("\ntrain.py: stopped", file=sys.stderr)
+        sys.exit(130)

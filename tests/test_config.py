@@ -223,8 +223,10 @@ def test_a_stopped_run_can_be_closed_and_keeps_what_it_has_learnt(
     assert {path.name for path in (out / "fold0").iterdir()} >= {"score.json", "preview.png"}
     line = refused(capsys, 2, data, out, "--fold", 1, "--resume", "--epochs", 2)
     assert "fold1: nothing is saved that --epochs 2 could close" in line
+    capsys.readouterr()
     start(data, out, "--fold", 1, "--epochs", 4)
-    assert (out / "summary.json").exists()
+    assert json.loads((out / "summary.json").read_text())["closed"] == {"fold0": epochs}
+    assert f"fold0 was ended early, after {epochs:g} epochs" in capsys.readouterr().out
 
 
 def test_other_epochs_without_resume_are_another_run(data, stopped, capsys):
@@ -266,14 +268,35 @@ def test_a_fold_whose_picture_failed_is_drawn_by_the_next_start(data, tmp_path, 
 def test_a_full_disk_after_the_last_step_still_gives_the_smaller_model(
         data, tmp_path, monkeypatch, capsys):
     def full(path, **entries):
-        raise OSError(28, "No space left on device", str(path))
+        if entries["done"]:
+            raise OSError(28, "No space left on device", str(path))
+        path.write_bytes(b"first")
 
     monkeypatch.setattr(loop, "write_checkpoint", full)
     out = tmp_path / "runs" / "o"
     start(data, out, "--fold", 0)
     line, = capsys.readouterr().err.splitlines()
-    assert "resume.pt: No space left on device: free some" in line and "going on" in line
+    assert "resume.pt: No space left on device: goes on without it" in line
     assert (out / "fold0" / "model.pt").exists() and (out / "fold0" / "score.json").exists()
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_noticed_before_the_first_step(
+        data, tmp_path, monkeypatch, capsys):
+    def full(path, **entries):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(loop, "write_checkpoint", full)
+    monkeypatch.setattr(train, "training_step", lambda *_, **__: pytest.fail("it trained"))
+    line = refused(capsys, 1, data, tmp_path / "runs" / "o", "--fold", 0)
+    assert "resume.pt: No space left on device: free some" in line and "with --resume" in line
+
+
+def test_a_name_with_a_line_break_is_no_obstacle(data, tmp_path):
+    for part in ("images", "masks"):
+        (data / part / "slide00.png").rename(data / part / "slide\n00.png")
+    (data / "groups.csv").unlink()
+    start(data, tmp_path / "runs" / "o")
+    assert (tmp_path / "runs" / "o" / "summary.json").exists()
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(data, tmp_path, monkeypatch):

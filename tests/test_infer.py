@@ -403,7 +403,7 @@ def test_results_of_another_network_or_slide_are_refused_and_stay(model, again, 
     slides[0].unlink()  # or mistyped: then all the rest is compared
     line = fails(capsys, 2, slides[0], "--model", tmp_path / "model.pt", "--out", out, "--rle",
                  tmp_path / "other.csv")
-    assert "kidney0.tiff: exists already, made in another way" in line
+    assert "kidney0.png: no such file, and " in line and "correct the path" in line
     assert contents(out, table) == before and not (tmp_path / "other.csv").exists()
 
 
@@ -521,11 +521,33 @@ def test_a_table_is_refused_while_slides_wait_and_must_be_equal_after(
     assert "submission.csv" in line and "other content" in line
     assert contents(out, table) == before and not segmented
 
-    table.write_text(text)
     (out / "kidney1.tiff").unlink()
     before = contents(out, table)
-    assert "submission.csv: exists already" in fails(capsys, 2, *usual)
+    assert "submission.csv: exists already" in fails(capsys, 2, *usual)  # of other slides
     assert contents(out, table) == before and not segmented
+    table.write_text("my own table")
+    assert "submission.csv: exists already" in fails(capsys, 2, *usual)
+    table.write_text("\n".join(text.splitlines()[:2]) + "\n")  # kidney0 alone
+    start(slides, model, out, "--rle", table)
+    assert table.read_text() == text and segmented == ["kidney1.png"]
+
+
+def test_a_slide_that_changes_while_it_is_segmented_fails_and_leaves_nothing(
+        model, slides, tmp_path, capsys, monkeypatch):
+    def change(tiles):
+        if not changed:
+            with open(slides[0], "ab") as file:
+                file.write(b"more")
+            changed.append(1)
+        return torch.zeros(len(tiles), 1, *tiles.shape[2:])
+
+    changed, out = [], tmp_path / "out"
+    monkeypatch.setattr(infer, "predictor", lambda *_, **__: change)
+    line = fails(capsys, 1, *slides, "--model", model, "--out", out, "--rle", tmp_path / "t.csv")
+    assert "kidney0.png: has changed while it was segmented: give the same command again" in line
+    assert sorted(path.name for path in out.iterdir()) == ["kidney1.preview.png", "kidney1.tiff"]
+    start(slides, model, out, "--rle", tmp_path / "t.csv")  # the table of one slide was ours
+    assert len(rows_of(tmp_path / "t.csv")) == 2
 
 
 def test_probabilities_asked_for_later_are_made_by_going_through_the_slide_again(

@@ -125,7 +125,7 @@ class Ensemble:
     scale: int  # slides are read this many times smaller
     tile: int  # pixels, after scaling
     threshold: float  # probability from which a pixel is positive
-    microns: float | None  # size of a pixel before scaling; None also if the networks disagree
+    microns: float | None  # size of a pixel before scaling; 0 if the networks disagree
     white: int | None  # value of white in 16-bit slides
     label: str | None  # the class that the networks find
 
@@ -148,8 +148,9 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
             raise ValueError(f"{other}: has scale {fact['scale']}, {path} has {first['scale']}: "
                              "run them one by one")
         if not white and fact["white"] != first["white"]:
-            raise ValueError(f"{other}: was trained with --white {fact['white']}, {path} with "
-                             f"{first['white']}: choose with --white")
+            raise ValueError("{}: was trained with --white {}, {} with {}: choose with --white"
+                             .format(other, fact["white"] or "not given", path,
+                                     first["white"] or "none"))
         if not tile and fact["tile"] != first["tile"]:
             raise ValueError(f"{other}: has tile {fact['tile']}, {path} has {first['tile']}: "
                              "choose with --tile")
@@ -161,12 +162,13 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
     agree = not sizes or max(sizes) <= 1.1 * min(sizes)
     if not agree:
         warn(", ".join(f"{path} was trained at {size:.3g} µm per pixel"
-                       for size, path in sorted(sizes.items())) + ": run them one by one")
+                       for size, path in sorted(sizes.items()))
+             + ": no slide suits them all: better run them one by one")
     if threshold is None:
         threshold = sum(fact["threshold"] for fact in facts) / len(facts)
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
     return Ensemble(list(nets), hashes, first["scale"], tile or first["tile"], threshold,
-                    min(sizes, default=None) if agree else None, white or first["white"],
+                    min(sizes, default=None) if agree else 0, white or first["white"],
                     min(labels, default=None))
 
 

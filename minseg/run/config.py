@@ -126,7 +126,8 @@ def close_early(args: argparse.Namespace, chosen: Sequence[int],
         folder = args.out / f"fold{fold}"
         if (folder / "model.pt").exists():
             continue
-        if (saved := read_resume_file(folder / "resume.pt")) is None:
+        saved = read_resume_file(folder / "resume.pt")
+        if saved is None or not saved["done"]:
             raise ValueError(f"{folder}: nothing is saved that --epochs {args.epochs:g} could "
                              f"close: go on with --epochs {planned:g}, or name one --fold")
         done = whole_hundredths(saved["done"] / saved["length"])

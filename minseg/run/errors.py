@@ -8,6 +8,7 @@ import argparse
 import errno
 import io
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,13 @@ import torch
 
 def print_any_name() -> None:
     """From now on a character that the terminal or a log file cannot show, as in the name of a
-    file, is printed as an escape, \\u5207, and no longer ends the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None without a console, as in pythonw
+    file, is printed as an escape, \\u5207, and no longer ends the program. Nor does a program end
+    that was started without stdout or stderr, as by `2>&-` or pythonw."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -67,6 +72,7 @@ def plain(error: Exception) -> str:
         return str(error)
     free_some = ": free some, then give the same command again"
     remedy = {errno.ENOSPC: free_some, errno.EDQUOT: free_some,
+              errno.ENAMETOOLONG: ": give it a shorter name",
               errno.EROFS: ": write to another disk, with --out",
               errno.EACCES: ": change its permissions, or give another --out"}
     where = f"{error.filename}: " if error.filename else ""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..data.files import lock
 from ..data.tiles import Tiles
 from .checkpoint import restore, write_checkpoint
-from .errors import Stopped, plain, warn, whole_hundredths
+from .errors import Stopped, warn, whole_hundredths
 from .report import Progress
 from .scores import save_log
 
@@ -46,8 +47,9 @@ class Run:
 
     - It counts: `step` is the number of steps done, `epoch` the number of epochs done.
     - It saves: `resume.pt` is written after each epoch, unless the last one is younger than half a
-      minute, every five minutes in between, and after the last step. It holds the state of every
-      object in `states` (network, EMA, optimiser, loss scaler) and the counts.
+      minute, every five minutes in between, and after the last step; also before the first step,
+      so that a full disk is noticed then. It holds the state of every object in `states` (network,
+      EMA, optimiser, loss scaler) and the counts.
     - It resumes: with `--resume` it restores the states, and `remaining` leaves out the steps that
       are done. All random numbers follow from the seed and the number of the step, so on a CPU the
       rest of the run is the same, to the bit, as if it had never been interrupted.
@@ -82,6 +84,8 @@ class Run:
         self.watch = Watch(tiles.describe)
         self.progress = Progress(plan.steps, f"training {folder.name}", self.step)
         self.signals = stop_when_asked()
+        if not self.step:
+            self.save()
 
     @property
     def epoch(self) -> int:
@@ -149,15 +153,18 @@ class Run:
     def save(self) -> None:
         """Writes resume.pt, unless something in it is not finite."""
         self.check()
+        path = self.folder / "resume.pt"
+        write = partial(write_checkpoint, path, done=self.step, rows=self.rows,
+                        total=self.loss_sum.item(), length=self.plan.steps_per_epoch,
+                        areas=self.tiles.mask_area, spent=self.elapsed(),
+                        **{name: saved.state_dict() for name, saved in self.states.items()})
         try:
-            write_checkpoint(self.folder / "resume.pt", done=self.step, rows=self.rows,
-                             total=self.loss_sum.item(), length=self.plan.steps_per_epoch,
-                             areas=self.tiles.mask_area, spent=self.elapsed(),
-                             **{name: saved.state_dict() for name, saved in self.states.items()})
+            write()
         except OSError as error:
             if self.step < self.plan.steps:
-                raise  # the last resume.pt is still there
-            warn(f"{plain(error)}; model.pt is smaller, so it may still fit: going on")
+                raise  # the resume.pt before it is still there
+            warn(f"{path}: {error.strerror}: goes on without it, since model.pt is smaller")
+            path.unlink(missing_ok=True)  # makes room
         self.last_save = time.monotonic()
 
     def stop_if_asked(self, where: str) -> None:
@@ -247,7 +254,8 @@ def claim_fold(folder: Path, resume: bool) -> Iterator[bool]:
     reason = None
     if model.exists():
         reason = "is complete already"
-        resume_file.unlink(missing_ok=True)
+        if resume_file.exists():
+            resume_file.unlink()
     else:
         try:
             folder.mkdir(exist_ok=resume)

@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.files import atomic, content, is_same
+from ..data.files import atomic, content, identity, is_same
 from ..data.polygons import read_note, write_objects
 from ..data.rle import Encoder
 from ..data.slides import Slide, open_slide
@@ -118,10 +119,16 @@ def check_outputs(ensemble: Ensemble, args: argparse.Namespace) -> None:
         raise ValueError(f"{args.rle}: is the path of another file: give another path for --rle")
     for output, path in writers.items():
         if output.exists() and not was_made_so(path, ensemble, args, output):
+            if not path.exists():
+                raise ValueError(f"{path}: no such file, and {output} was made in another way: "
+                                 "correct the path, or give another --out")
             raise ValueError(f"{output}: exists already, made in another way: move it away, or "
                              "give another --out")
     if args.rle and args.rle.exists() and not all(output.exists() for output in writers):
-        raise ValueError(f"{args.rle}: exists already: move it away, or give another path")
+        # A table of some of these slides is what an earlier start has left.
+        before = read_csv(args.rle)
+        if before is None or not before.keys() <= {path.stem for path in args.slides}:
+            raise ValueError(f"{args.rle}: exists already: move it away, or give another path")
 
 
 def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
@@ -164,8 +171,8 @@ class Outputs:
         self.preview = Preview(path, slide, ensemble.white)
         self.encoder = Encoder(height, width)  # of the mask's run-length code
         mask_file, _, *others = output_files(path, args)
-        held = content(path)
-        self.notes = {file: provenance(path, ensemble, args, file, held)
+        self.identity, self.held = identity(path), content(path)
+        self.notes = {file: provenance(path, ensemble, args, file, self.held)
                       for file in output_files(path, args)}
         # The stack closes files in reverse order. The mask is opened first and so completed last.
         self.write_mask = files.enter_context(write_tiff(
@@ -208,6 +215,9 @@ def write_outputs(path: Path, slide: Slide, ensemble: Ensemble,
     with ExitStack() as files:
         outputs = Outputs(path, slide, ensemble, args, files)
         yield outputs
+        if identity(path) != outputs.identity and content(path) != outputs.held:
+            raise ValueError(f"{path}: has changed while it was segmented: give the same command "
+                             "again")
         preview = output_files(path, args)[1]
         outputs.preview.save(preview, outputs.notes[preview])
 
@@ -223,13 +233,26 @@ def encode_finished(mask_file: Path) -> Encoder:
 
 def write_csv(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     """Writes the table that Kaggle expects, with the columns id and predicted. ValueError if it
-    cannot be written, or if the file exists with other content."""
+    cannot be written, or if the file exists with other content than some of the rows."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("id", "predicted"), *rows])
     try:
-        if path.exists() and path.read_text(encoding="utf-8") != text.getvalue():
-            raise ValueError("exists already, with other content: move it away")
+        if path.exists() and ((before := read_csv(path)) is None
+                              or not before.items() <= dict(rows).items()):
+            raise ValueError("it exists already, with other content: move it away")
         with atomic(path) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
-    except (OSError, ValueError) as error:  # a file name may not be UTF-8
-        raise ValueError(f"{path}: cannot be written: {error}")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path}: cannot be written: {reason}")
+
+
+def read_csv(path: Path) -> dict[str, str] | None:
+    """The rows of a table that `write_csv` wrote; None for any other file."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a slide's run-length code is one field
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            heading, *rows = csv.reader(file)
+        return dict(rows) if heading == ["id", "predicted"] else None  # type: ignore[arg-type]
+    except (OSError, ValueError, csv.Error):
+        return None

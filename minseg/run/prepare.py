@@ -103,6 +103,9 @@ def pixel_size(items: Sequence[Item], facts: Sequence[dict]) -> float | None:
         if not alike or size > 1.1 * alike[-1][0][0]:
             alike.append([])
         alike[-1].append((size, id))
+    unknown = [item.id for item, fact in zip(items, facts) if not fact["microns"]]
+    if unknown:
+        print(f"{some(unknown)}: no pixel size in the file, unlike the others: is it the same?")
     if len(alike) == 1:
         return statistics.median(size for size, _ in sizes)
     print("images of different pixel size: " + "; ".join(

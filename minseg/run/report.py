@@ -188,6 +188,7 @@ def contact_sheet(path: str | Path, pictures: Sequence[tuple[Image.Image, str]],
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, gap // 2), legend, INK, font(size))
     for i, (picture, (_, caption)) in enumerate(zip(scaled, pictures)):
+        caption = " ".join(caption.split())  # a line break in a file's name would need two lines
         x, y = gap + i % columns * (side + gap), gap + text + i // columns * step
         sheet.paste(picture, (x, y + text))
         while draw.textlength(caption, font(size)) > side and len(caption) > 4:

@@ -12,7 +12,7 @@ import argparse
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +184,10 @@ def summarize(out: Path, items: Sequence[Item], folds: Sequence[int],
         return
     counts = [count_saved(out / f"fold{fold}", item) for item, fold in zip(items, folds)]
     result = score(counts, items, folds)
+    with suppress(FileNotFoundError):
+        result["closed"] = json.loads((out / "config.json").read_text()).get("closed", {})
+        for fold, epochs in result["closed"].items():
+            print(f"{fold} was ended early, after {epochs:g} epochs")
     save_score(out / "summary.json", result, {
         item.id: count_saved_objects(out / f"fold{fold}", item, result["thresholds"][fold])
         for item, fold in zip(items, folds)})
