@@ -66,16 +66,16 @@ def test_trimming_does_nothing_where_the_c_library_cannot(monkeypatch):
 
 def write_pair(folder, kind, number):
     """An image and its mask, in the kinds that keep something: decoded tiles, scratch files."""
-    image = np.random.default_rng(number).integers(0, 256, (150, 130, 3), np.uint8)
-    mask = np.zeros((150, 130), np.uint8)
-    mask[50:90, 60:99] = 255
+    image = np.random.default_rng(number).integers(0, 256, (110, 99, 3), np.uint8)
+    mask = np.zeros((110, 99), np.uint8)
+    mask[50:90, 60:90] = 255
     path = folder / f"{number}.{'png' if kind == 'png' else 'tif'}"
     mask_path = folder / f"{number}-mask.{'tif' if kind == 'tiles' else 'png'}"
     if kind == "png":
         Image.fromarray(image).save(path)
     else:
         turned = [(274, 3, 1, 6, True)] if kind == "turned" else []
-        layout = {"rowsperstrip": 150} if kind == "strips" else {"tile": (64, 64)}
+        layout = {"rowsperstrip": 110} if kind == "strips" else {"tile": (64, 64)}
         tifffile.imwrite(path, image, photometric="rgb", compression="zlib", metadata=None,
                          extratags=turned, **layout)
     mask = np.rot90(mask, -1) if kind == "turned" else mask
@@ -96,7 +96,7 @@ def held():
 @pytest.fixture
 def no_collector(monkeypatch):
     """Without the search for cycles: only what has no reference left is freed."""
-    monkeypatch.setattr(tiff, "HELD", 2**12)  # whatever is larger goes to a scratch file
+    monkeypatch.setattr(tiff, "HELD", 2**13)  # whatever is larger goes to a scratch file
     gc.collect()
     gc.disable()
     yield
@@ -113,7 +113,8 @@ def test_thirty_slides_leave_no_object_and_no_open_file(tmp_path, work, no_colle
         else:
             measure.segment_slide(item.image, tmp_path / "out", lambda tiles: torch.zeros(
                 len(tiles), 1, *tiles.shape[2:]), 2, 32, 0.5, "--geojson")
-        assert held() == before, (number, kind)
+        if number in (4, 29):  # counting takes a while
+            assert held() == before, (number, kind)
 
 
 def test_slides_that_cannot_be_read_leave_nothing_either(tmp_path, no_collector):
@@ -121,7 +122,7 @@ def test_slides_that_cannot_be_read_leave_nothing_either(tmp_path, no_collector)
     for number in range(4):
         item = write_pair(tmp_path, "tiles", number)
         with tifffile.TiffFile(item.image) as file:
-            offset = file.pages[0].dataoffsets[5]
+            offset = file.pages[0].dataoffsets[3]
         with open(item.image, "r+b") as file:
             file.seek(offset)
             file.write(bytes(200))
