@@ -277,11 +277,12 @@ POLYGONS = {
     "a line, with --label": (written({**collection(), "features": [*features(), LINE]}),
                              "or choose classes of areas with --label", {"labels": ["b"]}, SECOND),
     "a stray polygon": (written({**collection(), "features": [*features(), STRAY]}), "has 1 of 3 "
-                        "polygons outside the image of 20 x 30 pixels: delete 3 (a)",
+                        "polygons mostly outside the image of 20 x 30 pixels: delete 3 (a)",
                         edited(delete_last), TRUTH),
     "a larger copy's pixels": (written(features(lambda p: [50 * p[0], 50 * p[1]])), "has 2 of 2 "
-                               "polygons outside the image of 20 x 30 pixels: its coordinates must "
-                               "be pixels of the full image", snippet("factor", NEARBY), TRUTH),
+                               "polygons mostly outside the image of 20 x 30 pixels: its "
+                               "coordinates must be pixels of the full image",
+                               snippet("factor", NEARBY), TRUTH),
     "shares of the size": (written(features(lambda p: [p[0] / WIDTH, p[1] / HEIGHT])), "all its "
                            "coordinates lie between 0 and 1: they must be pixels of the full "
                            "image: multiply them by its size (docs/masks.md)",

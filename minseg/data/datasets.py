@@ -44,16 +44,20 @@ clear.
 | in the data set | how it is read |
 |---|---|
 | GeoJSON: FeatureCollection, (list of) features, geometry | Polygons and MultiPolygons with holes |
+| a list of polygons, each a list of [x, y], as in HuBMAP 2022 | polygons without a class |
 | a polygon, in pixels of the full image | covers the pixels whose centre is inside |
 | several classes of polygons | all are objects, or those in `--label`; `--ignore` names void ones |
-| DN, value, val or raster_val 0, as `gdal_polygonize` and rasterio write it | background |
+| `classification` (QuPath), else text in `class`, `label` or `category` | the polygon's class |
+| else a number there, or in DN, value, val, raster_val, gridcode or pixel_value | "value 3" |
+| 0 or "0" there, as `gdal_polygonize`, rasterio and ArcGIS write it | background |
 | a class in `--label` or `--ignore` that no polygon has | refused |
 | points and lines among the objects | refused |
-| map coordinates ("crs"); a polygon outside the image | refused |
+| map coordinates ("crs"); a polygon of whose bounds less than half lies in the image | refused |
 | "crs" of geopandas, CRS84, with coordinates beyond 180 or 90 | pixels, as degrees end there |
 | all polygons near the upper left corner in all images | read, with a note |
 | ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused if the image has no other mask |
-| run-length code | as in `minseg.data.rle`; refused if a run leaves the image |
+| run-length code | as in `minseg.data.rle`, with runs in any order |
+| a run that leaves the image; runs that overlap, as in COCO's counts | refused |
 | nothing, -1, `nan`, `none` or `1 0` as run-length code | an empty mask |
 | run-length code of 32,767 characters, where a spreadsheet cuts it | refused |
 | both run-length code and polygons | the code is the mask; one line tells how well the two agree |
@@ -74,12 +78,12 @@ clear.
 | masks/ID.geojson beside masks/ID.json, from which it was converted | the .geojson |
 | an empty line | skipped |
 | a line without an ID, or with more cells than headings | refused |
-| two lines for one image | accepted if they agree, else refused |
+| two lines for one image, or one for each of its objects | accepted if they agree, else refused |
 | groups.csv and HuBMAP's table of patients, in both layouts | groups.csv counts |
 | groups.csv that puts a patient of HuBMAP's table into two groups | refused |
 | groups.csv without a group for an image | refused |
 | HuBMAP's table without a patient for an image | the image is a group of its own |
-| groups that differ only by case, spaces, dashes or as 1 and 1.0 do | refused |
+| groups written in two ways: P1, p-01 and P_1; 1, 01 and 1.0; but not 1-11 and 11-1 | refused |
 | Groups.csv, groups.xlsx and the like, without groups.csv | refused, with the remedy |
 | images or masks in subfolders | refused, with the remedy |
 | images/ and masks/ with a train.csv that has no column encoding | this table is not used |
@@ -97,10 +101,13 @@ from pathlib import Path
 
 from .layouts import TABLE, files_of, images_of, is_hubmaps, masks_of, name_of, visible
 from .masks import POLYGON_SUFFIXES, VOID, classes_of, drawn_instead
-from .tables import clean, read_table, refuse_alike
+from .polygons import VALUE
+from .tables import ONCE, clean, read_table, refuse_alike
 
 GROUPS = "groups.csv"
 PATIENTS = "HuBMAP-20-dataset_information.csv"
+OBJECTS = ("join their codes in one line, with a space between, if they are its objects, else "
+           "keep only one")
 TABLE_SUFFIXES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
@@ -158,12 +165,12 @@ def _find_hubmap(folder: Path) -> list[Item]:
                                  f"{table} for all images")
         return [Item(image.stem, image, drawn[name], groups[name])
                 for name, image in images.items()]
-    lines = read_table(table, "id", "encoding")
+    lines = read_table(table, "id", "encoding", OBJECTS)
     for line in lines:
         if name_of(line) not in images:
             raise ValueError(f"{table}: names {line}, but {train} holds no such image: add it, or "
                              "remove the line")
-    runs = _by_name(table, lines)
+    runs = _by_name(table, lines, OBJECTS)
     for name, image in images.items():
         if name not in runs:
             raise ValueError(f"{image}: has no line in {table}: add one, or remove the image")
@@ -171,12 +178,13 @@ def _find_hubmap(folder: Path) -> list[Item]:
             for name, image in images.items()]
 
 
-def _by_name(table: Path, lines: dict[str, str]) -> dict[str, str]:
-    """The lines of a table by `name_of` what they name. ValueError if two contradict each other."""
+def _by_name(table: Path, lines: dict[str, str], twice: str = ONCE) -> dict[str, str]:
+    """The lines of a table by `name_of` what they name. ValueError if two contradict each other;
+    `twice` says what to do then."""
     content_of: dict[str, str] = {}
     for line, content in lines.items():
         if content_of.setdefault(name_of(line), content) != content:
-            raise ValueError(f"{table}: has two lines for {line}: keep only one")
+            raise ValueError(f"{table}: has two lines for {line}: {twice}")
     return content_of
 
 
@@ -252,4 +260,4 @@ def _check_classes(folder: Path, items: Sequence[Item], named: set[str]) -> None
     if unknown := sorted(named - classes.keys()):
         raise ValueError(f"{folder}: no polygon has the class {', '.join(unknown)}: there are "
                          + ", ".join(sorted(classes)))
-    refuse_alike(folder, "classes", classes)
+    refuse_alike(folder, "classes", (name for name in classes if not name.startswith(VALUE)))

@@ -92,7 +92,7 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     """A reader of windows of the polygons at `path` that are objects: those of the classes in
     `labels`, or if there are none, of all classes that are not to be ignored. With `ignored`, of
     those that are to be ignored instead. ValueError if an object is not an area, or if a polygon
-    lies outside the image."""
+    lies mostly outside the image."""
     key = "drawn", *identity(path), height, width, item.labels, item.ignore, ignored
     return once(key, lambda: _select(item, path, height, width, ignored)).window
 
