@@ -24,6 +24,7 @@ clear.
 | 0 and one other value; black and one colour, as CVAT exports a class | all but black is object |
 | 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes |
 | 0, 1 and 255 in some masks, 0 and 255 in others | refused, unless `--ignore 255` makes 255 void |
+| 0, one other value and 255 | refused, unless `--ignore 255` makes 255 void |
 | 0 and 1 in some masks, 0 and 255 in others | objects are 1 in some, 255 in others; with a note |
 | other values or colours of objects in some masks than in others | refused |
 | 0, 1, 2, 3, ...: they may number objects as well as classes | refused |
@@ -33,6 +34,7 @@ clear.
 | alpha that agrees with the colour, or is constant | ignored |
 | alpha that shows a different mask; a fourth channel that is not alpha | refused |
 | a palette of colours | its indices are the values |
+| palettes that show the objects in one colour in some masks, in another in others | refused |
 | a grey palette | its grey levels are the values; if only 0 and 1 occur, its indices |
 | a palette that does not show 0 as the background | refused |
 | objects marked with the value that GDAL's NODATA tag declares empty | refused, unless it is void |
@@ -87,8 +89,8 @@ clear.
 | Groups.csv, groups.xlsx and the like, without groups.csv | refused, with the remedy |
 | images or masks in subfolders | refused, with the remedy |
 | images/ and masks/ with a train.csv that has no column encoding | this table is not used |
-| both layouts; neither layout | refused, with the remedy |
-| other tables; files beside images and masks that belong to no image | not used, and named |
+| both layouts; neither layout; a folder for each image (DSB 2018) | refused, with the remedy |
+| other tables; folders with images; files that belong to no image | not used, and named |
 | images in other formats (.czi, .mrxs, .dcm, ...) | refused, with an export that works |
 """
 
@@ -99,9 +101,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .layouts import TABLE, files_of, images_of, is_hubmaps, masks_of, name_of, visible
+from .layouts import TABLE, files_of, holds, images_of, is_hubmaps, masks_of, name_of, visible
 from .masks import POLYGON_SUFFIXES, VOID, classes_of, drawn_instead
 from .polygons import VALUE
+from .slides import IMAGE_SUFFIXES
 from .tables import ONCE, clean, read_table, refuse_alike
 
 GROUPS = "groups.csv"
@@ -223,14 +226,15 @@ def _patients(folder: Path) -> dict[str, str]:
 
 def unused_files(folder: str | Path, items: Sequence[Item]) -> list[Path]:
     """What lies in a data set's folders without being used: beside its images and masks, and among
-    its tables."""
+    its tables and other folders of images."""
     folder = Path(folder)
     used = {folder / GROUPS, folder / PATIENTS}
     for item in items:
         used.update(filter(None, (item.image, item.mask, item.polygons)))
     parts = {path.parent for path in used} - {folder}
     tables = [path for path in visible(folder) if path.suffix.lower() in TABLE_SUFFIXES
-              or (path.name in ("images", "masks", "train") and path not in parts)]
+              or (path not in parts and (path.name in ("images", "masks", "train")
+                                         or holds(path, IMAGE_SUFFIXES)))]
     return [path for path in [*tables, *(path for part in sorted(parts) for path in visible(part))]
             if path not in used]
 
