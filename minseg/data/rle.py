@@ -101,7 +101,8 @@ def _pairs(rle: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
                          "length start length ..., with spaces between")
     if len(numbers) % 2:
         raise ValueError(f"run-length code has {len(numbers)} numbers, but must be pairs of "
-                         "start and length: take the original table if it was cut off")
+                         "start and length: take the original table if it was cut off; if they "
+                         f"are lengths alone, as COCO's counts, convert them ({MASKS_PAGE})")
     starts, lengths = numbers[::2] - 1, numbers[1::2]
     wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
     if wrong.any():
