@@ -38,6 +38,7 @@ clear.
 | a grey palette | its grey levels are the values; if only 0 and 1 occur, its indices |
 | a palette that does not show 0 as the background | refused |
 | objects marked with the value that GDAL's NODATA tag declares empty | refused, unless it is void |
+| grey where 0 is white (MINISWHITE), as tifffile stores arrays of bool | refused |
 | an orientation tag | applied, as to the image |
 | a size that differs from the image's | refused |
 

@@ -277,8 +277,8 @@ def _unclear(source: Source, values: list[float]) -> str:
                        f"others into 255, and save it as PNG ({MASKS_PAGE})")
     shades = ("; if they are shades, make the lighter half 255 and the darker half 0"
               if values[-1] == white else "")
-    if len(values) == 3 and values[-1] == white:
-        shades += f"; if {white:g} marks what nobody labelled, say --ignore 255"
+    if len(values) == 3 and values[-1] == white:  # first, as the other remedies lose it
+        text += f"if {white:g} marks what nobody labelled, say --ignore 255; "
     return text + ("if they number the objects, make every value above 0 into 255; if they are "
                    f"classes, make only the wanted one 255 and the others 0{shades} "
                    f"({MASKS_PAGE})")
