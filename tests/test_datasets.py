@@ -16,6 +16,7 @@ from minseg.data.datasets import (
     unused_files,
 )
 from minseg.data.masks import Mask
+from minseg.data.tables import refuse_alike
 
 
 def noise(*shape, seed=0):
@@ -244,7 +245,8 @@ def test_a_repeated_line_does_no_harm_but_two_codes_for_one_image_are_refused(tm
     assert [item.runs for item in find_slides(tmp_path / "same")] == ["1 1", "3 2"]
     hubmap(tmp_path / "other", lines=[("a", "1 1"), ("b", "3 2"), ("a", "1 2")])
     assert error_of(find_slides, tmp_path / "other") == (
-        f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: keep only one")
+        f"{tmp_path / 'other' / 'train.csv'}: has two lines for a: join their codes in one line, "
+        "with a space between, if they are its objects, else keep only one")
 
 
 @pytest.mark.parametrize("line", ["a,", "a , ", 'a,""'])
@@ -310,7 +312,8 @@ def test_a_line_that_does_not_fit_the_headings_is_refused(tmp_path, rows, words)
     assert error_of(read_table, path, "id", "group") == f"{path}: {words}"
 
 
-@pytest.mark.parametrize("other", ["P1", "p 1", "\uff501", "p\u00a01"], ids=ascii)
+@pytest.mark.parametrize("other", ["P1", "p 1", "\uff501", "p\u00a01", "p_1", "P-1", "p.1", "p/1",
+                                   "#p1", "p01", "P. 001"], ids=ascii)
 def test_groups_that_hardly_differ_are_refused(tmp_path, other):
     data_set(tmp_path, groups=f"id,group\na,p1\nb,{other}\n".encode())
     text = error_of(find_slides, tmp_path)
@@ -319,10 +322,18 @@ def test_groups_that_hardly_differ_are_refused(tmp_path, other):
                                             "them more different")
 
 
-@pytest.mark.parametrize("first, second", [("67", "67.0"), ("1", "01")])
+@pytest.mark.parametrize("first, second", [("67", "67.0"), ("1", "01"), ("1,0", "1"), ("#1", "1"),
+                                           ("1.50", "1.5"), ("1.", "1")])
 def test_numbers_written_in_two_ways_are_refused(tmp_path, first, second):
-    data_set(tmp_path, groups=f"id,group\na,{first}\nb,{second}\n".encode())
+    data_set(tmp_path, groups=f'id,group\na,"{first}"\nb,"{second}"\n'.encode())
     assert "write them alike" in error_of(find_slides, tmp_path)
+
+
+@pytest.mark.parametrize("names", [
+    "1-11 11-1 1-1-1 111", "1.5 15 1-5 -15", "1 10 100 0", "CD3 CD3+", "p1-2 p12 p1.20 p-21",
+    "12345678901234567890 12345678901234567891", "a1 1a ab1 b1", "\u0430 a", "0 a b"], ids=ascii)
+def test_groups_that_differ_in_letters_or_numbers_are_read(names):
+    refuse_alike(Path("groups.csv"), "groups", names.split())
 
 
 @pytest.mark.parametrize("name", ["Groups.csv", "group.csv", "groups.tsv", "groups.xlsx"])

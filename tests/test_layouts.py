@@ -51,6 +51,23 @@ def remove(folder, *names):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def each_its_own(folder):
+    """The layout of DSB 2018."""
+    for x in "ab":
+        put(folder, f"{x}/images/{x}.png", *(f"{x}/masks/{i}{i}.png" for i in range(3)))
+    return folder
+
+
+def collected(folder):
+    """What docs/masks.md does with such a folder."""
+    return str(pairs(folder))
+
+
+def holder(message):
+    """The folder that a message says to hold a folder for each image."""
+    return Path(message.partition(": holds")[0])
+
+
 def given(message, folder):
     """The folder that a message says to give as --data."""
     return re.search(r"give --data (\S+)$", message)[1]
@@ -71,6 +88,15 @@ ROWS = [
     ("a split in subfolders with a list", lambda d: put(
         pairs(d / "train").parent, "train.csv", text="id,fold\na,0\n"),
      "give --data DIR/train", lambda d, m: given(m, d)),
+    ("a folder for each image", lambda d: each_its_own(d),
+     "DIR: holds a folder for each image, as DSB 2018 has it: collect them in images/ and masks/ "
+     "(docs/masks.md)", lambda d, _: collected(d)),
+    ("a folder for each image, in a subfolder", lambda d: each_its_own(d / "stage1_train"),
+     "DIR/stage1_train: holds a folder for each image", lambda d, m: collected(holder(m))),
+    ("the folder of one image", lambda d: each_its_own(d) and move(
+        d, "a/images -> images", "a/masks -> masks", f"images/a.png -> images/{d.name}.png"),
+     "DIR: is the folder of one image, as DSB 2018 has it", lambda d, m: pairs(remove(
+         d, "images", "masks") or d) and None),
     ("a folder too many", lambda d: hubmap(d / "unpacked"),
      "give --data DIR/unpacked", lambda d, m: given(m, d)),
     ("folders by the split", lambda d: put(d, "images/train/a.png", "images/val/b.png",
@@ -361,7 +387,15 @@ def test_the_competitions_files_without_effect_are_listed(tmp_path):
     folder = hubmap(tmp_path, "train/a.json", "train/a-anatomical-structure.json",
                     "sample_submission.csv", "test/c.tiff", "masks/a.png", text=GEOJSON)
     assert [path.name for path in unused_files(folder, find_slides(folder))] == [
-        "masks", "sample_submission.csv", "a-anatomical-structure.json"]
+        "masks", "sample_submission.csv", "test", "a-anatomical-structure.json"]
+
+
+def test_folders_of_images_without_effect_are_listed_with_no_hint_about_groups(tmp_path, capsys):
+    pairs(tmp_path, "1st_manual/a_manual1.png", "mask/b.tif", "notes/a.txt", "runs/r/config.json")
+    unused = unused_files(tmp_path, find_slides(tmp_path))
+    assert [path.name for path in unused] == ["1st_manual", "mask"]
+    report_unused(tmp_path, unused)
+    assert capsys.readouterr().out == f"{tmp_path}: not used (2): 1st_manual, mask\n"
 
 
 def test_files_without_effect_are_printed_in_one_line_for_each_folder(tmp_path, capsys):

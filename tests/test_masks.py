@@ -485,7 +485,7 @@ def test_a_line_is_refused_unless_its_class_is_not_an_object(tmp_path):
 def test_a_polygon_outside_the_image_is_refused(tmp_path):
     item = polygon_item(tmp_path, square(3, 5, 20), square(300, 500, 20))
     text = error_of(Mask, item, 45, 60)
-    assert text.startswith(f"{item.mask}: ") and "outside the image of 45 x 60 pixels" in text
+    assert text.startswith(f"{item.mask}: ") and "mostly outside the image of 45 x 60" in text
 
 
 def test_polygons_are_read_again_after_a_change(tmp_path):
@@ -494,8 +494,9 @@ def test_polygons_are_read_again_after_a_change(tmp_path):
            drawn((3, 5, 20), (20, 30, 9)))
 
 
-@pytest.mark.parametrize("key", ["DN", "value", "val", "raster_val"])
-@pytest.mark.parametrize("zero", [0, 0.0])
+@pytest.mark.parametrize("key", ["DN", "value", "val", "raster_val", "gridcode", "pixel_value",
+                                 "class", "label", "category"])
+@pytest.mark.parametrize("zero", [0, 0.0, "0"])
 def test_polygons_of_value_0_are_background(tmp_path, key, zero):
     whole, inside = square(0, 0, 60, None), square(3, 5, 20, None)
     whole["properties"], inside["properties"] = {key: zero}, {key: 2}

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,14 @@ def changed(change, name="a.png", to=None):
     return run
 
 
+def stored(comparison):
+    """What the line about MINISWHITE says to run."""
+    def run(folder):
+        code = "tifffile.imwrite(path, (tifffile.imread(path) > 0).astype('uint8') * 255)"
+        exec(code.replace(">", comparison), {"tifffile": tifffile, "path": folder / "masks/a.tif"})
+    return run
+
+
 def jpeg(folder):
     """What JPEG leaves of a mask, in a PNG."""
     Image.fromarray(TRUTH * 255).save(folder / "a.jpg", quality=30)
@@ -109,6 +118,23 @@ def white(pixels):
 IMAGES = {
     "numbered objects": (saved(NUMBERS), "if they number the objects, make every value above 0 "
                          "into 255", changed(white), TRUTH),
+    "numbered objects and void": (
+        saved(np.where(VOID == 255, 255, NUMBERS * 15)), "if 255 marks what nobody labelled, say "
+        "--ignore 255", {"ignore": ["255"]}, VOID),
+    "an array of bool that tifffile saved": (
+        saved(TRUTH > 0, "a.tif"), "its colours are MINISWHITE, where 0 is white: save a slide as "
+        "RGB, a mask with tifffile.imwrite(path, (tifffile.imread(path) > 0).astype('uint8') * "
+        "255), or with == 0 for > 0 if its objects are white in a viewer", stored(">"), TRUTH),
+    "a mask whose 0 is white": (
+        saved(1 - TRUTH, "a.tif", photometric="miniswhite"), "with == 0 for > 0 if its objects are "
+        "white in a viewer", stored("=="), TRUTH),
+    "an array of bool, by the page": (saved(TRUTH > 0, "a.tif"), "MINISWHITE", snippet("values"),
+                                      TRUTH),
+    "numbers of 64 bits, by the page": (saved(NUMBERS.astype(np.int64), "a.tif"), "docs/masks.md",
+                                        snippet("values"), TRUTH),
+    "a TIFF that is turned, by the page": (
+        saved(np.rot90(NUMBERS), "a.tif", extratags=[(274, 3, 1, 6, True)]), "docs/masks.md",
+        snippet("values"), TRUTH),
     "numbered objects, by the page": (saved(NUMBERS), "docs/masks.md", snippet("values"), TRUTH),
     "classes": (saved(NUMBERS), "if they are classes, make only the wanted one 255 and the others "
                 "0", changed(lambda pixels: white(pixels == 2)), SECOND),
@@ -223,8 +249,7 @@ EMPTY = {**STRAY, "geometry": None}
 BROKEN = {**STRAY, "geometry": {"type": "Polygon", "coordinates": [[[1, 1], [None, 2]]]}}
 SHAPES = {"version": "5.4.1", "flags": {}, "imagePath": "../images/a.png", "imageData": None,
           "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": [
-              {"label": "a", "shape_type": "polygon", "group_id": None, "flags": {},
-               "points": ring(*BOXES[0])[:-1]},
+              {"label": "a", "group_id": None, "flags": {}, "points": ring(*BOXES[0])[:-1]},
               {"label": "b", "shape_type": "rectangle", "group_id": None, "flags": {},
                "points": [[26, 18], [15, 11]]}]}
 COCO = {"images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
@@ -233,6 +258,19 @@ COCO = {"images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WI
             {"id": i, "image_id": 7, "category_id": 1, "iscrowd": 0, "segmentation": [
                 [number for point in ring(*box)[:-1] for number in point]]}
             for i, box in enumerate(BOXES)]}
+
+
+def turned_photo(folder):
+    """An image that is stored on its side, and shares of its size as it is shown."""
+    (folder / "images/a.png").unlink()
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "images/a.jpg", exif=turned)
+    written(SHARES)(folder)
+
+
+BOX = {**COCO, "annotations": [{"id": 5, "image_id": 7, "category_id": 1, "iscrowd": 0,
+                                "bbox": [3, 4, 7, 5], "segmentation": []}]}
 
 
 def coco(folder):
@@ -250,6 +288,7 @@ def labelme(folder):
     snippet("labelme")(folder)
 
 
+SHARES = features(lambda p: [p[0] / WIDTH, p[1] / HEIGHT])
 NEARBY = ("return [point[0] * width, point[1] * height]", "return [point[0] / 50, point[1] / 50]")
 
 POLYGONS = {
@@ -277,15 +316,26 @@ POLYGONS = {
     "a line, with --label": (written({**collection(), "features": [*features(), LINE]}),
                              "or choose classes of areas with --label", {"labels": ["b"]}, SECOND),
     "a stray polygon": (written({**collection(), "features": [*features(), STRAY]}), "has 1 of 3 "
-                        "polygons outside the image of 20 x 30 pixels: delete 3 (a)",
+                        "polygons mostly outside the image of 20 x 30 pixels: delete 3 (a)",
                         edited(delete_last), TRUTH),
     "a larger copy's pixels": (written(features(lambda p: [50 * p[0], 50 * p[1]])), "has 2 of 2 "
-                               "polygons outside the image of 20 x 30 pixels: its coordinates must "
-                               "be pixels of the full image", snippet("factor", NEARBY), TRUTH),
-    "shares of the size": (written(features(lambda p: [p[0] / WIDTH, p[1] / HEIGHT])), "all its "
-                           "coordinates lie between 0 and 1: they must be pixels of the full "
-                           "image: multiply them by its size (docs/masks.md)",
+                               "polygons mostly outside the image of 20 x 30 pixels: its "
+                               "coordinates must be pixels of the full image",
+                               snippet("factor", NEARBY), TRUTH),
+    "shares of the size": (written(SHARES), "all its coordinates lie between 0 and 1: they must be "
+                           "pixels of the full image: multiply them by its size (docs/masks.md)",
                            snippet("factor"), TRUTH),
+    "shares of a photo that is turned": (turned_photo, "multiply them by its size",
+                                         snippet("factor"), TRUTH),
+    "shares, a feature": (written(SHARES[1]), "multiply them by", snippet("factor"), SECOND),
+    "shares, a geometry": (written(SHARES[1]["geometry"], "a.json"), "multiply them by",
+                           snippet("factor"), SECOND),
+    "shares, a collection of geometries": (
+        written({"type": "GeometryCollection",
+                 "geometries": [each["geometry"] for each in SHARES]}),
+        "multiply them by", snippet("factor"), TRUTH),
+    "shares, lists of points": (written([each["geometry"]["coordinates"][0] for each in SHARES]),
+                                "multiply them by", snippet("factor"), TRUTH),
     "pixels declared as a map": (written(collection(**crs("EPSG:25832"))), "if they are pixels of "
                                  'the full image, delete "crs"',
                                  edited(lambda content: content.pop("crs")), TRUTH),
@@ -376,7 +426,15 @@ def code(text):
 RIGHT = rle_encode(TRUTH)
 FROM_0 = " ".join(str(int(number) - (k % 2 == 0)) for k, number in enumerate(
     rle_encode(TRUTH[:, 3:]).split()))
+COUNTS = [len(list(run)) for _, run in groupby([0, *TRUTH.T.ravel().tolist()])]
+COUNTS[0] -= 1  # the 0 with which they always begin
 CUT = ("1 1 " * 8192)[:32_767]
+
+def joined(folder):
+    """Joins the codes of all lines, which are those of an image's objects."""
+    lines = (folder / "train.csv").read_text().splitlines()[1:]
+    code(" ".join(line.split(",")[1] for line in lines))(folder)
+
 
 CODES = {
     "fractions": (code(RIGHT.replace(" 5 ", " 5.0 ")), "must be whole numbers, not ", code(RIGHT)),
@@ -388,6 +446,21 @@ CODES = {
                        "1 to every start", code("1 2 46 3")),
     "a run without pixels": (code(f"{RIGHT} 600 0"), "run 600 0 has no pixel: delete it",
                              code(RIGHT)),
+    "COCO's counts": (code(f'"{COUNTS}"'), "write start length start length", snippet("counts")),
+    "COCO's counts, an odd number of them": (
+        code(" ".join(map(str, COUNTS))), "numbers, but must be pairs of start and length: take "
+        "the original table if it was cut off; if they are lengths alone, as COCO's counts, "
+        "convert them (docs/masks.md)", snippet("counts")),
+    "COCO's counts, an even number of them": (
+        code(" ".join(map(str, COUNTS[:-1]))), "overlap: if the numbers are lengths alone, as "
+        "COCO's counts, convert them (docs/masks.md)", snippet("counts")),
+    "codes of objects that overlap": (
+        code(f"{RIGHT} {rle_encode(SECOND)}"), "if objects overlap, encode all of them as one mask",
+        code(RIGHT)),
+    "a line for each object": (
+        code(rle_encode(SECOND) + f"\na,{rle_encode(TRUTH - SECOND)}"), "train.csv: has two lines "
+        "for a: join their codes in one line, with a space between, if they are its objects, else "
+        "keep only one", joined),
     "another image's code": (code("598 30"), "run 598 30 leaves the image of 20 x 30 pixels: "
                              "check that the code belongs to this image", code(RIGHT)),
     "a spreadsheet's cut": (code(CUT), "ends after 32,767 characters, where spreadsheets cut a "
@@ -416,10 +489,35 @@ def test_what_is_refused_is_read_after_its_remedy(tmp_path, make, words, remedy,
     found = reading(tmp_path, **options)
     if wanted is None:  # of code, whatever its remedy wrote
         assert found.any()
-        runs = (tmp_path / "train.csv").read_text().split(",")[-1].strip()
-        assert rle_encode(found) == runs
+        runs = (tmp_path / "train.csv").read_text().split(",")[-1].split()
+        starts = dict(zip(map(int, runs[::2]), runs[1::2]))  # of joined codes in any order
+        assert rle_encode(found) == " ".join(f"{a} {starts[a]}" for a in sorted(starts))
     else:
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_folder_for_each_image_is_collected(tmp_path):
+    for name, ones in {"a": [1, 2], "b": [2], "c": []}.items():
+        for part in ("images", "masks"):
+            (tmp_path / name / part).mkdir(parents=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / name / f"images/{name}.png")
+        for one in ones:
+            Image.fromarray(white(one == NUMBERS)).save(tmp_path / name / f"masks/{one}.png")
+    with pytest.raises(ValueError, match=r"a folder for each image.* \(docs/masks.md\)$"):
+        find_slides(tmp_path)
+    snippet("collect")(tmp_path)
+    np.testing.assert_array_equal(reading(tmp_path), TRUTH)
+    b, c = (Mask(item, HEIGHT, WIDTH).read(0, 0, HEIGHT, WIDTH)
+            for item in find_slides(tmp_path)[1:])
+    assert np.array_equal(b, SECOND) and not c.any()
+    assert {path.name for path in tmp_path.glob("images/*")} == {"a.png", "b.png", "c.png"}
+
+
+@pytest.mark.parametrize("name", ["values", "colours", "jpeg", "collect", "factor"])
+def test_pieces_of_the_page_open_images_of_any_size_the_right_way_up(name):
+    assert "Image.MAX_IMAGE_PIXELS = None" in SNIPPETS[name]
+    assert "exif_transpose(Image.open(" in SNIPPETS[name] or "getexif().get(274" in SNIPPETS[name]
+    assert all("MAX_IMAGE_PIXELS" in code for code in SNIPPETS.values() if "Image.open" in code)
 
 
 def test_every_piece_of_the_page_is_run_by_a_row():
@@ -432,6 +530,7 @@ def test_pieces_of_the_page_stop_at_what_they_cannot_convert(tmp_path):
     for name, file, content in (
             ("labelme", "a.json", json.dumps({"shapes": [{"label": "b", "shape_type": "line",
                                                           "points": [[0, 0], [1, 1]]}]})),
+            ("coco", "../annotations.json", json.dumps(BOX)),
             ("asap", "a.xml", ASAP.replace('"Polygon"', '"Dot"')),
             ("aperio", "a.xml", APERIO.replace('Type="0"', 'Type="2"')),
             ("aperio", "a.xml", APERIO.replace('NegativeROA="0"', 'NegativeROA="1"')),

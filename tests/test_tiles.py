@@ -197,8 +197,8 @@ def test_facts_describe_the_slide_and_where_its_tiles_lie(tmp_path):
         [small[y : y + 16, x : x + 16, 3].mean() for y, x in places])
     path, = (tmp_path / "cache").glob("*.tiles")
     assert facts == {"file": path.name, "height": 41, "width": 62, "microns": 0.5, "notes": [],
-                     "kind": "1", "positive": int(mask.sum()), "void": 0, "agreement": [0, 0],
-                     "objects": facts["objects"], "blank": 0,
+                     "kind": "1", "colour": "", "positive": int(mask.sum()), "void": 0,
+                     "agreement": [0, 0], "objects": facts["objects"], "blank": 0,
                      "places": [[y, x] for y, x in places],
                      "made_from": {"image": content(item.image), "mask": content(item.mask)},
                      "source": ["a", {"image": str(item.image), "mask": str(item.mask)}, [], [],

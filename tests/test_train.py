@@ -506,7 +506,7 @@ def test_what_there_is_to_find_is_printed_with_what_looks_like_a_mistake(tmp_pat
     for name in "ab":
         Image.fromarray(255 - mask).save(folder / "masks" / f"{name}.png")
     train.prepare(train_options(options))
-    assert ("in 2 of 3 images more than 90% of the pixels are positive: are the masks inverted?"
+    assert ("in 2 of 3 images more than half of the pixels are positive: are the masks inverted?"
             in capsys.readouterr().out)
 
 
@@ -1124,10 +1124,79 @@ def test_masks_of_one_value_are_read_if_it_is_the_same_in_all(tmp_path, capsys):
         prepared(capsys, data)
 
 
+def palette_mask(indices, *colours):
+    picture = Image.fromarray(indices)
+    picture.putpalette([number for colour in colours for number in colour])
+    return picture
+
+
+def test_palettes_that_show_objects_in_two_colours_are_refused(tmp_path, capsys):
+    black, red, green = (0, 0, 0), (255, 0, 0), (0, 255, 0)
+    data = small_set(tmp_path / "data", [square(1)] * 3)
+    for value, before in ((1, [black]), (255, [black] * 255)):
+        for name, colour in (("a0", red), ("a1", green)):
+            palette_mask(square(value), *before, colour).save(data / f"masks/{name}.png")
+        Image.fromarray(square(value)).save(data / "masks/a2.png")
+        line = refused(capsys, "--data", data, *TINY, "--out", tmp_path / "out")
+        assert line.endswith(
+            f"masks/a1.png: objects are #00ff00, but #ff0000 in {data}/masks/a0.png: are these two "
+            "classes? Make what is to be found 1 in all masks, and everything else 0")
+        palette_mask(square(value), *before, red).save(data / "masks/a1.png")
+        prepared(capsys, data)  # one of them stays a mask without colours
+    Image.fromarray(square(1)).save(data / "masks/a0.png")
+    palette_mask(square(1), black, (255, 255, 255)).save(data / "masks/a1.png")  # grey, no colour
+    Image.fromarray(square(1)).save(data / "masks/a2.png")
+    prepared(capsys, data)
+
+
+def test_255_beside_any_one_value_is_void_if_told(tmp_path, capsys):
+    masks = [square(15), square(15), 0 * square()]
+    for mask in masks:
+        mask[50:] = 255
+    data = small_set(tmp_path / "data", masks)
+    line = refused(capsys, "--data", data, *TINY, "--out", tmp_path / "out")
+    assert "a0.png: contains the values 0, 15, 255: " in line
+    assert "if 255 marks what nobody labelled, say --ignore 255" in line
+    said = prepared(capsys, data, "--ignore", 255)
+    assert "objects are 15 in the masks, the only value beside 0 and 255" in said
+    assert f"{14 / 64:.1%} of all pixels are void" in said
+    for value in (14, 1):  # another class, perhaps
+        Image.fromarray(np.where(masks[1] == 15, value, masks[1]).astype(np.uint8)).save(
+            data / "masks/a1.png")
+        assert "are these two classes?" in refused(
+            capsys, "--data", data, *TINY, "--ignore", 255, "--out", tmp_path / "out")
+    Image.fromarray(np.where(masks[1] == 15, 15, 255).astype(np.uint8)).save(data / "masks/a1.png")
+    assert "a1.png: contains the values 15, 255: make the background 0" in refused(
+        capsys, "--data", data, *TINY, "--ignore", 255, "--out", tmp_path / "out")
+
+
+def test_classes_of_other_programs_are_shown_and_may_be_named(tmp_path, capsys):
+    def of(properties, *corners):
+        return {**box(*corners, ""), "properties": properties}
+
+    features = [of({"class": "gland"}, 5, 5, 20, 20), of({"class": "fold"}, 40, 0, 60, 20)]
+    data = small_set(tmp_path / "names", [features] * 2)
+    assert "polygons: 2 gland (to be found), 2 fold (to be found)" in prepared(capsys, data)
+    assert "polygons: 2 gland (to be found), 2 fold (not used)" in prepared(
+        capsys, data, "--label", "gland")
+    features = [of({"gridcode": k - 1}, 9 * k, 9 * k, 64, 9 * k + 9) for k in range(5)]
+    data = small_set(tmp_path / "numbers", [features] * 2)
+    said = prepared(capsys, data, "--label", "value 1")
+    assert ("polygons: 2 value -1 (not used), 2 background (value 0) (not used), 2 value 1 (to be "
+            "found), 2 value 2 (not used), 2 value 3 (not used)") in said
+    data = small_set(tmp_path / "many", [[of({"label": k}, 1, k, 9, k + 1) for k in range(1, 60)]
+                                         + [of({}, 30, 30, 60, 60)]] * 2)
+    line = prepared(capsys, data).partition("polygons: ")[2].partition("\n")[0]
+    assert line.startswith("2 value 1 (to be found), ")
+    assert line.endswith("2 value 20 (to be found), ...")
+
+
 def test_a_data_set_that_is_positive_everywhere_is_refused(tmp_path, capsys):
     data = small_set(tmp_path / "data", [square(1, 1), square(1, 1)])
     line = refused(capsys, "--data", data, *TINY, "--out", tmp_path / "out")
-    assert "every labelled pixel is positive" in line
+    assert line.endswith("every labelled pixel is positive, and there is nothing to tell objects "
+                         "from: make the background 0, delete its polygons, or leave them out with "
+                         "--label")
     Image.fromarray(square(1)).save(data / "masks/a1.png")
     prepared(capsys, data)
 

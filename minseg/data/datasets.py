@@ -24,6 +24,7 @@ clear.
 | 0 and one other value; black and one colour, as CVAT exports a class | all but black is object |
 | 0, 1 and 255 | 255 is void, as in Pascal VOC and Cityscapes |
 | 0, 1 and 255 in some masks, 0 and 255 in others | refused, unless `--ignore 255` makes 255 void |
+| 0, one other value and 255 | refused, unless `--ignore 255` makes 255 void |
 | 0 and 1 in some masks, 0 and 255 in others | objects are 1 in some, 255 in others; with a note |
 | other values or colours of objects in some masks than in others | refused |
 | 0, 1, 2, 3, ...: they may number objects as well as classes | refused |
@@ -33,9 +34,11 @@ clear.
 | alpha that agrees with the colour, or is constant | ignored |
 | alpha that shows a different mask; a fourth channel that is not alpha | refused |
 | a palette of colours | its indices are the values |
+| palettes that show the objects in one colour in some masks, in another in others | refused |
 | a grey palette | its grey levels are the values; if only 0 and 1 occur, its indices |
 | a palette that does not show 0 as the background | refused |
 | objects marked with the value that GDAL's NODATA tag declares empty | refused, unless it is void |
+| grey where 0 is white (MINISWHITE), as tifffile stores arrays of bool | refused |
 | an orientation tag | applied, as to the image |
 | a size that differs from the image's | refused |
 
@@ -44,16 +47,20 @@ clear.
 | in the data set | how it is read |
 |---|---|
 | GeoJSON: FeatureCollection, (list of) features, geometry | Polygons and MultiPolygons with holes |
+| a list of polygons, each a list of [x, y], as in HuBMAP 2022 | polygons without a class |
 | a polygon, in pixels of the full image | covers the pixels whose centre is inside |
 | several classes of polygons | all are objects, or those in `--label`; `--ignore` names void ones |
-| DN, value, val or raster_val 0, as `gdal_polygonize` and rasterio write it | background |
+| `classification` (QuPath), else text in `class`, `label` or `category` | the polygon's class |
+| else a number there, or in DN, value, val, raster_val, gridcode or pixel_value | "value 3" |
+| 0 or "0" there, as `gdal_polygonize`, rasterio and ArcGIS write it | background |
 | a class in `--label` or `--ignore` that no polygon has | refused |
 | points and lines among the objects | refused |
-| map coordinates ("crs"); a polygon outside the image | refused |
+| map coordinates ("crs"); a polygon of whose bounds less than half lies in the image | refused |
 | "crs" of geopandas, CRS84, with coordinates beyond 180 or 90 | pixels, as degrees end there |
 | all polygons near the upper left corner in all images | read, with a note |
 | ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused if the image has no other mask |
-| run-length code | as in `minseg.data.rle`; refused if a run leaves the image |
+| run-length code | as in `minseg.data.rle`, with runs in any order |
+| a run that leaves the image; runs that overlap, as in COCO's counts | refused |
 | nothing, -1, `nan`, `none` or `1 0` as run-length code | an empty mask |
 | run-length code of 32,767 characters, where a spreadsheet cuts it | refused |
 | both run-length code and polygons | the code is the mask; one line tells how well the two agree |
@@ -74,17 +81,17 @@ clear.
 | masks/ID.geojson beside masks/ID.json, from which it was converted | the .geojson |
 | an empty line | skipped |
 | a line without an ID, or with more cells than headings | refused |
-| two lines for one image | accepted if they agree, else refused |
+| two lines for one image, or one for each of its objects | accepted if they agree, else refused |
 | groups.csv and HuBMAP's table of patients, in both layouts | groups.csv counts |
 | groups.csv that puts a patient of HuBMAP's table into two groups | refused |
 | groups.csv without a group for an image | refused |
 | HuBMAP's table without a patient for an image | the image is a group of its own |
-| groups that differ only by case, spaces, dashes or as 1 and 1.0 do | refused |
+| groups written in two ways: P1, p-01 and P_1; 1, 01 and 1.0; but not 1-11 and 11-1 | refused |
 | Groups.csv, groups.xlsx and the like, without groups.csv | refused, with the remedy |
 | images or masks in subfolders | refused, with the remedy |
 | images/ and masks/ with a train.csv that has no column encoding | this table is not used |
-| both layouts; neither layout | refused, with the remedy |
-| other tables; files beside images and masks that belong to no image | not used, and named |
+| both layouts; neither layout; a folder for each image (DSB 2018) | refused, with the remedy |
+| other tables; folders with images; files that belong to no image | not used, and named |
 | images in other formats (.czi, .mrxs, .dcm, ...) | refused, with an export that works |
 """
 
@@ -95,12 +102,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .layouts import TABLE, files_of, images_of, is_hubmaps, masks_of, name_of, visible
+from .layouts import TABLE, files_of, holds, images_of, is_hubmaps, masks_of, name_of, visible
 from .masks import POLYGON_SUFFIXES, VOID, classes_of, drawn_instead
-from .tables import clean, read_table, refuse_alike
+from .polygons import VALUE
+from .slides import IMAGE_SUFFIXES
+from .tables import ONCE, clean, read_table, refuse_alike
 
 GROUPS = "groups.csv"
 PATIENTS = "HuBMAP-20-dataset_information.csv"
+OBJECTS = ("join their codes in one line, with a space between, if they are its objects, else "
+           "keep only one")
 TABLE_SUFFIXES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 
 
@@ -158,12 +169,12 @@ def _find_hubmap(folder: Path) -> list[Item]:
                                  f"{table} for all images")
         return [Item(image.stem, image, drawn[name], groups[name])
                 for name, image in images.items()]
-    lines = read_table(table, "id", "encoding")
+    lines = read_table(table, "id", "encoding", OBJECTS)
     for line in lines:
         if name_of(line) not in images:
             raise ValueError(f"{table}: names {line}, but {train} holds no such image: add it, or "
                              "remove the line")
-    runs = _by_name(table, lines)
+    runs = _by_name(table, lines, OBJECTS)
     for name, image in images.items():
         if name not in runs:
             raise ValueError(f"{image}: has no line in {table}: add one, or remove the image")
@@ -171,12 +182,13 @@ def _find_hubmap(folder: Path) -> list[Item]:
             for name, image in images.items()]
 
 
-def _by_name(table: Path, lines: dict[str, str]) -> dict[str, str]:
-    """The lines of a table by `name_of` what they name. ValueError if two contradict each other."""
+def _by_name(table: Path, lines: dict[str, str], twice: str = ONCE) -> dict[str, str]:
+    """The lines of a table by `name_of` what they name. ValueError if two contradict each other;
+    `twice` says what to do then."""
     content_of: dict[str, str] = {}
     for line, content in lines.items():
         if content_of.setdefault(name_of(line), content) != content:
-            raise ValueError(f"{table}: has two lines for {line}: keep only one")
+            raise ValueError(f"{table}: has two lines for {line}: {twice}")
     return content_of
 
 
@@ -215,14 +227,15 @@ def _patients(folder: Path) -> dict[str, str]:
 
 def unused_files(folder: str | Path, items: Sequence[Item]) -> list[Path]:
     """What lies in a data set's folders without being used: beside its images and masks, and among
-    its tables."""
+    its tables and other folders of images."""
     folder = Path(folder)
     used = {folder / GROUPS, folder / PATIENTS}
     for item in items:
         used.update(filter(None, (item.image, item.mask, item.polygons)))
     parts = {path.parent for path in used} - {folder}
     tables = [path for path in visible(folder) if path.suffix.lower() in TABLE_SUFFIXES
-              or (path.name in ("images", "masks", "train") and path not in parts)]
+              or (path not in parts and (path.name in ("images", "masks", "train")
+                                         or holds(path, IMAGE_SUFFIXES)))]
     return [path for path in [*tables, *(path for part in sorted(parts) for path in visible(part))]
             if path not in used]
 
@@ -252,4 +265,4 @@ def _check_classes(folder: Path, items: Sequence[Item], named: set[str]) -> None
     if unknown := sorted(named - classes.keys()):
         raise ValueError(f"{folder}: no polygon has the class {', '.join(unknown)}: there are "
                          + ", ".join(sorted(classes)))
-    refuse_alike(folder, "classes", classes)
+    refuse_alike(folder, "classes", (name for name in classes if not name.startswith(VALUE)))

@@ -24,6 +24,7 @@ BY_PROGRAMS = {"thumbs.db", "desktop.ini"}  # which Windows leaves in folders, b
 NEEDED = "--data must contain images/ and masks/, or train/ and train.csv"
 SHOWN = f"convert it ({MASKS_PAGE})"
 LOSSY = f"JPEG has changed its values: save the original as PNG, or convert it ({MASKS_PAGE})"
+ONE_EACH = f"as DSB 2018 has it: collect them in images/ and masks/ ({MASKS_PAGE})"
 OTHER_MASKS = {  # what must be saved in another way, and how
     ".roi": f".roi is ImageJ's: {SHOWN}", ".zip": f".zip is ImageJ's: {SHOWN}",
     ".ndpa": f".ndpa is Hamamatsu's: {SHOWN}", ".xml": f".xml is ASAP's or Aperio's: {SHOWN}",
@@ -110,6 +111,8 @@ def _no_mask(name: str, images: dict[str, Path], folder: Path, masks: dict[str, 
         if name_of(path.stem).removesuffix("_mask") == name and path.is_file():
             remedy = "is not read as a mask: save it as PNG"
             return f"{path}: {OTHER_MASKS.get(path.suffix.lower(), remedy)}"
+    if _is_of_one_image(folder.parent):
+        return f"{folder.resolve().parent}: is the folder of one image, {ONE_EACH}"
     start, file = f"{images[name]}: has no mask:", folder / f"{images[name].stem}.png"
     word = re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])")  # in mask_a, a-seg, ...
     used = {masks[each] for each in images if each in masks}
@@ -155,6 +158,9 @@ def _neither(folder: Path) -> str:
     inside = [path for path in visible(folder) if path.is_dir() and _has_layout(path)]
     if folder.resolve().name in ("images", "masks", "train") and _has_layout(around):
         return f"{folder}: is a part of a data set: give --data {around}"
+    for path in (folder, *(path for path in visible(folder) if path.is_dir())):
+        if any(map(_is_of_one_image, visible(path))):
+            return f"{path}: holds a folder for each image, {ONE_EACH}"
     if inside:
         training = [path for path in inside if path.name.lower().startswith("train")]
         return (f"{folder}: holds a data set in a subfolder: give --data "
@@ -172,6 +178,13 @@ def _neither(folder: Path) -> str:
                 f"names, into {folder / 'masks'}")
     each = "it, with" if missing == ["masks"] else "the images, and"
     return f"{start}: add {each} a mask for each image, of the same name"
+
+
+def _is_of_one_image(folder: Path) -> bool:
+    """Whether a folder is that of one image: ID/images/ID.png and ID/masks/, as in DSB 2018."""
+    images, name = folder / "images", name_of(folder.resolve().name)
+    return (images.is_dir() and (folder / "masks").is_dir()
+            and [name_of(path.name) for path in visible(images)] == [name])
 
 
 def _has_layout(folder: Path) -> bool:

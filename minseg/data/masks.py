@@ -35,13 +35,15 @@ class Mask:
     """A mask from which windows are read, at the size of its image, `height` x `width`. `has_void`
     says whether windows may contain 255. `kind` is the value or colour of objects in a mask that is
     stored as an image: "1", "255", "114", "#fa3253"; it is "void" if objects are 1 and 255 is void,
-    and "" if the mask is empty, of single bits, or not an image.
+    and "" if the mask has no objects, is of single bits, or not an image. `colour` is the colour in
+    which a palette shows them, "" without one.
     ValueError if the size differs from the image's, or if the values are not those of a mask."""
 
     _window: Window
 
     def __init__(self, item: "Item", height: int, width: int):
-        self.item, self.kind = item, ""
+        self.item, self.kind, self.colour = item, "", ""
+        self.has_void = False
         self._void: Window | None = None
         drawn = item.mask if item.mask.suffix.lower() in POLYGON_SUFFIXES else item.polygons
         if item.runs is not None:
@@ -55,7 +57,7 @@ class Mask:
             self._open(height, width)
         if drawn and item.ignore:
             self._void = draw(item, drawn, height, width, ignored=True)
-        self.has_void = self._void is not None or self.kind == "void"
+            self.has_void = True
 
     def _open(self, height: int, width: int) -> None:
         source = open_source(self.item.mask)
@@ -63,7 +65,9 @@ class Mask:
             raise ValueError(f"{self.item.mask}: is {source.height} x {source.width} "
                              f"pixels, but its image is {height} x {width}: make them equal")
         means = meaning(self.item.mask, str(VOID) in self.item.ignore)
-        self.kind, self._window = means.kind, labels(self.item.mask, source, means)
+        self.kind, self.colour = means.kind, means.colour
+        self.has_void = VOID in means.values.values()
+        self._window = labels(self.item.mask, source, means)
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w) of 1 (object), 0
@@ -92,7 +96,7 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     """A reader of windows of the polygons at `path` that are objects: those of the classes in
     `labels`, or if there are none, of all classes that are not to be ignored. With `ignored`, of
     those that are to be ignored instead. ValueError if an object is not an area, or if a polygon
-    lies outside the image."""
+    lies mostly outside the image."""
     key = "drawn", *identity(path), height, width, item.labels, item.ignore, ignored
     return once(key, lambda: _select(item, path, height, width, ignored)).window
 
@@ -128,11 +132,12 @@ def _classes_of(path: Path, *identity: object) -> Counter:
 
 class Meaning(NamedTuple):
     """What the numbers in one `channel` of a mask's file mean: `values` maps them to 0, 1 or 255.
-    `kind` is that of `Mask`."""
+    `kind` and `colour` are those of `Mask`."""
 
     values: dict[float, int]
     kind: str
     channel: int = 0
+    colour: str = ""
 
 
 def meaning(path: Path, ignore_255: bool = False) -> Meaning:
@@ -152,7 +157,8 @@ def _meaning(path: Path, ignore_255: bool, *identity: object) -> Meaning:
     else:  # white becomes 255 whatever the number of bits; a single bit is 0 and 1 already
         shown = {value: VOID if value == source.white > 1 else value for value in stored}
     values = set(shown.values())
-    with_void = (ignore_255 and values <= {0, 1, VOID}) or values == {0, 1, VOID}
+    with_void = values == {0, 1, VOID} or (ignore_255 and (
+        values <= {0, 1, VOID} or _are_black_and_one_other(values - {VOID})))
     nodata = shown.get(source.nodata) if source.nodata else None
     if nodata and not (nodata == VOID and (ignore_255 or with_void)):
         void = "use --ignore 255 if that is void, else " if nodata == VOID else ""
@@ -162,13 +168,19 @@ def _meaning(path: Path, ignore_255: bool, *identity: object) -> Meaning:
     if ambiguous or not (with_void or values <= {0, 1} or values <= {0, VOID}
                          or _are_black_and_one_other(values)):
         raise ValueError(f"{path}: {_unclear(source, _all_values(path, source))}")
-    if with_void:
-        return Meaning({value: int(each) for value, each in shown.items()}, "void")
-    objects = [value for value, each in shown.items() if each]
-    kind = "" if not objects or source.pixels.dtype == bool else f"{int(shown[objects[0]])}"
-    if source.palette is not None and kind not in ("", "1", "255"):
-        kind = _name(source.palette[int(objects[0])])
-    return Meaning({value: int(each > 0) for value, each in shown.items()}, kind)
+    means = {value: VOID if with_void and each == VOID else int(each > 0)
+             for value, each in shown.items()}
+    objects = [value for value, each in means.items() if each == 1]
+    if not objects or source.pixels.dtype == bool:
+        return Meaning(means, "")
+    kind, colour = f"{int(shown[objects[0]])}", ""
+    if source.palette is not None and len(set(source.palette[int(objects[0])].tolist())) > 1:
+        colour = _name(source.palette[int(objects[0])])
+    if kind == "1" and VOID in means.values():
+        kind = "void"
+    elif colour and kind not in ("1", "255"):
+        kind = colour
+    return Meaning(means, kind, colour=colour)
 
 
 def _are_black_and_one_other(values: set[float]) -> bool:
@@ -265,6 +277,8 @@ def _unclear(source: Source, values: list[float]) -> str:
                        f"others into 255, and save it as PNG ({MASKS_PAGE})")
     shades = ("; if they are shades, make the lighter half 255 and the darker half 0"
               if values[-1] == white else "")
+    if len(values) == 3 and values[-1] == white:  # first, as the other remedies lose it
+        text += f"if {white:g} marks what nobody labelled, say --ignore 255; "
     return text + ("if they number the objects, make every value above 0 into 255; if they are "
                    f"classes, make only the wanted one 255 and the others 0{shades} "
                    f"({MASKS_PAGE})")

@@ -35,7 +35,11 @@ from .tables import clean
 
 MASKS_PAGE = "docs/masks.md"  # how to convert what is refused
 BACKGROUND = "background (value 0)"  # the class of what is not an object
-VALUES = ("DN", "value", "val", "raster_val")  # of gdal_polygonize, and in examples of rasterio
+NAMES = ("class", "label", "category")  # properties that hold a class, where QuPath's does not
+# ... or its number: of gdal_polygonize, of rasterio's examples and of ArcGIS
+VALUES = ("DN", "value", "val", "raster_val", "gridcode", "pixel_value")
+VALUE = "value "  # how the class begins that such a number stands for
+NUMBER = re.compile(r"(-?\d+)(?:\.0*)?|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")  # a group if it is whole
 CRS84 = re.compile(r"urn:ogc:def:crs:OGC:1.3:CRS84|OGC:CRS84")  # GeoJSON's default: degrees
 COLOUR = [200, 0, 0]  # red, green, blue
 
@@ -62,9 +66,9 @@ class Polygon:
 
 def read_polygons(path: str | Path) -> list[Polygon]:
     """The polygons of a GeoJSON file: a FeatureCollection, a list of features, a single feature or
-    a bare geometry. Each member of a MultiPolygon becomes a polygon of its own. ValueError if the
-    file is missing, is not GeoJSON, has map coordinates, or has coordinates that are not
-    numbers."""
+    a bare geometry; or a list of polygons that are lists of points. Each member of a MultiPolygon
+    becomes a polygon of its own. ValueError if the file is missing, is not GeoJSON, has map
+    coordinates, or has coordinates that are not numbers."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -108,10 +112,17 @@ def _features(content: object) -> list:
         kind = ("labelme JSON" if "shapes" in content else
                 "COCO JSON" if "images" in content and "annotations" in content else kind)
         content = content.get("features") if content.get("type") == "FeatureCollection" else None
+    elif isinstance(content, list) and content and all(map(_is_ring, content)):  # HuBMAP's of 2022
+        return [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+                for ring in content]
     if not isinstance(content, list):
         raise ValueError(f"is {kind}, not GeoJSON: convert it ({MASKS_PAGE})" if kind else
                          "is JSON, but not GeoJSON: save its polygons as GeoJSON")
     return content
+
+
+def _is_ring(part: object) -> bool:
+    return isinstance(part, list) and part != [] and all(isinstance(each, list) for each in part)
 
 
 def _polygons(feature: object, number: int) -> list[Polygon]:
@@ -137,15 +148,28 @@ def _polygons(feature: object, number: int) -> list[Polygon]:
 
 
 def _class(properties: object) -> str:
+    """QuPath's class, else a name, else a number other than 0, else 0: the background of a mask
+    that was turned into polygons."""
     properties = properties if isinstance(properties, dict) else {}
     name = properties.get("classification")
-    values = [properties[key] for key in VALUES if type(properties.get(key)) in (int, float)]
-    if not name and values and not any(values):  # the background of a mask turned into polygons
-        return BACKGROUND
     if isinstance(name, dict):  # a class derived from another one has a list of names
         names = name.get("names")
         name = ": ".join(map(str, names)) if isinstance(names, list) else name.get("name")
-    return (isinstance(name, str) and clean(name)) or "unclassified"
+    if isinstance(name, str) and clean(name):
+        return clean(name)
+    texts = [clean(text) for key in NAMES
+             if isinstance(text := properties.get(key), str) and not _value(text)]
+    values = [_value(properties.get(key)) for key in (*NAMES, *VALUES)]
+    others = [value for value in values if value != BACKGROUND]
+    return next(filter(None, [*texts, *others, *values]), "unclassified")
+
+
+def _value(number: object) -> str:
+    """The class that a number stands for, also one that is stored as text; "" for anything else."""
+    match = NUMBER.fullmatch(str(number).strip()) if type(number) in (int, float, str) else None
+    if match and match[1]:
+        return f"{VALUE}{int(match[1])}" if int(match[1]) else BACKGROUND
+    return f"{VALUE}{match[0]}" if match else ""
 
 
 def _ring(ring: list) -> np.ndarray:
@@ -160,8 +184,8 @@ def _ring(ring: list) -> np.ndarray:
 
 class Polygons:
     """The union of polygons as a mask of an image of `height` x `width` pixels, from which windows
-    are drawn. ValueError if a polygon lies outside the image, or if all coordinates are fractions
-    of the image's size."""
+    are drawn. ValueError if a polygon lies mostly outside the image, or if all coordinates are
+    fractions of the image's size."""
 
     def __init__(self, polygons: Sequence[Polygon], height: int, width: int):
         _refuse_outside(polygons, height, width)
@@ -214,21 +238,28 @@ class Polygons:
 
 
 def _refuse_outside(polygons: Sequence[Polygon], height: int, width: int) -> None:
-    """ValueError if polygons lie outside the image: some of them, or so many that all coordinates
-    must be wrong."""
-    outside = [each for each in polygons if each.bounds[0] >= width or each.bounds[1] >= height
-               or each.bounds[2] <= 0 or each.bounds[3] <= 0]
+    """ValueError if polygons lie mostly outside the image, less than half of their bounds inside:
+    some of them, or so many that all coordinates must be wrong."""
+    outside = []
+    for each in polygons:
+        left, top, right, bottom = each.bounds
+        inside = (max(0, min(right, width) - max(left, 0)) *
+                  max(0, min(bottom, height) - max(top, 0)))
+        if (left >= width or top >= height or right <= 0 or bottom <= 0
+                or 2 * inside < (right - left) * (bottom - top)):
+            outside.append(each)
     if not outside:
         return
-    text = (f"{len(outside)} of {len(polygons)} polygons outside the image of {height} x {width} "
-            "pixels")
+    text = (f"{len(outside)} of {len(polygons)} polygons mostly outside the image of {height} x "
+            f"{width} pixels")
     if len(outside) > len(polygons) / 2:
         raise ValueError(f"has {text}: its coordinates must be pixels of the full image, from its "
                          f"upper left corner: convert them ({MASKS_PAGE}), or take the file that "
                          "belongs to this image")
     names = [f"{each.number} ({each.name})" for each in outside]
     raise ValueError(f"has {text}: delete {', '.join(names[:6])}"
-                     + (f" and {len(names) - 6} more" if len(names) > 6 else ""))
+                     + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+                     + ", or cut off what lies outside")
 
 
 def feature(outlined: Object, name: str, microns: float | None = None) -> dict:

@@ -16,6 +16,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from .polygons import MASKS_PAGE
+
 EMPTY = ("", "-1", "1 0", "nan", "none")  # how submissions to Kaggle write an empty mask
 CELL = 32_767  # characters in a cell of a spreadsheet; the rest is lost
 
@@ -78,7 +80,7 @@ class Encoder:
 def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
     """The mask of a run-length string, uint8 (height, width) in {0, 1}; "", "-1", "1 0", "nan" and
     "none" are an empty mask. ValueError if the string is not pairs of whole numbers, if a
-    spreadsheet has cut it off, or if a run leaves the image."""
+    spreadsheet has cut it off, if a run leaves the image, or if two runs overlap."""
     return Runs(rle, height, width).window(0, 0, height, width)
 
 
@@ -99,7 +101,8 @@ def _pairs(rle: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
                          "length start length ..., with spaces between")
     if len(numbers) % 2:
         raise ValueError(f"run-length code has {len(numbers)} numbers, but must be pairs of "
-                         "start and length: take the original table if it was cut off")
+                         "start and length: take the original table if it was cut off; if they "
+                         f"are lengths alone, as COCO's counts, convert them ({MASKS_PAGE})")
     starts, lengths = numbers[::2] - 1, numbers[1::2]
     wrong = (starts < 0) | (lengths < 1) | (lengths > height * width - starts)
     if wrong.any():
@@ -120,9 +123,15 @@ class Runs:
 
     def __init__(self, rle: str, height: int, width: int):
         starts, lengths = _pairs(rle, height, width)
-        # Sort runs, and join those that touch or overlap.
+        # Sort runs, for joined codes of several objects are not sorted, and join those that touch.
         order = np.argsort(starts, kind="stable")
-        starts, ends = starts[order], np.maximum.accumulate((starts + lengths)[order])
+        starts, ends = starts[order], (starts + lengths)[order]
+        if (overlap := starts[1:] < ends[:-1]).any():
+            k = overlap.argmax()
+            first, second = (f"{starts[i] + 1} {ends[i] - starts[i]}" for i in (k, k + 1))
+            raise ValueError(f"runs {first} and {second} overlap: if the numbers are lengths "
+                             f"alone, as COCO's counts, convert them ({MASKS_PAGE}); if objects "
+                             "overlap, encode all of them as one mask")
         apart = starts[1:] > ends[:-1]
         starts = np.concatenate([starts[:1], starts[1:][apart]])
         ends = np.concatenate([ends[:-1][apart], ends[-1:]])

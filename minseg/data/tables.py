@@ -1,8 +1,8 @@
 """# Names and tables that people typed
 
 A space after a name, a heading in capitals, an accent stored as a character of its own: differences
-that nobody sees are ignored here. Names that differ only in case, spaces or dashes are refused,
-because a patient whose name is written in two ways would end up on both sides of the split.
+that nobody sees are ignored here. Names that are written in two ways, P1 and p-01, are refused,
+because such a patient would end up on both sides of the split.
 
 >>> clean("  p1\\u00a0"), clean("J\\u0075\\u0308rgen")
 ('p1', 'Jürgen')
@@ -20,6 +20,7 @@ from typing import TextIO
 # What separates the columns: Excel writes semicolons in much of Europe, and tabs as "Unicode Text".
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 NOT_TEXT = "is not UTF-8 text: open it in a spreadsheet program and save it as CSV UTF-8"
+ONCE = "keep only one"  # what to do about two lines that contradict each other
 
 
 def clean(text: str) -> str:
@@ -32,14 +33,29 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
+def spelling(name: str) -> str:
+    """A name without what people write in several ways: case, zeros before a number, and spaces
+    and punctuation, which only count between two digits. A whole number may end in .0.
+
+    >>> [spelling(name) for name in ("P1", "p-01", "Patient_1", "1", "01.0", "1.5", "1-11", "11-1")]
+    ['p1', 'p1', 'patient1', '1', '1', '1.5', '1-11', '11-1']
+    """
+    key = unicodedata.normalize("NFKC", name).casefold()
+    if number := re.fullmatch(r"(-?)0*(\d+)(?:[.,](\d*?)0*)?", key):
+        sign, whole, fraction = number.groups("")
+        return sign + whole + (fraction and f".{fraction}")
+    # Of CD3+, CD3- and Region*, + is a symbol (S), and - and * are punctuation (P).
+    key = "".join(c if c == "*" or unicodedata.category(c)[0] in "LMNS" else "-" for c in key)
+    key = re.sub(r"(?<!\d)-|-(?!\d)", "", re.sub("-+", "-", key))
+    return re.sub(r"(?<!\d)0+(?=\d)", "", key)
+
+
 def refuse_alike(path: Path, what: str, names: Iterable[str]) -> None:
-    """ValueError if two names differ only in case, spaces, the kind of dash or, as numbers, in how
-    they are written (1, 01, 1.0). `what` is the plural noun for the names in its message."""
+    """ValueError if two names have one `spelling`. `what` is the plural noun for the names in its
+    message."""
     name_of: dict[str, str] = {}
     for name in sorted(set(names)):
-        key = unicodedata.normalize("NFKC", name).casefold()
-        key = "".join("-" if unicodedata.category(c) == "Pd" else c for c in key if not c.isspace())
-        key = str(float(key)) if re.fullmatch(r"\d+(\.\d*)?", key) else key
+        key = spelling(name)
         if name_of.setdefault(key, name) != name:
             raise ValueError(f"{path}: contains the {what} {name_of[key]!r} and {name!r}: write "
                              "them alike if they are the same, else make them more different")
@@ -89,9 +105,10 @@ def delimiter_of(path: Path, key: str, value: str) -> str:
                      f"names {listed}: rename them, or add such a line")
 
 
-def read_table(path: Path, key: str, value: str) -> dict[str, str]:
+def read_table(path: Path, key: str, value: str, twice: str = ONCE) -> dict[str, str]:
     """Two columns of a CSV file as a dictionary of `clean` strings. ValueError where a column is
-    missing, a key has two values, or a line does not fit the headings."""
+    missing, a key has two values (`twice` says what to do then), or a line does not fit the
+    headings."""
     delimiter = delimiter_of(path, key, value)
     names = headings(path, delimiter)
     table: dict[str, str] = {}
@@ -114,7 +131,7 @@ def read_table(path: Path, key: str, value: str) -> dict[str, str]:
                 if content is None:  # a line that ends before that column tells us nothing
                     continue
                 if table.setdefault(name, content) != content:
-                    raise ValueError(f"{path}: has two lines for {name}: keep only one")
+                    raise ValueError(f"{path}: has two lines for {name}: {twice}")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: {NOT_TEXT}")
     except csv.Error as error:

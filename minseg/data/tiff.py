@@ -359,9 +359,13 @@ def check_colours(page: tifffile.TiffPage) -> None:
     JPEG."""
     if page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB) and not (
             page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG):
-        grey = ("grey where 0 is black" if page.photometric == PHOTOMETRIC.MINISWHITE else "grey")
+        if page.photometric == PHOTOMETRIC.MINISWHITE:  # of bool, tifffile makes this
+            raise UnsupportedImage(
+                "its colours are MINISWHITE, where 0 is white: save a slide as RGB, a mask with "
+                "tifffile.imwrite(path, (tifffile.imread(path) > 0).astype('uint8') * 255), or "
+                "with == 0 for > 0 if its objects are white in a viewer")
         raise UnsupportedImage(f"its colours are {PHOTOMETRIC(page.photometric).name}: save it as "
-                               f"RGB or {grey}")
+                               "RGB or grey")
     if page.compression == 33003:
         raise UnsupportedImage("its colours are YCbCr in JPEG 2000: save it as RGB")
 

@@ -56,8 +56,8 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     the .json holds:
 
     - file (name of the .tiles), height and width (of the image), microns, notes (on its file)
-    - kind of the mask (see `Mask`), positive and void: pixels of the mask; objects: the pixels of
-      each
+    - kind and colour of the mask (see `Mask`), positive and void: pixels of the mask; objects: the
+      pixels of each
     - agreement of run-length code with polygons beside it: shared pixels, and pixels of both added
     - made_from: what `minseg.data.files.content` notes of the image, the mask and, if there are
       any, the polygons beside its run-length code
@@ -74,8 +74,8 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     slide = open_slide(item.image, scale, item.white)
     facts: dict[str, Any] = {
         "file": path.name, "height": slide.full_height, "width": slide.full_width,
-        "microns": slide.microns, "notes": slide.notes, "kind": "", "positive": 0, "void": 0,
-        "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": [],
+        "microns": slide.microns, "notes": slide.notes, "kind": "", "colour": "", "positive": 0,
+        "void": 0, "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": [],
         "made_from": made_from(item), "source": source}
     tops = tile_starts(slide.height, tile, stride)
     lefts = tile_starts(slide.width, tile, stride)
@@ -159,7 +159,7 @@ def _source(item: Item, scale: int, tile: int, stride: int, margin: int) -> list
 
 def _key(item: Item, source: list) -> str:
     """A hash of everything that the tiles depend on."""
-    text = json.dumps([4, source, item.runs, *map(identity, files_of(item).values())])
+    text = json.dumps([5, source, item.runs, *map(identity, files_of(item).values())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -168,7 +168,7 @@ def _labelled(slide: Slide, item: Item, facts: dict, objects: Areas) -> Window:
     in full width. While it reads, it adds up the pixels of the mask in `facts` and `objects`."""
     height, width = slide.full_height, slide.full_width
     mask = Mask(item, height, width)
-    facts["kind"] = mask.kind
+    facts["kind"], facts["colour"] = mask.kind, mask.colour
     polygons: Mask | None = None
     if item.runs is not None and item.polygons:
         try:

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from ..crossval import group_folds
-from ..data.datasets import GROUPS, PATIENTS, Item, count_classes, find_slides, unused_files
+from ..data.datasets import (
+    GROUPS,
+    PATIENTS,
+    TABLE_SUFFIXES,
+    Item,
+    count_classes,
+    find_slides,
+    unused_files,
+)
 from ..data.layouts import name_of
 from ..data.masks import POLYGON_SUFFIXES, polygons_of
 from ..data.polygons import BACKGROUND, MASKS_PAGE
@@ -35,7 +43,8 @@ from .config import (
 from .report import Progress, some
 from .step import seeded
 
-MOSTLY = 0.9  # a larger share of positive pixels looks like an inverted mask
+TWO_CLASSES = ("{}: objects are {}, but {} in {}: are these two classes? Make what is to be found "
+               "1 in all masks, and everything else 0")
 
 
 def prepare(args: argparse.Namespace) -> Data:
@@ -134,7 +143,8 @@ def report_unused(folder: Path, unused: Sequence[Path]) -> None:
     for path in unused:
         names.setdefault(path.parent, []).append(path.name)
     for parent, files in names.items():
-        grouped = parent != folder or any((folder / name).exists() for name in (GROUPS, PATIENTS))
+        grouped = any((folder / name).exists() for name in (GROUPS, PATIENTS)) or not any(
+            name.lower().endswith(TABLE_SUFFIXES) for name in files if parent == folder)
         hint = "" if grouped else f"; {GROUPS} (id,group) would keep images of one patient together"
         print(f"{parent}: not used ({len(files)}): {some(files)}{hint}")
 
@@ -147,8 +157,8 @@ def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, numbe
         raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
     if all(fact["positive"] + fact["void"] == fact["height"] * fact["width"] for fact in facts):
         raise ValueError(f"{masks}: every labelled pixel is positive, and there is nothing to tell "
-                         "objects from: make the background 0, or leave its polygons out with "
-                         "--label")
+                         "objects from: make the background 0, delete its polygons, or leave "
+                         "them out with --label")
     if not tiles.mask_area.any():
         raise ValueError(f"{masks}: nothing positive is left at --scale {scale}: use a smaller one")
     return group_folds([item.group for item in items], [fact["positive"] for fact in facts],
@@ -223,19 +233,22 @@ def class_name(items: Sequence[Item]) -> str | None:
         return None
     classes = items[0].labels or sorted(count_classes(items).keys()
                                         - {*items[0].ignore, BACKGROUND})
-    return ", ".join(classes) or None
+    return some(classes) or None
 
 
 def report_values(items: Sequence[Item], facts: Sequence[dict]) -> None:
     """Prints which value of masks means object, where that is not obvious. ValueError if masks
     contradict each other."""
     kinds = {fact["kind"]: item.mask for item, fact in zip(items, facts) if fact["kind"]}
+    colours = {fact["colour"]: item.mask for item, fact in zip(items, facts) if fact["colour"]}
+    if len(colours) > 1:
+        (other, its_path), (colour, path) = [*colours.items()][:2]
+        raise ValueError(TWO_CLASSES.format(path, colour, other, its_path))
     for kind, path in kinds.items():
         if len(kinds) > 1 and kind not in ("1", "255", "void"):
             other, its_path = next(each for each in kinds.items() if each[0] != kind)
-            raise ValueError(f"{path}: objects are {kind}, but {'1' if other == 'void' else other} "
-                             f"in {its_path}: are these two classes? Make what is to be found 1 in "
-                             "all masks, and everything else 0")
+            raise ValueError(TWO_CLASSES.format(path, kind, "1" if other == "void" else other,
+                                                its_path))
     if kinds.keys() >= {"255", "void"}:
         raise ValueError(f"{kinds['255']}: holds 0 and 255, {kinds['void']} also 1: is 255 void in "
                          "both? Then say --ignore 255, else write objects as 1")
@@ -243,7 +256,8 @@ def report_values(items: Sequence[Item], facts: Sequence[dict]) -> None:
         print(f"{kinds['1']} holds 0 and 1, {kinds['255']} 0 and 255: both are taken for objects; "
               "if 255 is void, say --ignore 255")
     for kind in kinds.keys() - {"1", "255", "void"}:
-        print(f"objects are {kind} in the masks, the only value beside 0")
+        beside = "0 and 255" if "255" in items[0].ignore else "0"
+        print(f"objects are {kind} in the masks, the only value beside {beside}")
 
 
 def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
@@ -261,8 +275,8 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
                 return "not used"
             return "to be found"
 
-        print("polygons: " + ", ".join(f"{count} {name} ({use(name)})"
-                                       for name, count in classes.most_common()))
+        print("polygons: " + some((f"{count} {name} ({use(name)})"
+                                   for name, count in classes.most_common()), 20))
         report_corner(items, facts)
     agreement = {item.id: fact["agreement"] for item, fact in zip(items, facts)
                  if fact["agreement"][1]}
@@ -317,10 +331,10 @@ def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, til
         report_vanished(items, facts, scale)
     if empty := [item.id for item, fact in zip(items, facts) if not fact["positive"]]:
         print(f"no object in: {some(empty)}")
-    full = sum(fact["positive"] > MOSTLY * size for fact, size in zip(facts, pixels))
+    full = sum(2 * fact["positive"] > size for fact, size in zip(facts, pixels))
     if full > len(facts) / 2:
-        print(f"in {full} of {len(facts)} images more than {MOSTLY:.0%} of the pixels are "
-              "positive: are the masks inverted? Objects are 1 or 255, the background is 0")
+        print(f"in {full} of {len(facts)} images more than half of the pixels are positive: are "
+              "the masks inverted? Objects are 1 or 255, the background is 0")
     small = [item.id for item, fact in zip(items, facts)
              if min(fact["height"], fact["width"]) < tile * scale]
     if small:
