@@ -34,6 +34,20 @@ def data(drawn, tmp_path):
     return shutil.copytree(drawn, tmp_path / "here" / "slides")
 
 
+@pytest.fixture(scope="module")
+def half(small_networks, drawn, tmp_path_factory):
+    """A run of which fold 0 is complete."""
+    out = tmp_path_factory.mktemp("half") / "runs" / "o"
+    start(drawn, out, "--fold", 0)
+    return out
+
+
+@pytest.fixture
+def out(half, tmp_path):
+    """The same, in a folder of the test's own."""
+    return shutil.copytree(half, tmp_path / "runs" / "o")
+
+
 def start(data, out, *options):
     train.main(["--data", str(data), "--out", str(out), *QUICK, *map(str, options)])
 
@@ -55,9 +69,7 @@ def change(path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_the_data_may_move_and_be_copied_or_linked_between_folds(data, tmp_path):
-    out = tmp_path / "runs" / "o"
-    start(data, out, "--fold", 0)
+def test_the_data_may_move_and_be_copied_or_linked_between_folds(data, out, tmp_path):
     shutil.copytree(data, tmp_path / "there")  # with other times
     shutil.rmtree(data.parent)
     (tmp_path / "link").symlink_to(tmp_path / "there")
@@ -70,9 +82,8 @@ def test_the_data_may_move_and_be_copied_or_linked_between_folds(data, tmp_path)
 
 @pytest.mark.parametrize("part", ["images", "masks"])
 def test_a_file_that_changed_between_two_folds_is_refused_by_name_until_it_is_put_back(
-        data, tmp_path, capsys, part):
-    out, path = tmp_path / "runs" / "o", data / part / "slide02.png"
-    start(data, out, "--fold", 0)
+        data, out, tmp_path, capsys, part):
+    path = data / part / "slide02.png"
     shutil.copy(path, tmp_path / "kept")
     change(path)
     for options in (["--fold", 1], ["--resume"]):
@@ -84,9 +95,7 @@ def test_a_file_that_changed_between_two_folds_is_refused_by_name_until_it_is_pu
     assert (out / "summary.json").exists()
 
 
-def test_images_that_are_new_or_gone_are_named(data, tmp_path, capsys):
-    out = tmp_path / "runs" / "o"
-    start(data, out, "--fold", 0)
+def test_images_that_are_new_or_gone_are_named(data, out, capsys):
     for part in ("images", "masks"):
         (data / part / "slide00.png").rename(data / part / "other.png")
     (data / "groups.csv").unlink()
@@ -117,17 +126,13 @@ def test_a_file_that_changes_while_the_program_runs_is_not_scored(
     assert (out / "fold0" / "score.json").exists()
 
 
-def test_a_run_whose_config_is_missing_is_not_taken_for_a_new_one(data, tmp_path, capsys):
-    out = tmp_path / "runs" / "o"
-    start(data, out, "--fold", 0)
+def test_a_run_whose_config_is_missing_is_not_taken_for_a_new_one(data, out, capsys):
     (out / "config.json").unlink()
     line = refused(capsys, 2, data, out, "--fold", 1)
     assert "config.json: is missing" in line and "give another --out" in line
 
 
-def test_a_run_of_an_older_version_goes_on_with_a_line(data, tmp_path, capsys):
-    out = tmp_path / "runs" / "o"
-    start(data, out, "--fold", 0)
+def test_a_run_of_an_older_version_goes_on_with_a_line(data, out, capsys):
     noted = json.loads((out / "config.json").read_text())
     del noted["made_from"]
     (out / "config.json").write_text(json.dumps(noted))
@@ -168,8 +173,8 @@ def test_the_same_image_under_two_names_in_two_folds_is_named(data, tmp_path, ca
 
 
 def test_old_tiles_go_when_a_mask_has_changed(data, tmp_path):
-    start(data, tmp_path / "runs" / "first", "--fold", 0)
-    tiles = tmp_path / "runs" / "tiles"
+    folder, tiles = tmp_path / "runs" / "first", tmp_path / "runs" / "tiles"
+    start(data, folder, "--fold", 0, "--epochs", 0.1)
     before = {path.name for path in tiles.glob("*.tiles")}
     change(data / "masks" / "slide01.png")
     start(data, tmp_path / "runs" / "second", "--fold", 0)
@@ -259,9 +264,7 @@ def test_after_the_last_step_no_failure_costs_the_network(
         ".lock", "log.csv", "curves.png", "preview.png", "score.json", "probabilities", "model.pt"}
 
 
-def test_a_fold_whose_picture_failed_is_drawn_by_the_next_start(data, tmp_path, monkeypatch):
-    out = tmp_path / "runs" / "o"
-    start(data, out, "--fold", 0)
+def test_a_fold_whose_picture_failed_is_drawn_by_the_next_start(data, out):
     score = (out / "fold0" / "score.json").read_text()
     for name in ("score.json", "preview.png"):
         (out / "fold0" / name).unlink()
