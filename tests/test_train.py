@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import train
 from minseg import EfficientNet, dice_score, make_loss, predict_image, rle_encode
 from minseg.crossval import count_levels
-from minseg.data.datasets import find_slides
+from minseg.data.datasets import PATIENTS, find_slides
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.pretrained import names
@@ -1285,11 +1285,11 @@ def test_bad_polygons_that_are_only_compared_do_not_stop_the_run(hubmap, tmp_pat
 def test_slides_without_a_patient_in_the_table_are_named(hubmap, tmp_path, capsys):
     folder = tmp_path / "data"
     shutil.copytree(hubmap, folder)
-    table = folder / prepare.PATIENTS
+    table = folder / PATIENTS
     lines = table.read_text().splitlines()
     table.write_text("\n".join(lines[:-1]))
     said = prepared(capsys, folder)
-    assert f"{prepare.PATIENTS} has no patient for {lines[-1].split('.tiff')[0]}" in said
+    assert f"{PATIENTS} has no patient for {lines[-1].split('.tiff')[0]}" in said
 
 
 @pytest.mark.parametrize(("epochs", "steps_averaged"), [(10, 50), (1, 10)])

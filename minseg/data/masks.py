@@ -145,7 +145,7 @@ def meaning(path: Path, ignore_255: bool = False) -> Meaning:
     return _meaning(path, ignore_255, *identity(path))
 
 
-@lru_cache(1024)
+@lru_cache(None)
 def _meaning(path: Path, ignore_255: bool, *identity: object) -> Meaning:
     source = open_source(path)
     colours = stored_colours(path, source)

@@ -6,6 +6,7 @@
 | `minseg.run.predictor` | trained networks as a fast function for `minseg.tiling` |
 | `minseg.run.options` | the command lines of both programs, and the recipes |
 | `minseg.run.config` | config.json: what a run was made from, and with |
+| `minseg.run.describe` | what a data set holds, in a few lines |
 | `minseg.run.prepare` | checks options and data, cuts slides, makes folds |
 | `minseg.run.loop` | around the training loop: save, resume, stop, watch for bad losses, log |
 | `minseg.run.scores` | the log, the score of a fold, the score of all folds |
