@@ -242,6 +242,20 @@ def test_a_large_file_whose_time_is_the_same_is_not_read_as_a_whole(tmp_path, mo
     assert is_same(shutil.copy2(path, tmp_path / "b"), noted)
 
 
+def test_a_file_that_has_not_changed_is_hashed_once(tmp_path, monkeypatch):
+    path, hashed = tmp_path / "a", []
+    path.write_bytes(b"abc")
+    sha256 = files.hashlib.sha256
+    monkeypatch.setattr(files.hashlib, "sha256", lambda: hashed.append(1) or sha256())
+    for _ in range(3):
+        files._sha256(path)
+    assert len(hashed) == 1
+    path.write_bytes(b"abd")
+    os.utime(path, ns=(1, 1))
+    files._sha256(path)
+    assert len(hashed) == 2
+
+
 def test_what_a_file_held_is_the_hash_of_its_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     noted = content(tmp_path / "a")

@@ -16,6 +16,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -112,6 +113,11 @@ def _sample(path: str | Path) -> dict:
 
 
 def _sha256(path: str | Path) -> str:
+    return _sha256_of(*identity(path))
+
+
+@lru_cache(4096)
+def _sha256_of(path: str, *unchanged: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
