@@ -88,6 +88,7 @@ def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp
         assert all(row["peak_gib"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_bench_of_slides_counts_what_they_leave_behind(tmp_path):
     main(["slides", "--images", "3", "--size", "512", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "bench-slides.json").read_text())["rows"]

@@ -172,6 +172,7 @@ def test_the_same_image_under_two_names_in_two_folds_is_named(data, tmp_path, ca
     assert "the same image" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_old_tiles_go_when_a_mask_has_changed(data, tmp_path):
     folder, tiles = tmp_path / "runs" / "first", tmp_path / "runs" / "tiles"
     start(data, folder, "--fold", 0, "--epochs", 0.1)
@@ -239,16 +240,17 @@ def test_a_stopped_run_can_be_closed_and_keeps_what_it_has_learnt(
     assert f"fold0 was ended early, after {epochs:g} epochs" in capsys.readouterr().out
 
 
-def test_other_epochs_without_resume_are_another_run(data, stopped, capsys):
-    out, _, _ = stopped
-    for options in (["--fold", 1, "--epochs", 2], ["--resume", "--epochs", 5]):
+def test_other_epochs_without_resume_are_another_run(data, out, capsys):
+    for options in (["--fold", 1, "--epochs", 0.5], ["--resume", "--epochs", 5]):
         assert "other settings (--epochs)" in refused(capsys, 2, data, out, *options)
 
 
 # Nothing between the last step and model.pt may cost the network
 
 
-@pytest.mark.parametrize("where", ["score", "save_model", "finish_fold", "save_log"])
+@pytest.mark.parametrize("where", [
+    "score", "finish_fold", *(pytest.param(name, marks=pytest.mark.slow)
+                              for name in ("predict", "save_model", "save_log"))])
 def test_after_the_last_step_no_failure_costs_the_network(
         data, tmp_path, monkeypatch, capsys, where):
     def fail(*arguments, **options):
@@ -297,14 +299,6 @@ def test_a_disk_too_small_for_a_checkpoint_is_noticed_before_the_first_step(
     monkeypatch.setattr(train, "training_step", lambda *_, **__: pytest.fail("it trained"))
     line = refused(capsys, 1, data, tmp_path / "runs" / "o", "--fold", 0)
     assert "resume.pt: No space left on device: free some" in line and "with --resume" in line
-
-
-def test_a_name_with_a_line_break_is_no_obstacle(data, tmp_path):
-    for part in ("images", "masks"):
-        (data / part / "slide00.png").rename(data / part / "slide\n00.png")
-    (data / "groups.csv").unlink()
-    start(data, tmp_path / "runs" / "o")
-    assert (tmp_path / "runs" / "o" / "summary.json").exists()
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(data, tmp_path, monkeypatch):

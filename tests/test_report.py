@@ -249,6 +249,12 @@ def test_a_contact_sheet_shows_every_picture_whole_in_rows(tmp_path, count, colu
     assert len({left for _, left in corners}) == columns
 
 
+def test_a_caption_with_a_line_break_is_drawn_on_one_line(tmp_path):
+    for name, caption in (("a", "new\nline: Dice 1"), ("b", "new line: Dice 1")):
+        contact_sheet(tmp_path / f"{name}.png", [(Image.new("RGB", (420, 9), BLUE), caption)])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_pictures_of_a_contact_sheet_are_420_pixels_unless_told(tmp_path):
     contact_sheet(tmp_path / "a.png", [(Image.new("RGB", (900, 600), (1, 2, 3)), "a")])
     with Image.open(tmp_path / "a.png") as sheet:
