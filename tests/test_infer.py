@@ -20,7 +20,7 @@ from minseg.data.polygons import Polygons, read_polygons
 from minseg.data.slides import open_slide, shrink
 from minseg.data.synthetic import synthetic_slide
 from minseg.run import options, outputs
-from minseg.run.checkpoint import load_model, save_model
+from minseg.run.checkpoint import load_ensemble, load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 16, 8, 8, 8]}
@@ -466,15 +466,14 @@ def test_probabilities_that_are_not_numbers_stop_with_slide_rows_and_remedy(
     assert "compute in 32 (infer.py: without --amp" in line and not list(out.iterdir())
 
 
-def test_models_of_different_pixel_size_are_named_in_any_order(model, slides, tmp_path, capsys):
+def test_models_of_different_pixel_size_are_named_in_any_order(model, tmp_path, capsys):
     net, facts = load_model(model)
     for size in (0.25, 0.27, 0.5, None):
         save_model(tmp_path / f"{size}.pt", NETWORK, net.state_dict(), **{**facts, "microns": size})
-    for number, (sizes, named) in enumerate([
-            ((0.25, 0.5), True), ((0.5, None, 0.25), True), ((0.25, 0.27), False),
-            ((None, 0.5), False), ((0.5, None), False)]):
-        infer.main([slides[0], "--model", *(str(tmp_path / f"{size}.pt") for size in sizes),
-                    "--out", str(tmp_path / str(number)), "--device", "cpu"])
+    for sizes, named in (((0.25, 0.5), True), ((0.5, None, 0.25), True), ((0.25, 0.27), False),
+                         ((None, 0.5), False), ((0.5, None), False)):
+        ensemble = load_ensemble([tmp_path / f"{size}.pt" for size in sizes])
+        assert ensemble.microns == (0 if named else min(filter(None, sizes)))
         err = capsys.readouterr().err
         assert ("0.25.pt was trained at 0.25 µm per pixel, " in err) == named
         assert ("run them one by one" in err) == named
