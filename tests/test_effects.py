@@ -138,7 +138,8 @@ def test_an_arm_that_changes_nothing_leaves_the_band_of_luck_once_in_twenty_time
     assert 0.03 < np.mean(outside) < 0.07
 
 
-@pytest.mark.parametrize("network", [0.002, 0.01])  # next to groups that differ by 0.02
+@pytest.mark.parametrize("network", [  # next to groups that differ by 0.02
+    pytest.param(0.002, marks=pytest.mark.slow), 0.01])
 def test_intervals_cover_and_p_is_as_rare_as_it_says_for_new_groups_and_seeds(network):
     rng = np.random.default_rng(1)
     rows = [trained_effect(*study_of(rng, seeds=5, truth=0.03, luck=network), FOLD_OF)

@@ -49,6 +49,7 @@ def faults():
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not c_library(), reason="needs the GNU C library")
 def test_each_way_has_a_process_that_keeps_its_memory_or_does_not():
     assert in_turn_apart({"free": faults}, rounds=5, not_kept=["free"])["free"] > 0
