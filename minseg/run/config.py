@@ -28,7 +28,7 @@ from .report import environment, some
 NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations",
                  "losses", "command", "close")
 # Entries of config.json that `check_settings` does not compare: places, which are free, how the
-# last fold was started, and what `check_files` and `prepare` compare.
+# last fold was started, and what `check_made_from` and `prepare` compare.
 NOT_COMPARED = ("data", "tiles", "fold_of", "made_with", "made_from", "closed")
 
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +153,11 @@ class Run:
         """Writes resume.pt, unless something in it is not finite."""
         self.check()
         path = self.folder / "resume.pt"
-        write = partial(write_checkpoint, path, done=self.step, rows=self.rows,
-                        total=self.loss_sum.item(), length=self.plan.steps_per_epoch,
-                        areas=self.tiles.mask_area, spent=self.elapsed(),
-                        **{name: saved.state_dict() for name, saved in self.states.items()})
         try:
-            write()
+            write_checkpoint(path, done=self.step, rows=self.rows, total=self.loss_sum.item(),
+                             length=self.plan.steps_per_epoch, areas=self.tiles.mask_area,
+                             spent=self.elapsed(),
+                             **{name: saved.state_dict() for name, saved in self.states.items()})
         except OSError as error:
             if self.step < self.plan.steps:
                 raise  # the resume.pt before it is still there
