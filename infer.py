@@ -68,10 +68,9 @@ def progress_of_slide(progress, text, size, share):
     progress.step(share * size, text)
 
 
-def main(argv=None):
-    """Segment the slides one by one. A slide that fails does not stop the others."""
-    args = infer_options(argv)
-    keep_memory()  # on a CPU, a tile takes a tenth less time
+def begin(args):
+    """The networks, the function that predicts with them, and the slides that are complete. Exits
+    with 2 if something is wrong with the options, the networks or files in the place of outputs."""
     try:
         ensemble = load_ensemble(args.model, tile=args.tile, threshold=args.threshold,
                                  white=args.white)
@@ -87,7 +86,14 @@ def main(argv=None):
                         compile=args.compile)
     if args.skip_flat:
         predict = skip_flat(predict, BLANK_CONTRAST)
+    return ensemble, predict, complete
 
+
+def main(argv=None):
+    """Segment the slides one by one. A slide that fails does not stop the others."""
+    args = infer_options(argv)
+    keep_memory()  # on a CPU, a tile takes a tenth less time
+    ensemble, predict, complete = begin(args)
     rows, failed, printed_notes = [], 0, set()
     sizes = {path: path.stat().st_size if path.exists() else 0 for path in args.slides
              if path not in complete}  # bytes, to tell the time left for all

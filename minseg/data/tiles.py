@@ -52,8 +52,7 @@ DAMAGED = "{}: is damaged: delete it, and it will be cut again"
 def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin: int,
         progress: Callable[[float], None] = lambda share: None) -> dict:
     """Cuts one slide into the cache, unless it is there already. `progress` is called with each
-    share of the work that was done. ValueError names a file that is wrong. Returns the facts that
-    the .json holds:
+    share of the work. ValueError names a file that is wrong. Returns what the .json holds:
 
     - file (name of the .tiles), height and width (of the image), microns, notes (on its file)
     - kind and colour of the mask (see `Mask`), positive and void: pixels of the mask; objects: the
@@ -72,13 +71,9 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
         progress(1.0)
         return json.loads(facts_path.read_text())
     slide = open_slide(item.image, scale, item.white)
-    facts: dict[str, Any] = {
-        "file": path.name, "height": slide.full_height, "width": slide.full_width,
-        "microns": slide.microns, "notes": slide.notes, "kind": "", "colour": "", "positive": 0,
-        "void": 0, "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": [],
-        "made_from": made_from(item), "source": source}
+    facts = {**_nothing_yet(slide), "file": path.name, "made_from": made_from(item),
+             "source": source}
     tops = tile_starts(slide.height, tile, stride)
-    lefts = tile_starts(slide.width, tile, stride)
     spans = [(max(0, y - margin), min(y + tile + margin, slide.height)) for y in tops]
     objects = Areas(slide.full_width)
     strips = read_strips(_labelled(slide, item, facts, objects), slide.width, spans)
@@ -89,18 +84,12 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
             above, below = margin - (y - top), y + tile + margin - bottom
             right = margin + max(0, tile - slide.width)
             strip = np.pad(strip, [(above, below), (margin, right), (0, 0)], mode="symmetric")
-            for x in lefts:
+            for x in tile_starts(slide.width, tile, stride):
                 with_margin = strip[:, x : x + tile + 2 * margin]
                 inner = with_margin[margin : margin + tile, margin : margin + tile]
                 inner = inner[: slide.height - y, : slide.width - x]  # without mirrored pixels
-                area = (inner[..., 3] == 1).mean()
-                contrast = inner[::4, ::4, :3].mean(2).std()
-                if not area and (contrast < BLANK_CONTRAST or (inner[..., 3] == VOID).all()):
-                    facts["blank"] += 1
-                    continue
-                file.write(with_margin.tobytes())
-                facts["places"].append([y, x])
-                facts["area"].append(float(area))
+                if _note_tile(facts, y, x, inner):
+                    file.write(with_margin.tobytes())
             progress((bottom - rows_done) / slide.height)
             rows_done = bottom
     facts["objects"] = [int(area) for area in objects.finish()[1] if area]
@@ -110,6 +99,26 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     with atomic(facts_path) as temporary:  # last, because it says that the tiles are complete
         temporary.write_text(json.dumps(facts))
     return facts
+
+
+def _nothing_yet(slide: Slide) -> dict[str, Any]:
+    """The facts about a slide before it is read."""
+    return {"height": slide.full_height, "width": slide.full_width, "microns": slide.microns,
+            "notes": slide.notes, "kind": "", "colour": "", "positive": 0, "void": 0,
+            "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": []}
+
+
+def _note_tile(facts: dict, y: int, x: int, inner: np.ndarray) -> bool:
+    """Notes a tile, (h, w, 4) without its margin, in `facts`. Whether it is to be kept: it is not
+    if it holds nothing positive and is blank or entirely void."""
+    area = (inner[..., 3] == 1).mean()
+    contrast = inner[::4, ::4, :3].mean(2).std()
+    if not area and (contrast < BLANK_CONTRAST or (inner[..., 3] == VOID).all()):
+        facts["blank"] += 1
+        return False
+    facts["places"].append([y, x])
+    facts["area"].append(float(area))
+    return True
 
 
 def files_of(item: Item) -> dict[str, Path]:
