@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from minseg.data.slides import shrink
+from minseg.data.slides import open_slide, shrink
 from minseg.run.bands import Thumbnail, write_tiff
 
 
@@ -54,6 +54,12 @@ def within(seconds, work):
     assert errors, "it hangs"
     if errors[0]:
         raise errors[0]
+
+
+@pytest.mark.parametrize("x, y", [(0.2527, 0.2527), (0.499, 0.25), (1 / 3, 0.1), (42.3, 0.001)])
+def test_a_pixel_size_is_stated_to_five_digits(tmp_path, image, x, y):
+    write(tmp_path / "a.tiff", image, cut(image), pixel_size=(x, y))
+    assert open_slide(tmp_path / "a.tiff").pixel_size == pytest.approx((x, y), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [(611, 530), (256, 256), (512, 300), (257, 1), (1, 257), (1, 1)])

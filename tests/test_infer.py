@@ -696,6 +696,36 @@ def test_specks_are_left_out_of_the_polygons_and_areas_are_in_micrometres(tmp_pa
     assert large[0]["properties"]["classification"]["name"] == "glomerulus"
 
 
+@pytest.mark.parametrize("turned", [1, 6])
+def test_outputs_state_the_pixel_size_of_the_slide_and_differ_in_nothing_else(
+        model, tmp_path, turned):
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    for name, tags in (("known", dict(resolution=(20_000, 40_000), resolutionunit=3)),
+                       ("unknown", dict(resolution=(96, 96), resolutionunit=2)), ("none", {})):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", image, photometric="rgb", metadata=None,
+                         extratags=[(274, 3, 1, turned, True)], **tags)
+        start([tmp_path / name / "a.tif"], model, tmp_path / f"{name}-out", "--probabilities")
+    across, down = (20_000, 40_000) if turned == 1 else (40_000, 20_000)
+    for file in ("a.tiff", "a.probabilities.tiff"):
+        pages = {}
+        for name in ("known", "unknown", "none"):
+            with tifffile.TiffFile(tmp_path / f"{name}-out" / file) as tiff:
+                [pages[name]] = tiff.pages
+                pages[name] = {tag.name: tag.value for tag in tiff.pages[0].tags}, tiff.asarray()
+        known, unknown, none = (pages[name][0] for name in pages)
+        assert known["XResolution"] == (across, 1) and known["YResolution"] == (down, 1)
+        assert known["ResolutionUnit"] == 3  # centimetre
+        assert unknown["XResolution"] == none["XResolution"] == (1, 1)  # tifffile's "unknown"
+        assert unknown["ResolutionUnit"] == none["ResolutionUnit"] == 1
+        differ = {tag for tag in known if known[tag] != none[tag]}
+        assert known.keys() == none.keys()
+        assert differ - {"ImageDescription"} == {"XResolution", "YResolution", "ResolutionUnit"}
+        assert np.array_equal(pages["known"][1], pages["none"][1])
+        assert open_slide(tmp_path / "known-out" / file).pixel_size == (1e4 / across, 1e4 / down)
+        assert open_slide(tmp_path / "none-out" / file).pixel_size is None
+
+
 def test_polygons_of_other_settings_are_not_overwritten(model, slides, tmp_path, capsys):
     command = [slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--geojson"]
     infer.main(command)

@@ -513,10 +513,12 @@ def test_of_a_slide_on_its_side_width_and_height_are_those_that_are_shown(tmp_pa
     assert any("0.25 x 0.5 µm (x, y)" in note for note in open_slide(tmp_path / "a.tif").notes)
 
 
-@pytest.mark.parametrize("unit, microns", [("µm", 0.25), ("nm", 0.00025), ("mm", 250),
-                                           (None, 0.25), ("pixel", None)])
-def test_ome_states_the_pixel_size(tmp_path, unit, microns):
-    metadata = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+@pytest.mark.parametrize("unit, size, microns", [
+    ("µm", 0.25, 0.25), ("nm", 250, 0.25), ("mm", 0.00025, 0.25), ("cm", 0.000025, 0.25),
+    ("Å", 40, 0.004), ("pm", 4000, 0.004), (None, 0.25, 0.25), ("pixel", 0.25, None),
+    ("reference frame", 0.25, None)])
+def test_ome_states_the_pixel_size(tmp_path, unit, size, microns):
+    metadata = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size}
     if unit:
         metadata.update(PhysicalSizeXUnit=unit, PhysicalSizeYUnit=unit)
     tifffile.imwrite(tmp_path / "a.ome.tif", RGB, photometric="rgb", metadata=metadata,
@@ -539,18 +541,20 @@ def test_imagej_states_the_pixel_size(tmp_path):
 
 @pytest.mark.parametrize("unit, microns", [
     ("micron", 0.25), ("microns", 0.25), ("um", 0.25), ("µm", 0.25), ("\\u00B5m", 0.25),
-    ("\\u03BCm", 0.25), ("\\u03bcm", 0.25), ("nm", 0.00025), ("mm", 250), ("cm", None),
+    ("\\u03BCm", 0.25), ("\\u03bcm", 0.25), ("nm", None), ("mm", None), ("cm", None),
     ("inch", None), ("pixel", None), ("sec", None)])
 def test_imagejs_units_are_taken_where_they_are_lengths(tmp_path, unit, microns):
-    """Four per centimetre or inch is a resolution of paper."""
+    """Four per millimetre, centimetre or inch is a resolution of paper, and four per nanometre is
+    that of no slide."""
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=1,
                      resolution=(4, 4),
                      description=f"ImageJ=1.53t\nunit={unit}\nloop=false\n".encode("latin-1"))
     assert open_slide(tmp_path / "a.tif").microns == microns
 
 
-@pytest.mark.parametrize("unit, dots, microns", [("cm", 20_000, 0.5), ("inch", 50_800, 0.5)])
-def test_imagejs_centimetres_and_inches_may_be_fine_enough(tmp_path, unit, dots, microns):
+@pytest.mark.parametrize("unit, dots, microns", [
+    ("cm", 20_000, 0.5), ("inch", 50_800, 0.5), ("mm", 2000, 0.5), ("nm", 0.25, 0.004)])
+def test_imagejs_other_units_may_give_the_size_of_a_slides_pixel(tmp_path, unit, dots, microns):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=1,
                      resolution=(dots, dots), description=f"ImageJ=1.53t\nunit={unit}\n")
     assert open_slide(tmp_path / "a.tif").microns == microns

@@ -50,6 +50,7 @@ Threads and forked workers may share a slide, and it can be pickled.
 """
 
 import errno
+import math
 import shlex
 import tempfile
 import warnings
@@ -212,10 +213,10 @@ def open_picture(path: Path) -> Source:
 
 class Slide:
     """An image from which windows are read. `height` and `width` are in scaled pixels,
-    `full_height` and `full_width` in the file's own pixels; `microns` is the size of one of the
-    file's own pixels, or None if it is unknown; its square is the area, also where width and height
-    differ. `notes` are what the user should know about the
-    file, a line each."""
+    `full_height` and `full_width` in the file's own pixels; `pixel_size`
+    is the width and height of one of the file's own pixels in micrometres, `microns` the side of a
+    square of the same area; both are None if it is unknown. `notes` are what the user should know
+    about the file, a line each."""
 
     def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
         self.path, self.scale = Path(path), scale
@@ -225,7 +226,9 @@ class Slide:
             raise ValueError(f"{path}: contains {dtype} values: save it with 8 or 16 bits")
         self.full_height, self.full_width = source.height, source.width
         self.height, self.width = -(-source.height // scale), -(-source.width // scale)
-        self.microns, self.notes = source.microns, list(source.notes)
+        self.pixel_size, self.notes = source.pixel_size, list(source.notes)
+        x, y = self.pixel_size or (0.0, 0.0)
+        self.microns = (x if x == y else math.sqrt(x * y)) or None  # no rounding where they agree
         self._white = source.white if source.says_white else white or source.white
         if dtype.kind != "b" and source.palette is None and (
                 not source.says_white or self._white < np.iinfo(dtype).max):

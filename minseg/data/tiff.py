@@ -30,8 +30,14 @@ from tifffile import COMPRESSION, PHOTOMETRIC
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # whatever matters is raised, too
 HELD = 2**26  # bytes to decode in one piece, to keep in a cache, and to read at a time
 ALPHA = (1, 2)  # ExtraSamples that mean alpha: premultiplied or not; 0 means "unspecified"
-MICROMETRES = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3,
-               "cm": 1e4, "m": 1e6, "inch": 25400.0, "in": 25400.0}
+MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "micron": 1.0,
+               "microns": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0, "in": 25400.0}
+# A pixel of a slide measures at least a nanometre, in electron microscopy, and less than a dot of
+# print. Editors write dots per inch or centimetre of paper, and programs some value where they know
+# none: 25.4 per inch, 96, 28.34 per centimetre, 600.
+SIZES = 0.001, 25400 / 600.1  # µm
+NO_SIZE = ("states a pixel of {:.4g} x {:.4g} µm, which no slide has: it is ignored, and areas are "
+           "in pixels")
 # Names of channels that mean a colour, and those that carry no meaning.
 COLOURS = (r"\b(r|red)\b", r"\b(g|green)\b", r"\b(b|blue)\b")
 NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]|c:\d/\d.*"
@@ -238,7 +244,7 @@ class Source:
     height: int  # of the whole image, of which `pixels` may be a smaller copy
     width: int
     factor: int = 1  # how many times smaller `pixels` is
-    microns: float | None = None  # side of a square of a pixel's area, in the whole image
+    pixel_size: tuple[float, float] | None = None  # µm, x and y, of the whole image's pixels
     white: int = 255  # the value that is white
     says_white: bool = True  # whether the file says so; if not, 16-bit values may stop far below
     nodata: int | None = None  # the value that means "no data", from GDAL's tag
@@ -271,9 +277,8 @@ def open_tiff(path: Path, scale: int) -> Source:
         source = Source(pixels, height, width, factor, notes=notes)
         name_channels(source, chosen, ome)
         find_white(source, page, ome)
-        if size := pixel_size(tiff, page, ome):
-            x, y = size if turned < 5 else size[::-1]
-            source.microns = x if x == y else math.sqrt(x * y)
+        if size := pixel_size(tiff, page, ome, source.notes):
+            source.pixel_size = x, y = size if turned < 5 else size[::-1]
             if max(x, y) >= 1.01 * min(x, y):
                 source.notes.append(OBLONG.format(x, y))
         source.nodata, _ = nodata(page)
@@ -496,33 +501,50 @@ def micrometres(unit: object) -> float:
     return MICROMETRES.get(name.replace("\u03bc", "µ"), 0.0)
 
 
-def pixel_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage,
-               ome: ElementTree.Element | None) -> tuple[float, float] | None:
-    """Width and height of a pixel in micrometres, according to OME, Aperio, ImageJ or else the
-    resolution tags; None if the width is unknown. An unknown height is taken to equal it."""
+def pixel_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: ElementTree.Element | None,
+               notes: list[str]) -> tuple[float, float] | None:
+    """Width and height of a pixel in micrometres: of the table in `minseg.data.slides`, what the
+    first row that applies says. None if the width is unknown. An unknown height is taken to equal
+    it. Where a text states a size that no slide has, a note is added."""
     first = tiff.pages.first  # the newest tifffile's TiffFile.is_svs leaves out files in strips
-    text = first.description if first.is_svs else ""
     if ome is not None and ome.get("PhysicalSizeX"):
         x, y = (number(ome.get(f"PhysicalSize{axis}"))
                 * micrometres(ome.get(f"PhysicalSize{axis}Unit") or "µm") for axis in "XY")
-    elif match := re.search(r"\bMPP\s*=\s*([\d.]+)", text):
-        x = y = number(match[1])
+    elif first.is_svs and (match := re.search(r"\bMPP\s*=([^|\r\n]*)", first.description)):
+        x = y = number(match[1].replace(",", "."))
+    elif tiff.is_philips:
+        x, y = philips_size(first.description)
     else:
         x, y = (tagged_size(tiff, page, axis) for axis in "XY")
-    return (x, y if y > 0 else x) if x > 0 else None
+        x, y = (size if SIZES[0] <= size <= SIZES[1] else 0.0 for size in (x, y))
+    y = y if y > 0 else x
+    if x > 0 and not (SIZES[0] <= min(x, y) and max(x, y) <= SIZES[1]):
+        notes.append(NO_SIZE.format(x, y))
+        return None
+    return (x, y) if x > 0 else None
+
+
+def philips_size(text: str) -> tuple[float, float]:
+    """Width and height of a pixel in the XML of a Philips TIFF, in micrometres, or 0. It states the
+    spacing of rows and of columns in millimetres for each level, and those of the first, finest
+    level for the whole scan."""
+    sizes = []
+    try:
+        for each in ElementTree.fromstring(text).iter("Attribute"):
+            if each.get("Name") == "DICOM_PIXEL_SPACING":
+                y, x = (1e3 * number(part.strip('"')) for part in (each.text or "").split())
+                sizes += [(x, y)] if min(x, y) > 0 else []
+    except (ElementTree.ParseError, ValueError):  # damaged XML is no reason to refuse the image
+        return 0.0, 0.0
+    return min(sizes, default=(0.0, 0.0))
 
 
 def tagged_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, axis: str) -> float:
     """The size of a pixel along an axis by the resolution tags, whose unit ImageJ names in its
-    text; 0 if unknown. Editors write dots per inch or centimetre of paper, and programs some value
-    where they know none (25.4 per inch, 96, 28.34 per centimetre): if these are coarser than 600
-    per inch, they mean nothing for a slide."""
+    text; 0 if unknown."""
     value = page.tags.valueof(f"{axis}Resolution", default=0)
     dots, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
-    if not (dots and units):
-        return 0.0
     text = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
     unit = (micrometres(text.get(f"{axis.lower()}unit", text.get("unit")))
             or {2: 25400.0, 3: 1e4}.get(page.tags.valueof("ResolutionUnit", default=2), 0.0))
-    size = unit * units / dots
-    return 0.0 if unit in (25400, 1e4) and 25400 / size < 600.1 else size
+    return unit * units / dots if dots and units else 0.0

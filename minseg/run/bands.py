@@ -21,13 +21,17 @@ TILE = 256  # pixels
 
 
 @contextmanager
-def write_tiff(path: str | Path, height: int, width: int,
-               description: str | None = None) -> Iterator[Callable[[np.ndarray], None]]:
+def write_tiff(path: str | Path, height: int, width: int, description: str | None = None,
+               pixel_size: tuple[float, float] | None = None,
+               ) -> Iterator[Callable[[np.ndarray], None]]:
     """`with write_tiff(path, height, width) as write: write(band) ...` makes a grey TIFF in
-    compressed tiles out of bands, uint8 (rows, width), whose rows add up to `height`. The file
-    appears at `path` once it is complete; nothing stays if the block fails. OSError where it cannot
-    be written."""
+    compressed tiles out of bands, uint8 (rows, width), whose rows add up to `height`. `pixel_size`,
+    x and y in micrometres, becomes its resolution in pixels per centimetre. The file appears at
+    `path` once it is complete; nothing stays if the block fails. OSError where it cannot be
+    written."""
     bands: queue.Queue = queue.Queue(maxsize=2)
+    size = {} if pixel_size is None else {
+        "resolution": tuple(1e4 / side for side in pixel_size), "resolutionunit": "CENTIMETER"}
 
     def tiles() -> Iterator[np.ndarray]:
         rest = np.empty((0, width), np.uint8)
@@ -47,7 +51,7 @@ def write_tiff(path: str | Path, height: int, width: int,
         job = pool.submit(
             tifffile.imwrite, temporary, tiles(), shape=(height, width), dtype=np.uint8,
             tile=(TILE, TILE), compression="zlib", compressionargs={"level": 3}, maxworkers=1,
-            photometric="minisblack", metadata=None, description=description,
+            photometric="minisblack", metadata=None, description=description, **size,
             bigtiff=height * width > 2**31)  # a plain TIFF ends at 4 GiB
 
         def put(band: np.ndarray | None) -> None:

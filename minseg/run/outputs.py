@@ -4,6 +4,17 @@ For each slide: a mask, a preview, and, if asked for, probabilities and polygons
 together, a CSV. Each file of a slide records in its description which slide, networks and options
 it was made from. So when the program is started again, it recognises its own files: it skips slides
 that are complete, and never overwrites a file that was made in another way.
+
+Masks and probabilities are what the most programs open rightly (docs/interop.md is the proof):
+
+| choice | why |
+|---|---|
+| one image, no pyramid | slideio shows each level as a scene of its own, others the smallest |
+| 8 bits, 0 and 255 | of 0 and 1 a viewer shows black; one bit comes out inverted in some readers |
+| Deflate without predictor | all read it, also without plugins; not all undo predictors |
+| tiles of 256 x 256 | OpenSlide and dlup open nothing in strips |
+| pixels per centimetre, in x and y | if the slide's pixel size is known; slide readers take it |
+| no OME description | it would take the place of ours, and fewer programs take its size |
 """
 
 import argparse
@@ -176,12 +187,12 @@ class Outputs:
                       for file in output_files(path, args)}
         # The stack closes files in reverse order. The mask is opened first and so completed last.
         self.write_mask = files.enter_context(write_tiff(
-            mask_file, height, width, self.notes[mask_file]))
+            mask_file, height, width, self.notes[mask_file], slide.pixel_size))
         self.write_probabilities = self.add_objects = None
         for file in others:
             if file.suffix == ".tiff":
                 self.write_probabilities = files.enter_context(
-                    write_tiff(file, height, width, self.notes[file]))
+                    write_tiff(file, height, width, self.notes[file], slide.pixel_size))
             else:
                 self.add_objects = files.enter_context(write_objects(
                     file, height, width, note=self.notes[file], microns=slide.microns,

@@ -87,7 +87,8 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
             write = None
             if folder is not None:
                 write = files.enter_context(write_tiff(
-                    folder / f"{item.id}.tiff", slide.full_height, slide.full_width))
+                    folder / f"{item.id}.tiff", slide.full_height, slide.full_width,
+                    pixel_size=slide.pixel_size))
             for y, band in slide.enlarge(bands):
                 check_probabilities(band, y, item.image, args.amp)
                 levels = (band[0] * 255).round().byte().numpy()  # (rows, width)
