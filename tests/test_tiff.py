@@ -143,6 +143,39 @@ def test_alpha_is_dropped(tmp_path, alpha, colours, planar):
     assert not open_slide(tmp_path / "a.tif").notes
 
 
+@pytest.mark.parametrize("dtype, white", [(np.uint8, 255), (np.uint16, 65535)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(tmp_path, dtype, white, channels):
+    """Porter and Duff, Compositing Digital Images (1984), section 3: stored = colour * alpha."""
+    colours = noise(48, 64, channels).astype(dtype) * (white // 255)
+    alpha = np.full((48, 64, 1), white, dtype)
+    alpha[:16], alpha[16:32] = white // 3, 0
+    stored = (colours.astype(np.uint64) * alpha + white // 2) // white
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([stored.astype(dtype), alpha]), metadata=None,
+                     photometric="rgb" if channels == 3 else "minisblack",
+                     extrasamples=["assocalpha"], tile=(16, 16))
+    got, wanted = read(tmp_path / "a.tif").astype(int), noise(48, 64, channels).astype(int)
+    assert abs(got[:16] - wanted[:16]).max() <= (1 if dtype == np.uint8 else 0)
+    assert (got[16:32] == 0).all()  # lost
+    assert np.array_equal(got[32:], np.broadcast_to(wanted[32:], (16, 64, 3)))
+    assert open_slide(tmp_path / "a.tif").notes == [
+        "its colours are multiplied by alpha: this is undone"]
+
+
+def test_opaque_colours_need_no_note_about_alpha(tmp_path):
+    pixels = np.dstack([RGB, np.full((48, 64), 255, np.uint8)])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    assert np.array_equal(read(tmp_path / "a.tif"), RGB)
+    assert not open_slide(tmp_path / "a.tif").notes
+
+
+def test_colours_larger_than_alpha_were_not_multiplied_by_it(tmp_path):
+    """SimpleITK 2.5.7 writes RGBA as it is, and declares it as multiplied."""
+    pixels = np.dstack([RGB, np.full((48, 64), 128, np.uint8)])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    assert np.array_equal(read(tmp_path / "a.tif"), RGB)
+
+
 def test_a_fourth_channel_beside_red_green_and_blue_is_ignored_with_a_note(tmp_path):
     pixels = noise(48, 64, 4)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
@@ -375,6 +408,21 @@ def test_jpeg_2000_in_ycbcr_is_refused(tmp_path):
     assert "YCbCr in JPEG 2000: save it as RGB" in refusal(tmp_path / "a.svs")
 
 
+@pytest.mark.parametrize("software", ["tifffile.py", False])
+@pytest.mark.parametrize("image", [RGB, GREY], ids=["RGB", "grey"])
+def test_jpeg_2000_that_may_be_ycbcr_of_libvips_8_14_is_refused(tmp_path, image, software):
+    """libvips names no software in a TIFF, unlike whoever means what "RGB" says."""
+    pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
+    tifffile.imwrite(tmp_path / "a.tif", image, compression=33004, tile=(16, 16),
+                     compressionargs={"level": 0}, software=software,
+                     photometric="rgb" if image.ndim == 3 else "minisblack")
+    if image.ndim == 3 and not software:
+        assert "holds YCbCr if libvips 8.14 wrote it" in refusal(tmp_path / "a.tif")
+    else:
+        assert np.array_equal(read(tmp_path / "a.tif"),
+                              np.broadcast_to(image.reshape(48, 64, -1), (48, 64, 3)))
+
+
 # Tiles that are left out
 
 
@@ -524,6 +572,69 @@ def test_ome_states_the_pixel_size(tmp_path, unit, size, microns):
     tifffile.imwrite(tmp_path / "a.ome.tif", RGB, photometric="rgb", metadata=metadata,
                      resolution=(5000, 5000), resolutionunit="CENTIMETER")
     assert open_slide(tmp_path / "a.ome.tif").microns == (microns and pytest.approx(microns))
+
+
+def write_philips(path, spacings, end="</DataObject>"):
+    """A TIFF with the XML of Philips, in which each of `spacings` is the text of an attribute."""
+    attributes = "".join(f'<Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" Element="0x0030" '
+                         f'PMSVR="IDoubleArray">{text}</Attribute>' for text in spacings)
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(16, 16), metadata=None,
+                     software="Philips DP v1.0", resolution=(5000, 5000), resolutionunit=3,
+                     description=f'<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType='
+                                 f'"DPUfsImport">{attributes}{end}')
+
+
+@pytest.mark.parametrize("spacings, size", [
+    (['"0.0005" "0.00025"'], (0.25, 0.5)),  # of rows, then of columns, in millimetres
+    (['"0.0005" "0.00025"'] * 2 + ['"0.001" "0.0005"'], (0.25, 0.5)),  # scan, then levels
+    (["&quot;0.000226891&quot; &quot;0.000226907&quot;"], (0.226907, 0.226891)),
+    (['"0.0005"'], None), (['"a" "b"'], None),
+    ([""], None), ([], None)])
+def test_philips_states_the_pixel_size_in_its_xml(tmp_path, spacings, size):
+    write_philips(tmp_path / "a.tiff", spacings)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert slide.pixel_size == (size and pytest.approx(size))
+    assert np.array_equal(slide.read_all(), RGB)
+
+
+def test_damaged_xml_of_philips_states_no_pixel_size(tmp_path):
+    write_philips(tmp_path / "a.tiff", ['"0.0005" "0.0005"'], end="<</DataObject>")
+    assert open_slide(tmp_path / "a.tiff").pixel_size is None
+
+
+@pytest.mark.parametrize("text, microns", [
+    ("0.2527", 0.2527), ("2.527e-1", 0.2527), ("0,2527", 0.2527), ("0.2527 um", None),
+    ("", None), ("0", None), ("-0.25", None), ("nan", None)])
+def test_aperios_text_states_the_pixel_size_or_none(tmp_path, text, microns):
+    tifffile.imwrite(tmp_path / "a.svs", RGB, photometric="rgb", metadata=None, tile=(16, 16),
+                     description=f"Aperio Image Library v11\r\n64x48 |MPP = {text}|AppMag = 20")
+    assert open_slide(tmp_path / "a.svs").microns == microns
+
+
+@pytest.mark.parametrize("source, size", [
+    ("OME", 264.6), ("OME", 0.0001), ("Aperio", 1000), ("Philips", 353)])
+def test_a_stated_size_that_no_slide_has_is_ignored_with_a_note(tmp_path, source, size):
+    """Other programs turn a resolution that means nothing into such a text."""
+    path = tmp_path / "a.tif"
+    if source == "OME":
+        tifffile.imwrite(path, RGB, photometric="rgb", ome=True, metadata={
+            "axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size})
+    elif source == "Philips":
+        write_philips(path, [f'"{size / 1000}" "{size / 1000}"'])
+    else:
+        tifffile.imwrite(path, RGB, photometric="rgb", metadata=None,
+                         description=f"Aperio Image Library v11\r\n64x48 |MPP = {size}")
+    slide = open_slide(path)
+    assert slide.microns is None and slide.pixel_size is None
+    [note] = slide.notes
+    assert f"states a pixel of {size:.4g} x {size:.4g} µm, which no slide has" in note
+
+
+def test_a_resolution_finer_than_a_nanometre_is_not_a_pixel_size(tmp_path):
+    """Metres, written where millimetres were meant."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=2,
+                     resolution=(25.4 / 0.25e-6, 25.4 / 0.25e-6))
+    assert open_slide(tmp_path / "a.tif").microns is None
 
 
 def test_of_several_images_in_ome_the_one_that_is_read_states_the_pixel_size(tmp_path):

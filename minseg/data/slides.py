@@ -17,11 +17,13 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | three channels in a file marked as grey | red, green and blue, with a note |
 | three channels that OME or ImageJ names after stains, such as DAPI | refused |
 | alpha (ExtraSamples 1 or 2; any PNG's alpha) | ignored |
+| colours multiplied by alpha (ExtraSamples 1) | undone; not where a colour exceeds its alpha |
 | a fourth channel beside red, green and blue that is not declared as alpha | ignored, with a note |
 | any other number of channels; a second grey channel that is not declared as alpha | refused |
 | RGB; grey where 0 is black; YCbCr in JPEG | converted to RGB |
 | palettes and CMYK | converted to RGB from PNG and JPEG, refused in TIFF |
 | grey where white is 0; CIELab; YCbCr in JPEG 2000 (Aperio's 33003) | refused |
+| JPEG 2000 (33004) in RGB that names no software: libvips 8.14 means YCbCr | refused |
 | 1 to 16 bits | scaled to 0..255 by SignificantBits (OME), BitsPerSample, SMaxSampleValue |
 | 16 bits that stay in the lowest quarter, white not stated | unscaled; a note asks for `white` |
 | colour PNGs of 16 bits, of which only the upper 8 can be read | refused where these are below 32 |
@@ -30,11 +32,26 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | missing tiles (sparse files) | GDAL's NODATA, in Philips' files 255, else 0 |
 | missing tiles with a NODATA that no pixel can have; all tiles or strips missing | refused |
 | orientation (EXIF, TIFF) | applied, with a note |
-| pixel size | from OME's PhysicalSizeX and Y, Aperio's MPP, ImageJ's unit or the resolution tags |
-| pixels that are not square, by 1 % or more | the side of a square of equal area, with a note |
-| a resolution of up to 600 dots per inch, or the same per centimetre | not a pixel size |
 | profiles, gamma and text of any length | ignored |
 | several frames in a PNG or GIF | refused |
+
+**The size of a pixel** is what the first row says that applies. "Checked": the program whose files
+or whose answer for the same file were compared.
+
+| in the file | how it is read | checked |
+|---|---|---|
+| OME's PhysicalSizeX and Y of this image | in their units; without one, µm | tifffile 2026.3 |
+| Aperio's MPP | µm, for x and y | OpenSlide 4.0, slideio 2.10 |
+| Philips' DICOM_PIXEL_SPACING in the XML | mm, y before x, of the finest level | OpenSlide 4.0 |
+| ImageJ's unit | the length of 1 / XResolution and 1 / YResolution | tifffile 2026.3 |
+| XResolution and YResolution | per inch or centimetre | OpenSlide 4.0, tiffslide 3.0 |
+| an unknown unit, a missing or damaged number | unknown | |
+| over 42.3 µm (600 dots per inch), under 1 nm | unknown; a note if of OME, Aperio, Philips | |
+| only x known | y is taken to be equal | |
+| x and y that differ by 1 % or more | both; a note says that objects look stretched | |
+
+Programs write 25.4 dots per inch (libvips 8.18, SimpleITK 2.5), 28.34 per centimetre (libvips 8.14)
+or 72 to 600 per inch (editors, printers) where they know no size: hence the limit.
 
 **How windows are read**
 
@@ -56,7 +73,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +123,16 @@ def shrink(array: np.ndarray, scale: int) -> np.ndarray:
     count = np.outer(*(np.minimum(scale, n - np.arange(0, n, scale)) for n in (height, width)))
     count = count.reshape(*count.shape, *[1] * (array.ndim - 2)).astype(sum_type)
     return ((total + count // 2) // count).astype(array.dtype)
+
+
+def undo_alpha(colours: np.ndarray, alpha: np.ndarray, opaque: int) -> np.ndarray:
+    """Colours (h, w, C) that were multiplied by `alpha` (h, w, 1) / `opaque`, as they were before,
+    rounded. Where alpha is 0 they are lost, and stay as they are."""
+    if (alpha == opaque).all():
+        return colours
+    wide = alpha.astype(np.uint32)
+    before = (colours * np.uint32(opaque) + wide // 2) // np.maximum(wide, 1)
+    return np.where(alpha > 0, np.minimum(before, opaque), colours).astype(colours.dtype)
 
 
 def read_blocks(window: Window, height: int, width: int, scale: int,
@@ -233,6 +260,7 @@ class Slide:
         if dtype.kind != "b" and source.palette is None and (
                 not source.says_white or self._white < np.iinfo(dtype).max):
             self._compare_with_white()
+        self._premultiplied = source.premultiplied and self._is_premultiplied()
 
     def __reduce__(self) -> tuple:  # a copy in another process opens the file itself
         return open_slide, (self.path, self.scale, self._white_given)
@@ -262,7 +290,9 @@ class Slide:
         array = self._source.pixels.window(y, x, h, w)
         if self._source.palette is not None:
             return self._source.palette[array[:, :, 0]]
-        array = array[:, :, : 1 if array.shape[2] <= 2 else 3]  # without alpha
+        colours = array[:, :, : 1 if array.shape[2] <= 2 else 3]  # without alpha
+        array = undo_alpha(colours, array[:, :, -1:], self._source.white) \
+            if self._premultiplied else colours
         if array.dtype == bool:
             array = array.astype(np.uint8) * 255
         elif self._white != 255 or array.dtype != np.uint8:
@@ -270,15 +300,33 @@ class Slide:
             array = ((clipped * 255 + self._white // 2) // self._white).astype(np.uint8)
         return array
 
+    def _spread(self) -> Iterator[np.ndarray]:
+        """64 small windows spread over the stored pixels."""
+        height, width = self._source.pixels.shape[:2]
+        with naming(self.path):
+            for y, x in product(range(8), range(8)):
+                yield self._source.pixels.window(
+                    y * max(0, height - 16) // 7, x * max(0, width - 16) // 7, min(16, height),
+                    min(16, width))
+
+    def _is_premultiplied(self) -> bool:
+        """Whether colours are multiplied by alpha as the file says: no colour is then larger than
+        its alpha. SimpleITK says so of any alpha, and multiplies nothing."""
+        transparent = False
+        for window in self._spread():
+            *_, alpha = planes = np.moveaxis(window.astype(np.int64), 2, 0)
+            if (planes > alpha + self._source.white // 16).any():  # more than JPEG could change
+                return False
+            transparent |= bool((alpha < self._source.white).any())
+        if transparent:
+            self.notes.append("its colours are multiplied by alpha: this is undone")
+        return True
+
     def _compare_with_white(self) -> None:
         """Adds a note if values are all far below white, or exceed it, judged by 64 small windows
         spread over the image."""
-        height, width = self._source.pixels.shape[:2]
         colours = slice(0, -1 if self._source.alpha or self._source.extra else None)
-        with naming(self.path):
-            highest = max(int(self._source.pixels.window(
-                y * max(0, height - 16) // 7, x * max(0, width - 16) // 7, min(16, height),
-                min(16, width))[..., colours].max()) for y in range(8) for x in range(8))
+        highest = max(int(window[..., colours].max()) for window in self._spread())
         likely_white = 2 ** max(8, highest.bit_length()) - 1
         if highest > self._white:
             remedy = "" if self._source.says_white else f" (--white {likely_white} would keep them)"

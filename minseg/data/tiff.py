@@ -249,6 +249,7 @@ class Source:
     says_white: bool = True  # whether the file says so; if not, 16-bit values may stop far below
     nodata: int | None = None  # the value that means "no data", from GDAL's tag
     alpha: bool = False
+    premultiplied: bool = False  # whether the file says that its colours are multiplied by alpha
     extra: bool = False
     palette: np.ndarray | None = None  # uint8 (256, 3); `pixels` are then indices into it
     notes: list[str] = field(default_factory=list)  # what the user should know, a line each
@@ -373,6 +374,12 @@ def check_colours(page: tifffile.TiffPage) -> None:
                                "RGB or grey")
     if page.compression == 33003:
         raise UnsupportedImage("its colours are YCbCr in JPEG 2000: save it as RGB")
+    # libvips 8.14 writes YCbCr, calls it RGB, and leaves no trace but this: it names no software.
+    if page.compression == 33004 and page.samplesperpixel >= 3 and not page.software:
+        raise UnsupportedImage(
+            "its JPEG 2000 says RGB, but holds YCbCr if libvips 8.14 wrote it, and nothing tells "
+            "which: if it was libvips, give the same program vips tiffsave IN.tif OUT.tif --tile "
+            "--compression deflate, which reads it rightly, else save it in another compression")
 
 
 def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeries,
@@ -441,6 +448,7 @@ def name_channels(source: Source, level: tifffile.TiffPageSeries,
     alphas = sum(int(kind) in ALPHA for kind in page.extrasamples) if channels > 1 else 0
     colours = channels - alphas
     source.alpha = alphas == 1
+    source.premultiplied = source.alpha and int(page.extrasamples[0]) == ALPHA[0]
     if page.photometric == PHOTOMETRIC.RGB and colours == 4:
         source.extra = True
         source.notes.append("its fourth channel is ignored: it is not declared as alpha")

@@ -30,8 +30,7 @@ def write_tiff(path: str | Path, height: int, width: int, description: str | Non
     `path` once it is complete; nothing stays if the block fails. OSError where it cannot be
     written."""
     bands: queue.Queue = queue.Queue(maxsize=2)
-    size = {} if pixel_size is None else {
-        "resolution": tuple(1e4 / side for side in pixel_size), "resolutionunit": "CENTIMETER"}
+    resolution = (1e4 / pixel_size[0], 1e4 / pixel_size[1]) if pixel_size else None
 
     def tiles() -> Iterator[np.ndarray]:
         rest = np.empty((0, width), np.uint8)
@@ -51,7 +50,8 @@ def write_tiff(path: str | Path, height: int, width: int, description: str | Non
         job = pool.submit(
             tifffile.imwrite, temporary, tiles(), shape=(height, width), dtype=np.uint8,
             tile=(TILE, TILE), compression="zlib", compressionargs={"level": 3}, maxworkers=1,
-            photometric="minisblack", metadata=None, description=description, **size,
+            photometric="minisblack", metadata=None, description=description,
+            resolution=resolution, resolutionunit="CENTIMETER" if resolution else None,
             bigtiff=height * width > 2**31)  # a plain TIFF ends at 4 GiB
 
         def put(band: np.ndarray | None) -> None:
