@@ -227,26 +227,29 @@ def test_a_list_of_rings_is_read_as_polygons_without_a_class(tmp_path):
         read(tmp_path, [SQUARE, drawn_feature()])
 
 
-@pytest.mark.parametrize("x, y, degrees", [(0, 0, True), (177, 0, False), (0, 86, False)])
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1, 100])
 @pytest.mark.parametrize("crs", ["urn:ogc:def:crs:OGC:1.3:CRS84", "EPSG:3857"])
-def test_geopandas_crs_is_ignored_where_coordinates_cannot_be_degrees(tmp_path, x, y, degrees, crs):
+def test_geopandas_crs_is_ignored_unless_no_polygon_is_as_large_as_a_pixel(tmp_path, scale, crs):
+    """GeoJSON's default, degrees, which geopandas writes whatever the coordinates are."""
+    shape = [[[x * scale, y * scale] for x, y in SQUARE]]
     content = {"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name": crs}},
-               "features": [drawn_feature(coordinates=[[[a + x, b + y] for a, b in SQUARE]])]}
-    if degrees or crs == "EPSG:3857":
+               "features": [drawn_feature(coordinates=shape), drawn_feature(kind="Point",
+                                                                            coordinates=[1, 1])]}
+    if scale < 1 or crs == "EPSG:3857":
         with pytest.raises(ValueError, match='a.geojson: has map coordinates .* delete "crs"'):
             read(tmp_path, content)
     else:
-        [polygon] = read(tmp_path, content)
-        assert polygon.bounds == (1 + x, 1 + y, 4 + x, 5 + y)
+        assert read(tmp_path, content)[0].bounds == (scale, scale, 4 * scale, 5 * scale)
 
 
 def test_value_0_of_a_mask_turned_into_polygons_is_background(tmp_path):
     names = [each.name for each in read(tmp_path, [
         drawn_feature(properties=each) for each in (
             {"DN": 0}, {"value": "0"}, {"gridcode": 0.0}, {"pixel_value": "0.0"}, {"class": 0},
-            {"label": "0"}, {"val": 0, "raster_val": 0}, {"value": False}, {"DN": 0, "value": 2},
+            {"label": "0"}, {"val": 0, "raster_val": 0}, {"VALUE": 0}, {"Gridcode": 0},
+            {"dn": "0"}, {"Class": 0.0}, {"value": False}, {"DN": 0, "value": 2},
             {"DN": 0, "class": "tumour"})])]
-    assert names == [BACKGROUND] * 7 + ["unclassified", "value 2", "tumour"]
+    assert names == [BACKGROUND] * 11 + ["unclassified", "value 2", "tumour"]
 
 
 def test_each_member_of_a_multipolygon_is_a_polygon(tmp_path):

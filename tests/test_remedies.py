@@ -288,6 +288,8 @@ def labelme(folder):
     snippet("labelme")(folder)
 
 
+REST = {"type": "Feature", "properties": {}, "geometry": {
+    "type": "Polygon", "coordinates": [ring(0, 0, WIDTH, HEIGHT), *(ring(*box) for box in BOXES)]}}
 SHARES = features(lambda p: [p[0] / WIDTH, p[1] / HEIGHT])
 NEARBY = ("return [point[0] * width, point[1] * height]", "return [point[0] / 50, point[1] / 50]")
 
@@ -339,9 +341,10 @@ POLYGONS = {
     "pixels declared as a map": (written(collection(**crs("EPSG:25832"))), "if they are pixels of "
                                  'the full image, delete "crs"',
                                  edited(lambda content: content.pop("crs")), TRUTH),
-    "small pixels declared as degrees": (
-        written(collection(**crs("urn:ogc:def:crs:OGC:1.3:CRS84"))), 'delete "crs"',
-        edited(lambda content: content.pop("crs")), TRUTH),
+    "a mask and its background": (written({**collection(), "features": [*features(), REST]}),
+                                  "cover the whole image, as if made of a mask together with its "
+                                  "background: delete those of the background",
+                                  edited(delete_last), TRUTH),
     "a map": (geotiff_with_map, "else convert them (docs/masks.md)", snippet("map"), TRUTH),
 }
 

@@ -53,10 +53,11 @@ clear.
 | `classification` (QuPath), else text in `class`, `label` or `category` | the polygon's class |
 | else a number there, or in DN, value, val, raster_val, gridcode or pixel_value | "value 3" |
 | 0 or "0" there, as `gdal_polygonize`, rasterio and ArcGIS write it | background |
+| polygons that cover the whole image without gaps and overlaps, as if of a whole mask | refused |
 | a class in `--label` or `--ignore` that no polygon has | refused |
 | points and lines among the objects | refused |
 | map coordinates ("crs"); a polygon of whose bounds less than half lies in the image | refused |
-| "crs" of geopandas, CRS84, with coordinates beyond 180 or 90 | pixels, as degrees end there |
+| "crs" of geopandas, CRS84, if any polygon is as large as a pixel | pixels |
 | all polygons near the upper left corner in all images | read, with a note |
 | ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused if the image has no other mask |
 | run-length code | as in `minseg.data.rle`, with runs in any order |

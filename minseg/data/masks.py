@@ -6,6 +6,7 @@ is never in memory. The tables in `minseg.data.datasets` say what is accepted an
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -18,7 +19,14 @@ from numpy.typing import DTypeLike
 from . import tiff
 from .files import identity
 from .kept import once
-from .polygons import BACKGROUND, MASKS_PAGE, Polygon, Polygons, read_polygons
+from .polygons import (
+    BACKGROUND,
+    MASKS_PAGE,
+    Polygon,
+    Polygons,
+    read_polygons,
+    total_area,
+)
 from .rle import Runs
 from .slides import Window, naming, open_source
 from .tiff import Source
@@ -109,6 +117,11 @@ def _select(item: "Item", path: Path, height: int, width: int, ignored: bool) ->
         if each.rings is None:
             raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, not "
                              "an area: delete it, or choose classes of areas with --label")
+    if (len(polygons) > 1 and not item.labels and not ignored
+            and math.isclose(total_area(polygons), height * width)):
+        raise ValueError(f"{path}: its polygons cover the whole image, as if made of a mask "
+                         "together with its background: delete those of the background, or choose "
+                         "classes with --label")
     try:
         return Polygons(polygons, height, width)
     except ValueError as error:

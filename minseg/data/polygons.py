@@ -35,9 +35,10 @@ from .tables import clean
 
 MASKS_PAGE = "docs/masks.md"  # how to convert what is refused
 BACKGROUND = "background (value 0)"  # the class of what is not an object
-NAMES = ("class", "label", "category")  # properties that hold a class, where QuPath's does not
+# Properties, in any case, that hold a class where QuPath's does not
+NAMES = ("class", "label", "category")
 # ... or its number: of gdal_polygonize, of rasterio's examples and of ArcGIS
-VALUES = ("DN", "value", "val", "raster_val", "gridcode", "pixel_value")
+VALUES = ("dn", "value", "val", "raster_val", "gridcode", "pixel_value")
 VALUE = "value "  # how the class begins that such a number stands for
 NUMBER = re.compile(r"(-?\d+)(?:\.0*)?|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")  # a group if it is whole
 CRS84 = re.compile(r"urn:ogc:def:crs:OGC:1.3:CRS84|OGC:CRS84")  # GeoJSON's default: degrees
@@ -93,11 +94,10 @@ def read_polygons(path: str | Path) -> list[Polygon]:
 
 def _refuse_map(crs: object, polygons: Sequence[Polygon]) -> None:
     """ValueError if the coordinates may be those of a map. geopandas declares GeoJSON's default,
-    degrees, whatever the coordinates are: if they exceed degrees, they are pixels."""
-    degrees = all(max(map(abs, (each.bounds[0], each.bounds[2]))) <= 180 and
-                  max(map(abs, (each.bounds[1], each.bounds[3]))) <= 90
-                  for each in polygons if each.rings)
-    if degrees or not CRS84.search(json.dumps(crs)):
+    degrees, whatever the coordinates are: it means nothing, except where no polygon is as large as
+    a pixel."""
+    bounds = np.array([each.bounds for each in polygons if each.rings]).reshape(-1, 4)
+    if not (bounds[:, 2:] - bounds[:, :2] >= 1).any() or not CRS84.search(json.dumps(crs)):
         raise ValueError('has map coordinates ("crs"): if they are pixels of the full image, '
                          f'delete "crs" from the file, else convert them ({MASKS_PAGE})')
 
@@ -151,6 +151,7 @@ def _class(properties: object) -> str:
     """QuPath's class, else a name, else a number other than 0, else 0: the background of a mask
     that was turned into polygons."""
     properties = properties if isinstance(properties, dict) else {}
+    properties = {key.lower(): value for key, value in properties.items()}
     name = properties.get("classification")
     if isinstance(name, dict):  # a class derived from another one has a list of names
         names = name.get("names")
@@ -235,6 +236,21 @@ class Polygons:
         np.add.at(change.ravel(), place[::2], 1)
         np.add.at(change.ravel(), place[1::2], -1)
         mask[crossed] = np.cumsum(change, 1, out=change)[:, :-1] > 0
+
+
+def total_area(polygons: Sequence[Polygon]) -> float:
+    """The sum of the areas of polygons in pixels: their shells without their holes, which are the
+    smaller rings. What two of them share counts twice."""
+    rings = [ring for each in polygons for ring in each.rings or ()]
+    if not rings:
+        return 0.0
+    first = np.cumsum([0, *map(len, rings[:-1])])  # the first point of each ring
+    x, y = np.concatenate(rings).T
+    doubled = x * np.roll(y, -1) - np.roll(x, -1) * y  # the shoelace formula
+    doubled[np.append(first[1:], len(x)) - 1] = 0  # from one ring to the next
+    areas = abs(np.add.reduceat(doubled, first)) / 2
+    of_polygon = np.cumsum([0, *(len(each.rings) for each in polygons if each.rings)])[:-1]
+    return float(2 * np.maximum.reduceat(areas, of_polygon).sum() - areas.sum())
 
 
 def _refuse_outside(polygons: Sequence[Polygon], height: int, width: int) -> None:
