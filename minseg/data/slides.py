@@ -35,16 +35,16 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | profiles, gamma and text of any length | ignored |
 | several frames in a PNG or GIF | refused |
 
-**The size of a pixel** is what the first row says that applies. "Checked": the program whose files
-or whose answer for the same file were compared.
+**The size of a pixel** is what the first row says that applies. OpenSlide 4.0 (O), tiffslide 3.0
+(T) and slideio 2.10 (S) give the same answer for the same file, as tests/interop checks.
 
-| in the file | how it is read | checked |
+| in the file | how it is read | as |
 |---|---|---|
-| OME's PhysicalSizeX and Y of this image | in their units; without one, µm | tifffile 2026.3 |
-| Aperio's MPP | µm, for x and y | OpenSlide 4.0, slideio 2.10 |
-| Philips' DICOM_PIXEL_SPACING in the XML | mm, y before x, of the finest level | OpenSlide 4.0 |
-| ImageJ's unit | the length of 1 / XResolution and 1 / YResolution | tifffile 2026.3 |
-| XResolution and YResolution | per inch or centimetre | OpenSlide 4.0, tiffslide 3.0 |
+| OME's PhysicalSizeX and Y of this image | in their units; without one, µm | S |
+| Aperio's MPP | µm, for x and y | O, T, S |
+| Philips' DICOM_PIXEL_SPACING in the XML | mm, y before x, of the finest level | O, T |
+| ImageJ's unit | the length of 1 / XResolution and 1 / YResolution | |
+| XResolution and YResolution | per inch or centimetre | O, T, S |
 | an unknown unit, a missing or damaged number | unknown | |
 | over 42.3 µm (600 dots per inch), under 1 nm | unknown; a note if of OME, Aperio, Philips | |
 | only x known | y is taken to be equal | |
