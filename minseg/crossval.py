@@ -5,12 +5,20 @@ not a public ranking. It is only as good as the split is honest: two pieces of o
 alike, so training on one and scoring on the other measures memory. The unit that is held out is
 therefore the *group* (the patient), never the image.
 
-    fold(image) = f(group(image)),      positive pixels spread over the folds as evenly as possible
+    fold(image) = f(group(image)),      positive pixels and images spread evenly over the folds
 
-Groups are assigned to folds one by one, the one with the most positive pixels first, each to the
-fold that has the fewest so far (then the fewest images). This is the greedy rule for number
-partitioning: its largest fold is at most 4/3 of the best possible. The best can still be uneven: a
-patient with most of the positive pixels makes one fold larger than all others together.
+Both matter: a fold without healthy patients is scored on other slides than the rest, and the
+network that holds all of them out has never seen one. Groups are assigned to folds one by one, the
+one with the most positive pixels first. With p and n, the group's shares of all positive pixels and
+of all images, and P and N, those that one of k folds has so far:
+
+    p > 1/(10k)     to the fold of the smallest P (then N), the greedy rule for partitions
+    p <= 1/(10k)    to the fold of the smallest P p + N n, among those where P + p stays
+                    within the bound, 4/3 max(1/k, the largest p of all groups)
+
+So no fold has more than 4/3 of the positive pixels that the largest fold of the best split has. The
+best can still be uneven: a patient with most of the positive pixels makes one fold larger than all
+others together. Groups without any positive pixel go where the fewest images are.
 
 ![Images of nine patients in three folds](../docs/figures/folds.png)
 
@@ -42,7 +50,8 @@ steps of eight tiles; [study](../docs/study.md)).
 
 **Source.** Graham, *Bounds on Multiprocessing Timing Anomalies*, SIAM J. Appl. Math. 1969 (the
 4/3); Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
-BMC Bioinformatics 2006 (the overstated score).
+BMC Bioinformatics 2006 (the overstated score). P p + N n: whoever adds a vector where its product
+with the load is smallest increases the sum of squares of all loads least.
 
 >>> import torch
 >>> from minseg import best_threshold, group_folds
@@ -63,9 +72,9 @@ from torch import Tensor
 
 def group_folds(groups: Sequence, positives: Sequence[float], k: int, seed: int = 0) -> list[int]:
     """The fold, 0 to k - 1, of each item; items of one group share a fold, and no fold is empty.
-    `positives` holds each item's number of positive pixels; their largest sum in a fold is at most
-    4/3 of the best possible. `seed` breaks ties. ValueError if there are fewer groups than folds.
-    """
+    `positives` holds each item's number of positive pixels. They and the items are spread evenly;
+    the largest sum of positives in a fold is at most 4/3 of the best possible. `seed` breaks ties.
+    ValueError if there are fewer groups than folds."""
     if len(groups) != len(positives):
         raise ValueError(f"{len(groups)} groups but {len(positives)} counts of positives")
     members: dict = {}
@@ -74,18 +83,24 @@ def group_folds(groups: Sequence, positives: Sequence[float], k: int, seed: int 
     if not 2 <= k <= len(members):
         raise ValueError(f"{k} folds of {len(members)} groups: need 2 folds or more, "
                          "and a group for each")
+    total = sum(positives) or 1
+    share = {group: (sum(positives[i] for i in items) / total, len(items) / len(groups))
+             for group, items in members.items()}
     order = list(members)
     random.Random(seed).shuffle(order)  # the sort is stable: this decides among equals
-    order.sort(key=lambda group: -sum(positives[i] for i in members[group]))
-    folds = [0] * len(groups)
-    load: list[tuple[float, int]] = [(0.0, 0)] * k  # positives, items; the smallest comes next
+    order.sort(key=lambda group: share[group], reverse=True)
+    bound = 4 / 3 * max(1 / k, share[order[0]][0])
+    folds, load = [0] * len(groups), [(0.0, 0.0)] * k  # shares of the positives and of the items
     for group in order:
-        fold = load.index(min(load))
+        p, n = share[group]
+        if p > 1 / (10 * k):
+            fold = load.index(min(load))
+        else:
+            fold = min((fold for fold in range(k) if load[fold][0] + p <= bound),
+                       key=lambda fold: (load[fold][0] * p + load[fold][1] * n))
         for i in members[group]:
             folds[i] = fold
-        pixels, items = load[fold]
-        load[fold] = (pixels + sum(positives[i] for i in members[group]),
-                      items + len(members[group]))
+        load[fold] = load[fold][0] + p, load[fold][1] + n
     return folds
 
 

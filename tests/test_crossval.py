@@ -37,6 +37,42 @@ def test_positives_are_balanced_within_four_thirds_of_the_best_split():
         assert largest <= 4 / 3 * best
 
 
+@pytest.mark.parametrize("few", [0, 10])
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_healthy_patients_are_in_all_folds(few, k):
+    """A fold of healthy patients only would be scored on other slides than the rest."""
+    groups = [f"ill{i}" for i in range(5)] + [f"healthy{i}" for i in range(20)]
+    positives = [500_000, 450_000, 430_000, 410_000, 400_000] + [few] * 20
+    for seed in range(5):
+        folds = group_folds(groups, positives, k, seed)
+        images = [folds.count(fold) for fold in range(k)]
+        healthy = [folds[5:].count(fold) for fold in range(k)]
+        assert max(images) - min(images) <= 1
+        assert max(healthy) - min(healthy) <= 2
+
+
+def test_positives_and_images_are_spread_at_least_as_evenly_as_by_chance():
+    """Whoever adds a vector where its product with the load is smallest gets a sum of squares that
+    is not larger than the mean of all assignments: (1 - 1/k) times the sum of the groups' squares
+    above that of equal folds. Here for groups that are all small."""
+    rng = random.Random(0)
+    for seed in range(20):
+        groups = [rng.randrange(300) for _ in range(900)]
+        positives = [rng.choice([0, 0, 5, 40, 90]) for _ in groups]
+        folds = group_folds(groups, positives, 3, seed)
+        total, chance, found = sum(positives), 0.0, 0.0
+        for group in set(groups):
+            items = [i for i, each in enumerate(groups) if each == group]
+            p, n = sum(positives[i] for i in items) / total, len(items) / len(groups)
+            assert p <= 1 / 30
+            chance += 2 / 3 * (p**2 + n**2)
+        for fold in range(3):
+            items = [i for i, each in enumerate(folds) if each == fold]
+            found += (sum(positives[i] for i in items) / total - 1 / 3) ** 2
+            found += (len(items) / len(groups) - 1 / 3) ** 2
+        assert found <= chance
+
+
 def test_groups_without_positives_are_spread_by_the_number_of_images():
     folds = group_folds(list(range(10)), [0] * 10, 5)
     assert sorted(folds) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
