@@ -34,7 +34,7 @@ from minseg.run.options import train_options
 from minseg.run.prepare import class_name, make_sampler, prepare, training_tiles
 from minseg.run.report import duration
 from minseg.run.scores import finish_fold, predict, score, summarize
-from minseg.run.step import EMA, autocast_dtype, recompute_activations, seeded
+from minseg.run.step import EMA, autocast_dtype, backward_whole, recompute_activations, seeded
 
 # What the options leave open. docs/log.md tells what else was tried, and what it did to the score.
 WEIGHT_DECAY = 1e-2
@@ -111,10 +111,13 @@ def learning_rate_share(step, steps, first_stage_steps):
 
 
 def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
-    """One step of the optimiser, with the mean gradient of `accumulate` micro-batches (images,
-    targets). Returns the mean loss as a tensor on the device, so that the GPU need not finish
-    before the next step is prepared."""
+    """One step of the optimiser, with the gradient of `accumulate` micro-batches (images, targets)
+    together. Returns the loss as a tensor on the device, so that the GPU need not finish before the
+    next step is prepared."""
     total = 0
+    if accumulate > 1 and loss.over_batch:  # it is not the mean of the losses of micro-batches
+        total = backward_whole(forward, loss, micro_batches, scaler, dtype)
+        micro_batches = ()
     for images, targets in micro_batches:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
@@ -132,8 +135,7 @@ def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, a
 def train(args, tiles, train_on, held_out, folder):
     """Train on the tiles `train_on`, and log the score on the images `held_out` after each epoch.
     Returns the network with the averaged weights (EMA), and the arguments that make it."""
-    # steps_of(epoch) lists the steps of an epoch. A step is a list of micro-batches, and a
-    # micro-batch a list of tile numbers.
+    # steps_of(epoch) lists an epoch's steps, each a list of micro-batches, lists of tile numbers.
     steps_of = make_sampler(args, tiles, train_on)
     plan = Plan(args, len(steps_of(0)))
     net, network = build(args, plan.steps, tiles.mask_area[train_on].mean())
@@ -158,8 +160,7 @@ def train(args, tiles, train_on, held_out, folder):
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * lr_share
                 loss = args.losses[run.step >= plan.first_stage_steps]
-                # The random numbers of a step follow from the seed and the number of the step, so
-                # a resumed run draws the same ones as a run that was never interrupted.
+                # A step's random numbers follow from its number: a resumed run draws the same.
                 generator = seeded(args.seed, "step", run.step)
                 torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
                 micro_batches = (augment(*next(batches), args.tile, generator, args.augment)
@@ -185,9 +186,8 @@ def train_and_save(args, data, fold):
     counts = predict(net, held_out, args, folder=folder / "probabilities")
     check_unchanged(args.out, data)
     threshold = score(counts, held_out)["best_threshold"]  # what infer.py will use on new slides
-    state = {name: value.cpu() for name, value in net.state_dict().items()}
-    save_model(folder / "model.pt", network, state, scale=args.scale, tile=args.tile,
-               threshold=threshold, microns=data.microns, white=args.white,
+    save_model(folder / "model.pt", network, net.cpu().state_dict(), scale=args.scale,
+               tile=args.tile, threshold=threshold, microns=data.microns, white=args.white,
                label=class_name(data.items))  # it marks the fold as complete
 
 

@@ -106,6 +106,8 @@ def make_loss(spec: str) -> Callable[[Tensor, Tensor], Tensor]:
         values = [factor * term(logits, target) for factor, term in terms]
         return sum(values[1:], start=values[0])
 
+    # Whether it is more than the mean of the losses of single images.
+    loss.over_batch = any(term is LOSSES["batch_dice"] for _, term in terms)  # type: ignore
     return loss
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import train
-from minseg import UNet, make_loss
+from minseg import UNet, deep_supervision_loss, make_loss
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_asked
 from minseg.run.options import RECIPES, train_options
@@ -128,6 +128,52 @@ def test_a_copy_of_a_network_with_recomputed_activations_is_independent_of_it():
         for p in other.parameters():
             p.zero_()
     assert not other(batch(device="cpu")[0]).any() and net(batch(device="cpu")[0]).any()
+
+
+@pytest.mark.parametrize("tricks", [{}, {"deep_supervision": True, "stochastic_depth": 0.5}],
+                         ids=["plain", "deep"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_dice_over_a_batch_in_parts_has_the_gradient_of_all_logits_together(tricks, dtype):
+    """Redone with the graphs of all parts in memory. Batch norm counts each part once."""
+    torch.manual_seed(0)
+    net = UNet("efficientnet-lite0", **tricks).to(DEVICE).train()
+    other = copy.deepcopy(net)
+    images, masks = batch(4, 64)
+    masks[:2] = 0  # as one batch of its own, this would have no object
+    parts = list(zip(images.split(2), masks.split(2)))
+    loss, gradients = make_loss("bce+batch_dice"), []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, closure=None):
+            gradients.append([p.grad for p in self.param_groups[0]["params"]])
+
+    torch.manual_seed(1)
+    value = train.training_step(net, loss, iter(parts), Optimizer(net.parameters(), 1),
+                                torch.amp.GradScaler(DEVICE, enabled=False), dtype, len(parts))
+    torch.manual_seed(1)
+    with torch.autocast(DEVICE, dtype, enabled=dtype is not None):
+        maps = [other(x.contiguous(memory_format=torch.channels_last)) for x, _ in parts]
+    maps = [torch.cat(each) for each in zip(*maps)] if tricks else torch.cat(maps)
+    wanted = deep_supervision_loss(loss, maps, masks)
+    wanted.backward()
+    torch.testing.assert_close(value, wanted.detach())
+    for found, p in zip(*gradients, other.parameters()):
+        assert (found is None) == (p.grad is None)
+        if found is not None:
+            rough = 1e-3 if dtype is None else 2e-2
+            torch.testing.assert_close(found, p.grad, rtol=rough, atol=rough * p.grad.abs().max())
+    for name, buffer in other.named_buffers():
+        torch.testing.assert_close(net.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("spec, over_batch", [
+    ("bce", False), ("dice+lovasz", False), ("batch_dice", True), ("bce+0.5*batch_dice", True)])
+def test_only_dice_over_the_batch_is_more_than_a_mean_over_images(spec, over_batch):
+    torch.manual_seed(0)
+    loss, logits, target = make_loss(spec), torch.randn(4, 1, 8, 8), torch.rand(4, 1, 8, 8).round()
+    assert loss.over_batch is over_batch
+    parts = [loss(z, t) for z, t in zip(logits.split(2), target.split(2))]
+    assert torch.isclose(sum(parts) / 2, loss(logits, target)) != over_batch
 
 
 def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():

@@ -9,6 +9,13 @@
   forward pass. We keep only the input of each block, and run the block a second time when the
   backward pass reaches it. That is a third more work for a fraction of the memory. Batch norm must
   not count the same batch twice.
+- **Accumulation.** The gradient of a batch that is too large for the memory is the mean of those of
+  its micro-batches, if the loss is a mean over images. Dice over the batch is not: of eight tiles
+  with one object, seven would be batches without any. So all micro-batches run forward without
+  gradients; the loss of all logits together gives the gradient at each of them; then each
+  micro-batch runs forward once more, and backward from there. That is a third more work, as for
+  recomputed activations, and exactly the gradient of the whole batch (batch norm still takes its
+  statistics from each micro-batch).
 - **EMA.** Each step is noisy, because it sees only a few tiles. An exponential moving average of
   the weights removes most of that noise for one addition per step; the averaged network is the one
   that is scored and saved.
@@ -16,13 +23,15 @@
   it. So losses stay on the device and are read once every 50 steps (`minseg.run.loop.Watch`).
 
 **Source.** Micikevicius et al., *Mixed Precision Training*, ICLR 2018, arXiv 1710.03740; Chen et
-al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174; Polyak and Juditsky,
-*Acceleration of Stochastic Approximation by Averaging*, SIAM J. Control Optim. 1992.
+al., *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174; Gao et al., *Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup*, arXiv 2101.06983, section 3 (the two
+passes); Polyak and Juditsky, *Acceleration of Stochastic Approximation by Averaging*, SIAM J.
+Control Optim. 1992.
 """
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -31,6 +40,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+from ..deep_supervision import deep_supervision_loss
 from ..unet import UNet
 
 
@@ -80,6 +90,34 @@ def _uncounted(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, count in norms:
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def backward_whole(forward: nn.Module, loss: Callable, micro_batches: Iterable,
+                   scaler: torch.amp.GradScaler, dtype: torch.dtype | None) -> Tensor:
+    """The backward pass of one large batch that comes in micro-batches (images, targets), for any
+    `loss` of all logits and targets. Returns the loss, on the device."""
+    micro_batches = list(micro_batches)
+    device = micro_batches[0][0].device
+
+    def logits_of(images: Tensor) -> list[Tensor]:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            logits = forward(images.contiguous(memory_format=torch.channels_last))
+        return [logits] if isinstance(logits, Tensor) else list(logits)
+
+    # The second pass draws the same random numbers as the first, whose batches do not count twice.
+    with (torch.no_grad(), _uncounted(forward),
+          torch.random.fork_rng([device] if device.type == "cuda" else [])):
+        held = [logits_of(images) for images, _ in micro_batches]
+    leaves = [[logits.requires_grad_() for logits in scales] for scales in held]
+    whole = [torch.cat(parts) for parts in zip(*leaves)]
+    targets = torch.cat([targets for _, targets in micro_batches])
+    value = deep_supervision_loss(loss, whole, targets)
+    scaler.scale(value).backward()  # to the leaves
+    for (images, _), scales in zip(micro_batches, leaves):
+        used = [k for k, leaf in enumerate(scales) if leaf.grad is not None]  # or its weight is 0
+        logits = logits_of(images)
+        torch.autograd.backward([logits[k] for k in used], [scales[k].grad for k in used])
+    return value.detach()
 
 
 class EMA:
