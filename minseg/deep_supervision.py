@@ -14,8 +14,9 @@ resemble the answer. The coarser logits are only used in training.
 Already the map of 32 x 32 finds every glomerulus. The last has weight 0, so it was never trained.*
 
 **Shapes.** `logits`, finest first: (N, C, H, W), (N, C, H/2, W/2) ... (from `minseg.unet`, with
-`deep_supervision=True`); `target` (N, C, H, W). H and W must be multiples of the coarsest factor.
-Otherwise targets are shifted against their logits by up to one block (a pixel of the coarser map).
+`deep_supervision=True`); `target` (N, C, H, W). H and W must be multiples of the coarsest factor
+that has a weight, which is 8 for five maps. Otherwise targets are shifted against their logits by
+up to one block (a pixel of the coarser map); `train.py` asks for a multiple of 8.
 
 The target is resized to the value of the nearest pixel, so that it stays 0 or 1. If the factor is
 even, four pixels are equally near: nnU-Net takes the lower right one (`nearest-exact` in PyTorch;

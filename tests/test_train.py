@@ -198,6 +198,8 @@ def test_every_bad_input_is_one_line_that_names_it(data, tmp_path, capsys):
     assert "between 0 and 1" in refused(capsys, "--data", data, "--out", out, "--then", "lovasz",
                                         "--epochs", "4", "--switch", "1")
     assert "focal" in refused(capsys, "--data", data, "--out", out, "--then", "focal")
+    assert "it is a multiple of 8, such as 96 or 104" in refused(
+        capsys, "--data", data, "--out", out, "--deep-supervision", "--tile", "100")
     assert "--seed -1" in refused(capsys, "--data", data, "--out", out, "--seed", "-1")
     assert "--device" in refused(capsys, "--data", data, "--out", out, "--device", "meta")
 

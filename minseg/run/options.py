@@ -182,6 +182,10 @@ def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"{option} {getattr(args, name)}: needs a number above 0")
     if args.stride > args.tile:
         parser.error(f"--stride {args.stride} leaves gaps: it is longer than --tile {args.tile}")
+    if args.deep_supervision and args.tile % 8:
+        near = max(8, args.tile // 8 * 8)
+        parser.error(f"--tile {args.tile}: with --deep-supervision it is a multiple of 8, such as "
+                     f"{near} or {near + 8}, or smaller targets are shifted")
     if not 0 <= args.augment <= 5:
         parser.error(f"--augment {args.augment}: needs a number from 0 to 5")
     check_white(parser, args)
