@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import statistics
+from contextlib import nullcontext
 from datetime import date
 from types import SimpleNamespace
 
@@ -18,16 +19,25 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train
-from minseg import EfficientNet, dice_score, make_loss, predict_image, rle_encode
+from minseg import (
+    EfficientNet,
+    dice_score,
+    epoch_indices,
+    make_loss,
+    predict_image,
+    rle_encode,
+)
 from minseg.crossval import count_levels
 from minseg.data.datasets import PATIENTS, find_slides
 from minseg.data.slides import open_slide
 from minseg.data.synthetic import synthetic_slide, write_slides
+from minseg.data.tiles import Tiles
 from minseg.pretrained import names
 from minseg.run import loop, options, prepare
 from minseg.run.checkpoint import load_model
 from minseg.run.loop import locked
 from minseg.run.options import RECIPES, train_options
+from minseg.run.step import seeded
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
          "--device cpu").split()
@@ -275,6 +285,171 @@ def test_before_the_first_step_a_network_predicts_the_share_of_positive_pixels(
     assert 0 < shares[0] < 0.5
     for head in [built[0].head, *(built[0].deep_heads or [])]:
         assert head.bias.sigmoid().item() == pytest.approx(shares[0].item())
+
+
+class Recording:
+    """What `train.py` does in a run, step by step: the learning rates, losses, tiles and
+    micro-batches, the seeds of the augmentation, an EMA made by hand, and which network is scored
+    at the end of each epoch."""
+
+    def __init__(self, monkeypatch):
+        self.rates, self.losses, self.seeds, self.accumulate = [], [], [], []
+        self.tiles, self.micro_batches, self.scored, self.decay = [], [], [], []
+        self.raw, self.average = {}, {}
+        for name in ("augment", "training_step", "predict", "EMA"):
+            monkeypatch.setattr(train, name, getattr(self, name)(getattr(train, name)))
+        batches = Tiles.batches
+
+        def seen(tiles, numbers, *options):
+            numbers = list(numbers)
+            self.tiles.append(numbers)
+            return batches(tiles, numbers, *options)
+
+        monkeypatch.setattr(Tiles, "batches", seen)
+
+    def augment(self, original):
+        def seen(images, masks, tile, generator, strength):
+            self.seeds.append(generator.initial_seed())
+            return original(images, masks, tile, generator, strength)
+        return seen
+
+    def EMA(self, original):
+        def seen(net, decay):
+            self.decay.append(decay)
+            self.average = {name: value.detach().double().clone()
+                            for name, value in net.state_dict().items()}
+            return original(net, decay)
+        return seen
+
+    def training_step(self, original):
+        def seen(net, loss, micro_batches, optimizer, scaler, dtype=None, accumulate=1):
+            micro_batches = list(micro_batches)
+            self.rates.append([group["lr"] for group in optimizer.param_groups])
+            self.losses.append(loss)
+            self.micro_batches.append([len(images) for images, _ in micro_batches])
+            self.accumulate.append(accumulate)
+            value = original(net, loss, micro_batches, optimizer, scaler, dtype, accumulate)
+            self.raw = {name: each.clone() for name, each in net.state_dict().items()}
+            decay = self.decay[0]
+            for name, each in self.raw.items():
+                self.average[name] = decay * self.average[name] + (1 - decay) * each.double()
+            return value
+        return seen
+
+    def predict(self, original):
+        def seen(net, *arguments, **options):
+            self.scored.append((copy.deepcopy(net.state_dict()), dict(self.average)))
+            return original(net, *arguments, **options)
+        return seen
+
+
+@pytest.fixture(scope="module")
+def recorded(small_networks, data, tmp_path_factory):
+    """A run of two stages, with two micro-batches in a step and bins of positive tiles."""
+    out = tmp_path_factory.mktemp("recorded") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        recording = Recording(patch)
+        train.main(["--data", str(data), "--out", str(out), *QUICK, "--stride", "16", "--batch",
+                    "2", "--accumulate", "2", "--epochs", "4", "--negatives", "balanced",
+                    "--loss", "bce+batch_dice", "--then", "bce+lovasz", "--switch", "0.5",
+                    "--lr", "1e-3"])
+    recording.out, recording.steps = out, len(recording.rates)
+    assert recording.steps >= 16
+    return recording
+
+
+def is_average(state, average):
+    """Whether a network's state is an average made by hand."""
+    return all(torch.allclose(value.double(), average[name], rtol=1e-4, atol=1e-6)
+               for name, value in state.items() if value.is_floating_point())
+
+
+def test_the_rate_rises_and_falls_in_each_stage(recorded):
+    """A tenth of the stage's steps linearly, then half a cosine."""
+    wanted = []
+    for stage in (recorded.steps // 2, recorded.steps - recorded.steps // 2):
+        warm_up = max(1, stage // 10)
+        wanted += [(step + 1) / warm_up if step < warm_up else
+                   (1 + np.cos(np.pi * (step - warm_up) / (stage - warm_up))) / 2
+                   for step in range(stage)]
+    for group in zip(*recorded.rates):  # without --weights the encoder learns at the same rate
+        assert group == pytest.approx([1e-3 * share for share in wanted])
+
+
+def test_the_warm_up_has_five_hundred_steps_at_most():
+    rates = [train.learning_rate_share(step, 100_000, 100_000) for step in (0, 249, 499, 500)]
+    assert rates[:3] == pytest.approx([1 / 500, 0.5, 1]) and rates[3] == 1
+    assert train.learning_rate_share(1000, 100_000, 100_000) < 1
+
+
+def test_an_encoder_learns_at_half_the_rate_only_if_its_weights_are_given():
+    net = train.UNet("efficientnet-lite0")
+    of_encoder = {id(p) for p in net.encoder.parameters()}
+    for weights, share in ((None, 1), ("file.pth", 0.5)):
+        groups = train.make_optimizer(net, SimpleNamespace(lr=8e-3, weights=weights)).param_groups
+        for group in groups:
+            [encoder] = {id(p) in of_encoder for p in group["params"]}
+            assert group["lr"] == 8e-3 * (share if encoder else 1)
+
+
+def test_each_stage_has_its_loss(recorded):
+    half = recorded.steps // 2
+    assert len({id(loss) for loss in recorded.losses[:half]}) == 1
+    assert len({id(loss) for loss in recorded.losses[half:]}) == 1
+    assert [loss.over_batch for loss in recorded.losses] == (
+        [True] * half + [False] * (recorded.steps - half))
+
+
+def test_each_step_has_the_micro_batches_that_were_asked_for(recorded):
+    assert recorded.micro_batches == [[2, 2]] * recorded.steps
+    assert recorded.accumulate == [2] * recorded.steps
+
+
+def test_each_step_draws_augmentations_of_its_own_once_for_all_its_micro_batches(recorded):
+    assert recorded.seeds == [seeded(0, "step", step).initial_seed()
+                              for step in range(recorded.steps) for _ in range(2)]
+    assert len(set(recorded.seeds)) == recorded.steps
+
+
+def test_each_epoch_draws_tiles_from_bins_of_their_positives(recorded):
+    fold_of = json.loads((recorded.out / "config.json").read_text())["fold_of"]
+    [*files] = sorted((recorded.out.parent / "tiles").glob("*.json"))
+    area, offset, train_on = [], 0, []
+    for file in files:
+        areas = json.loads(file.read_text())["area"]
+        if fold_of[file.stem.rpartition("-")[0]] != 0:
+            train_on += range(offset, offset + len(areas))
+        area += areas
+        offset += len(areas)
+    train_on = torch.tensor(train_on)
+    for epoch, drawn in enumerate(recorded.tiles):
+        wanted = train_on[epoch_indices(torch.tensor(area)[train_on], negatives=1, bins=4,
+                                        generator=seeded(0, "epoch", epoch))]
+        drawn = [number for batch in drawn for number in batch]
+        assert drawn == wanted[: len(drawn)].tolist() and len(wanted) - len(drawn) < 4
+
+
+def test_the_average_of_the_weights_and_statistics_is_logged_scored_and_saved(recorded):
+    """decay = 1 - 1 / max(10, steps / 20)"""
+    assert recorded.decay == [pytest.approx(1 - 1 / max(10, recorded.steps / 20))]
+    assert len(recorded.scored) == 4 + 1  # after each epoch, and at the end
+    for state, average in recorded.scored:
+        assert is_average(state, average)
+    saved = load_model(recorded.out / "fold0" / "model.pt")[0].state_dict()
+    assert is_average(saved, recorded.average)
+    assert not is_average(recorded.raw, recorded.average)
+    statistics = {name: value for name, value in recorded.raw.items() if "running_var" in name}
+    assert statistics and not is_average(statistics, recorded.average)
+
+
+@pytest.mark.parametrize("epochs, refused", [(0.24, True), (0.26, False)])
+def test_two_stages_need_two_steps_of_the_tiles_that_a_fold_is_trained_on(epochs, refused):
+    """Of twelve tiles, six belong to the fold: the rest make six steps, all together twelve."""
+    tiles = SimpleNamespace(places=[(k // 6, 0, 0) for k in range(12)], mask_area=torch.ones(12))
+    args = SimpleNamespace(then="dice", negatives="all", batch=1, accumulate=1, seed=0,
+                           epochs=epochs)
+    with pytest.raises(ValueError, match="trained for one step") if refused else nullcontext():
+        prepare.check_stages(args, tiles, [0, 1], [0])
 
 
 def test_stochastic_depth_does_not_repeat_the_numbers_of_augmentation(data, tmp_path, monkeypatch):

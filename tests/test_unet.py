@@ -292,3 +292,19 @@ def test_every_parameter_gets_a_gradient_whatever_is_switched_on(
     sum(z.square().sum() for z in logits).backward()
     still = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == [], (classes, in_channels)
+
+
+def test_convolutions_start_as_kaiming_and_glorot_say_and_the_head_without_a_bias():
+    """Variance 2 / fan_in before a ReLU (arXiv 1502.01852, section 2.2), uniform up to
+    sqrt(6 / (fan_in + fan_out)) in the head (Glorot and Bengio 2010, equation 16)."""
+    torch.manual_seed(0)
+    net = UNet("efficientnet-lite0")
+    for block in (net.block4, net.block1):
+        for conv in (each for each in block.modules() if isinstance(each, torch.nn.Conv2d)):
+            if conv.kernel_size == (3, 3):
+                fan_in = conv.in_channels * 9
+                assert conv.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+    fan_in, fan_out = net.head.in_channels * 9, net.head.out_channels * 9
+    limit = (6 / (fan_in + fan_out)) ** 0.5
+    assert 0.8 * limit < net.head.weight.abs().max() <= limit
+    assert not net.head.bias.any()
