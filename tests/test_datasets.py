@@ -111,12 +111,13 @@ def test_an_annotation_that_is_not_read_does_no_harm_beside_a_mask(tmp_path, suf
     assert unused_files(tmp_path, items) == [tmp_path / "masks" / f"b.{suffix}"]
 
 
-@pytest.mark.parametrize("suffix", ["czi", "mrxs", "dcm", "bmp", "jp2"])
-def test_images_in_other_formats_are_refused_with_an_export_that_works(tmp_path, suffix):
+@pytest.mark.parametrize("suffix, name", [("czi", "Zeiss CZI"), ("mrxs", "3DHISTECH MIRAX"),
+                                          ("dcm", "DICOM"), ("bmp", ".bmp"), ("jp2", ".jp2")])
+def test_images_in_other_formats_are_refused_with_an_export_that_works(tmp_path, suffix, name):
     data_set(tmp_path, (f"a.{suffix}", "b.png"))
     path = tmp_path / "images" / f"a.{suffix}"
     assert error_of(find_slides, tmp_path).startswith(
-        f"{path}: .{suffix} is not supported: save it as TIFF or PNG")
+        f"{path}: {name} is not supported: save it as TIFF (docs/formats.md), and move it away: ")
 
 
 def test_the_formats_of_slide_scanners_are_accepted(tmp_path):

@@ -846,7 +846,7 @@ def test_a_folder_and_a_format_that_is_not_read_are_named_with_a_remedy(
     assert line.endswith(f"slides: is a folder: name its files, as in {tmp_path / 'slides'}/*.png")
     (tmp_path / "a.mrxs").write_bytes(bytes(2000))
     line = fails(capsys, 2, tmp_path / "a.mrxs", "--model", model, "--out", tmp_path / "out")
-    assert "a.mrxs: .mrxs is not supported: save it as TIFF or PNG" in line
+    assert "a.mrxs: 3DHISTECH MIRAX is not supported: save it as TIFF (docs/formats.md): " in line
     (tmp_path / "other.pt").write_text("not a model")
     line = fails(capsys, 2, tmp_path / "a.mrxs", "--model", tmp_path / "other.pt", "--out",
                  tmp_path / "out")

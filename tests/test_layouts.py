@@ -200,7 +200,7 @@ ROWS = [
      "DIR/images/b.svs.tif: b.png has nearly the same name",
      lambda d, _: remove(d, "images/b.svs.tif")),
     ("slides in another format", lambda d: pairs(d, "images/c.czi"),
-     "DIR/images/c.czi: .czi is not supported: save it as TIFF or PNG",
+     "DIR/images/c.czi: Zeiss CZI is not supported: save it as TIFF (docs/formats.md), and move",
      lambda d, _: move(d, "images/c.czi -> other/c.czi")),
     ("images in no known format", lambda d: move(pairs(d), "images/a.png -> images/a.npy",
                                                  "images/b.png -> images/b.npy"),

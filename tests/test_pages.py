@@ -17,7 +17,8 @@ from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/log.md",
-         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/export.md", "docs/masks.md"]
+         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/export.md", "docs/masks.md",
+         "docs/formats.md"]
 OTHER_PROGRAMS = set(
     "--budgets --changes --half "  # lab.race
     "--steps --costs --tiles "  # lab.study, lab.shifts
@@ -25,6 +26,7 @@ OTHER_PROGRAMS = set(
     "--against --images --size --tricks --encoders --model "  # lab.bench
     "--no-include-undocumented "  # pdoc
     "--array "  # SLURM
+    "--bigtiff --compression "  # vips, large_image_converter
     "--durations".split())  # pytest
 
 

@@ -3,6 +3,7 @@
 | file | what it does |
 |---|---|
 | `minseg.data.slides` | reads windows of images of any size; lists which image files are accepted |
+| `minseg.data.formats` | tells what other slides are, and the command that makes a TIFF of them |
 | `minseg.data.tiff` | chooses the image in a TIFF that is the slide, and reads windows of it |
 | `minseg.data.datasets` | finds the images, masks and groups in a folder; lists what is accepted |
 | `minseg.data.layouts` | tells layouts apart, matches files by name, says how to mend the rest |

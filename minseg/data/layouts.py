@@ -13,9 +13,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from .formats import OTHER_SLIDES, conversion
 from .masks import POLYGON_SUFFIXES
 from .polygons import MASKS_PAGE
-from .slides import EXPORT, IMAGE_SUFFIXES, OTHER_SLIDES
+from .slides import IMAGE_SUFFIXES
 from .tables import clean, has_column
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", *POLYGON_SUFFIXES)
@@ -76,8 +77,8 @@ def images_of(folder: Path) -> dict[str, Path]:
     """The images of a folder, as from `files_of`. ValueError if there is none, and for images in
     formats that cannot be read."""
     for path in visible(folder):
-        if (suffix := path.suffix.lower()) in OTHER_SLIDES:
-            raise ValueError(f"{path}: {suffix} is not supported: {EXPORT}, or remove it")
+        if path.suffix.lower() in OTHER_SLIDES:
+            raise ValueError(f"{path}: {conversion(path, then=', and move it away')}")
     images = files_of(folder, IMAGE_SUFFIXES)
     if not images:
         raise ValueError(f"{folder}: contains no image ({', '.join(IMAGE_SUFFIXES)}): add one, or "

@@ -83,6 +83,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import tiff
+from .formats import OTHER_SLIDES, conversion, format_of, index_of
 from .tiff import TURNED, Decoded, Mapped, Source, UnsupportedImage, open_tiff, scratch_file
 
 # Pillow's limits protect against malicious files; slides are the user's own, and large.
@@ -90,10 +91,6 @@ Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profiles, scanners' notes
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".bif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
-OTHER_SLIDES = (".mrxs", ".czi", ".vsi", ".dcm", ".lif", ".nd2", ".isyntax", ".svslide", ".zarr",
-                ".dzi", ".dicom", ".vms", ".vmu", ".zvi", ".oir", ".ims", ".ets",
-                ".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
-EXPORT = "save it as TIFF or PNG (QuPath: File > Export images > OME TIFF)"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
 
@@ -164,7 +161,7 @@ def naming(path: Path) -> Iterator[None]:
             raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
         suffix, unknown = path.suffix.lower(), isinstance(error, UnidentifiedImageError)
         if suffix in OTHER_SLIDES or (unknown and suffix not in IMAGE_SUFFIXES):
-            raise ValueError(f"{path}: {suffix or 'its format'} is not supported: {EXPORT}")
+            raise ValueError(f"{path}: {conversion(path)}")
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}): replace it or remove it")
 
@@ -174,17 +171,24 @@ def open_source(path: str | Path, scale: int = 1) -> Source:
     that `scale` needs. ValueError names a file that cannot be read."""
     path = Path(path)
     with naming(path):
-        if path.is_dir() and path.suffix.lower() not in OTHER_SLIDES:
-            raise UnsupportedImage(f"is a folder: {_instead_of(path)}")
+        other = format_of(path)
+        if path.is_dir():
+            raise UnsupportedImage(conversion(path) if other else
+                                   f"is a folder: {_instead_of(path)}")
         with open(path, "rb") as file:
-            first_bytes = file.read(4)
-        if first_bytes in TIFF_STARTS or path.suffix.lower() in TIFF_SUFFIXES:
+            is_tiff = file.read(4) in TIFF_STARTS
+        # A .vsi is a TIFF and a .mrxs is a JPEG, but only of the overview.
+        if other and (not is_tiff or path.suffix.lower() == ".vsi"):
+            raise UnsupportedImage(conversion(path))
+        if is_tiff or path.suffix.lower() in TIFF_SUFFIXES:
             return open_tiff(path, scale)
         return open_picture(path)
 
 
 def _instead_of(folder: Path) -> str:
     """What to give in place of a folder: patterns for the images in it, as deep as they lie."""
+    if index := index_of(folder):
+        return f"it belongs to {index}, and {conversion(index)}"
     found = sorted(path.relative_to(folder) for path in folder.rglob("*")
                    if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     patterns = {"/".join(["*"] * (len(path.parts) - 1) + [f"*{path.suffix}"])
@@ -192,9 +196,10 @@ def _instead_of(folder: Path) -> str:
     if patterns:
         return "name its files, as in " + " ".join(
             f"{shlex.quote(str(folder))}/{pattern}" for pattern in sorted(patterns))
-    other = next((path for path in found if path.suffix.lower() in OTHER_SLIDES), None)
+    other = next((path for path in found if path.suffix.lower() in OTHER_SLIDES
+                  or format_of(folder / path)), None)
     if other:
-        return f"it holds {other}, and {other.suffix.lower()} is not supported: {EXPORT}"
+        return f"it holds {other}, and {conversion(folder / other)}"
     return "it holds no image: name image files, such as TIFF or PNG"
 
 
