@@ -8,7 +8,12 @@ the program can go on. Where there is a GPU, the same runs on it as well, with r
 
 import contextlib
 import itertools
+import threading
+import time
 import warnings
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,10 +27,13 @@ from torch.utils._pytree import tree_flatten
 import train
 from minseg import UNet, deep_supervision_loss, flips_and_turns, make_loss, predict_bands
 from minseg.data.augment import augment
+from minseg.data.tiles import Tiles
 from minseg.dice import dice_loss
 from minseg.losses import bce_loss
 from minseg.lovasz import lovasz_hinge
+from minseg.run import loop
 from minseg.run.predictor import predictor, skip_flat
+from minseg.run.report import Progress
 from minseg.run.step import EMA
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -59,6 +67,10 @@ class Bindings(TorchFunctionMode):
         if x is not None and x.device.type == "cuda":
             if function is Tensor.copy_:
                 return aten.copy_(*args, **kwargs)
+            if function is Tensor.contiguous:
+                return aten.clone(*args, **kwargs)
+            if function is Tensor.nonzero:
+                return aten.nonzero(x)
             if function is Tensor.__invert__:
                 return aten.bitwise_not(x)
             if function is Tensor.__getitem__:
@@ -181,7 +193,10 @@ STAND_INS = {
 
 class Watch(TorchDispatchMode):
     """Raises `Mixed` or `Waiting` where an operation deserves it. Blocking copies from one device
-    to the other are only listed, in `copies`, as "to cpu" or "to cuda"."""
+    to the other are only listed, in `copies`, as "to cpu" or "to cuda", and so are the operations
+    in `allowed`, by name, for which there is a stand-in."""
+
+    allowed: ClassVar = {}
 
     def __init__(self):
         super().__init__()
@@ -199,6 +214,9 @@ class Watch(TorchDispatchMode):
             if source.device.type != to.type and not (
                     asynchronous and getattr(source, "is_page_locked", False)):
                 self.copies.append(f"to {to.type}")
+        elif on_cuda and name in self.allowed:
+            self.copies.append(name)
+            return self.allowed[name](*args, **kwargs)
         elif on_cuda:
             if any(x.device.type == "cpu" and x.ndim for x in tensors):
                 raise Mixed(f"{op} of {[x.device for x in tensors]}")
@@ -385,7 +403,90 @@ def test_a_training_step(dtype):
     assert value.isfinite()
 
 
+class WithoutGradients(torch.amp.GradScaler):
+    """A scaler for fake tensors, which have no gradients: nothing goes backward."""
+
+    def scale(self, outputs):
+        super().scale(outputs)
+        return SimpleNamespace(backward=lambda: None)
+
+    def step(self, optimizer):
+        pass
+
+    def update(self):
+        pass
+
+
+@pytest.mark.parametrize("spec, parts", [("bce+lovasz", 1), ("bce+batch_dice", 1),
+                                         ("bce+lovasz", 2), ("bce+batch_dice", 2)])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_training_step_does_not_wait_for_its_loss(spec, parts, dtype, monkeypatch):
+    monkeypatch.setattr(torch.autograd, "backward", lambda *_: None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    with fake_gpu() as waits:
+        net, given = network(attention="scse", **TRICKS).train(), [batch() for _ in range(parts)]
+        optimizer = SimpleNamespace(zero_grad=lambda: None)
+        scaler = WithoutGradients("cuda", enabled=dtype == torch.float16)
+        scaler.scale(torch.zeros((), device="cuda"))  # sets itself up
+        waits.clear()
+        value = train.training_step(net, make_loss(spec), given, optimizer, scaler, dtype, parts)
+    assert value.device.type == "cuda" and value.shape == ()
+    assert not waits
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_follows_a_step_does_not_wait_for_its_loss(scaled):
+    with fake_gpu() as waits:
+        loss, scaler = torch.zeros((), device="cuda"), torch.amp.GradScaler("cuda", enabled=scaled)
+        scaler.scale(loss)  # sets itself up
+        run = object.__new__(loop.Run)
+        run.__dict__.update(
+            loss_sum=torch.zeros((), device="cuda"), watch=loop.Watch(str), step=0, epoch=0,
+            rows=[], states={"scaler": scaler}, stop=threading.Event(), last_save=time.monotonic(),
+            plan=SimpleNamespace(steps_per_epoch=9, steps=9, epochs=1), progress=Progress(9, ""))
+        waits.clear()
+        for _ in range(3):
+            run.after_step(loss, 1e-3, [[0]])
+    assert run.loss_sum.device.type == "cuda" and len(run.watch.unseen) == 3
+    assert not waits
+
+
+def test_tiles_come_from_pinned_memory_in_the_background(monkeypatch):
+    class Inline(contextlib.AbstractContextManager):
+        """A pool without threads, which would not know of fake tensors."""
+
+        def __init__(self, workers):
+            pass
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, work, *args):
+            (future := Future()).set_result(work(*args))
+            return future
+
+    monkeypatch.setattr("minseg.data.tiles.ThreadPoolExecutor", Inline)
+    tiles = object.__new__(Tiles)
+    tiles.read = lambda indices, pin: (lambda read: read.pin_memory() if pin else read)(
+        torch.zeros(len(indices), 8, 8, 4, dtype=torch.uint8))
+    with fake_gpu() as waits:
+        for images, masks in tiles.batches([[0, 1], [2, 3]], "cuda"):
+            assert (images.device.type, masks.device.type) == ("cuda", "cuda")
+            assert images.shape == (2, 3, 8, 8) and masks.shape == (2, 1, 8, 8)
+    assert not waits
+
+
 # Prediction
+
+
+def test_tiles_of_bare_glass_are_told_once_and_answered_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(Watch, "allowed", {
+        "nonzero": lambda keep: torch.zeros(len(keep), 1, dtype=torch.long, device=keep.device)})
+    with fake_gpu() as waits:
+        answers = skip_flat(lambda tiles: tiles[:, :1].float(), 5.0)(
+            torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda"))
+    assert answers.device.type == "cuda" and answers.shape == (4, 1, 32, 32)
+    assert waits == ["nonzero"]
 
 
 @pytest.mark.parametrize("tta, amp", [(False, True), (True, False)])
