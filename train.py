@@ -69,8 +69,8 @@ def build(args, steps, positive=0.5):
                "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
     net = UNet(**network)
-    # At first the network predicts the tiles' share of positive pixels. If it predicted 1/2, early
-    # steps would push all pixels down, and rare objects with them (arXiv 1708.02002, section 3.3).
+    # At first the network predicts the share of positive pixels in all tiles. If it predicted 1/2,
+    # early steps would push all pixels down, rare objects too (arXiv 1708.02002, section 3.3).
     for head in [net.head, *(net.deep_heads or [])]:
         torch.nn.init.constant_(head.bias, torch.logit(torch.as_tensor(positive), 0.001))
     if args.weights:

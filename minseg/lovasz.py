@@ -50,8 +50,11 @@ of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps 
 | images | each | the batch; or each, in a loop | each, in a loop | each, no loop; or the batch |
 
 With the ELU, pixels that are right by 1 or more are still pushed further, whereas a max(0, e) of 0
-teaches nothing. The symmetric form also optimises the Jaccard index of the background: in an image
-without positives its second term is the mean hinge, so that every wrong pixel has a gradient.
+teaches nothing. That holds for pixels whose weight is not 0: not for negatives that come after the
+last positive in the order, nor, in an image without positives, for any but the worst.
+
+The symmetric form also optimises the Jaccard index of the background: in an image without positives
+its second term is the mean hinge, so that every wrong pixel has a gradient.
 
 **Source.** Yu and Blaschko, *The Lovász Hinge*, arXiv 1512.07797; Berman, Triki and Blaschko, *The
 Lovász-Softmax Loss*, CVPR 2018, arXiv 1705.08790, definition 2 and algorithm 1. The ELU and the

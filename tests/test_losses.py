@@ -148,3 +148,16 @@ def test_both_stages_have_an_epoch_and_a_larger_share_never_fewer():
 def test_stages_that_cannot_be_are_refused_with_their_numbers(epochs, switch):
     with pytest.raises(ValueError, match=f"{epochs} steps, switched at {switch}"):
         first_stage(epochs, switch)
+
+
+@pytest.mark.parametrize("first, steps, share", [
+    (20_000, 30, 0.97), (20_000, 500, 0.61), (360, 30, 0.91), (360, 240, 0.53)])
+def test_how_much_of_adams_second_moment_comes_from_the_first_stage(first, steps, share):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.AdamW([weight], 0.0)
+    for step in range(first + steps):
+        weight.grad = torch.tensor([float(step < first)])
+        adam.step()
+    state = adam.state[weight]
+    unbiased = state["exp_avg_sq"].item() / (1 - 0.999 ** state["step"].item())
+    assert round(unbiased, 2) == share

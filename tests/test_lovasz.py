@@ -210,3 +210,13 @@ def test_bad_input_is_refused():
         lovasz_hinge(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4))
     with pytest.raises(ValueError, match="softplus"):
         lovasz_hinge(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), margin="softplus")
+
+
+def test_with_the_elu_no_gradient_reaches_what_has_no_weight():
+    """Negatives behind the last positive, and in an image without positives all but the worst."""
+    logits = torch.tensor([3.0, -3.5, -1.0, 2.0, -2.5]).view(1, 1, 1, 5).requires_grad_()
+    for positive, pushed in (([0], [0, 2, 3, 4]), ([1], [1]), ([], [0])):
+        target = torch.zeros(1, 1, 1, 5)
+        target[..., positive] = 1  # errors, 1 - z or 1 + z: in the first case -2, -2.5, 0, 3, -1.5
+        gradient, = torch.autograd.grad(lovasz_hinge(logits, target, margin="elu"), logits)
+        assert gradient.flatten().nonzero()[:, 0].tolist() == pushed
