@@ -97,7 +97,7 @@ def changes(file: Path) -> Iterator[tuple[int, int, str]]:
             yield *span(node), "pass"
 
 
-def tests_of(file: str) -> list[str]:
+def held_by(file: str) -> list[str]:
     """The files of tests that a mutant of `file` has to pass."""
     stem = Path(file).stem
     found = [Path(f"tests/test_{name}.py") for name in [stem, *TESTS.get(stem, "").split()]]
@@ -122,7 +122,7 @@ def try_out(copies: "Queue[Path]", seconds: dict[str, float], file: str,
     text = path.read_text(encoding="utf-8")
     try:
         path.write_text(text[:start] + new + text[end:], encoding="utf-8")
-        survived = passes(copy, tests_of(file), 60 + 4 * seconds[file])
+        survived = passes(copy, held_by(file), 60 + 4 * seconds[file])
     finally:
         path.write_text(text, encoding="utf-8")
         copies.put(copy)
@@ -155,8 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         seconds = {}
         for file in sorted({file for file, _ in drawn}):
             start, copy = time.monotonic(), copies.queue[0]
-            if not passes(copy, tests_of(file), 600):
-                parser.error(f"{file}: its tests fail as it is: {' '.join(tests_of(file))}")
+            if not passes(copy, held_by(file), 600):
+                parser.error(f"{file}: its tests fail as it is: {' '.join(held_by(file))}")
             seconds[file] = time.monotonic() - start
         progress, mutants = Progress(len(drawn), "mutants"), []
         with ThreadPoolExecutor(args.jobs) as pool:

@@ -1,0 +1,49 @@
+"""The places that `lab.mutants` breaks."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from lab.mutants import REASONS, changes, held_by
+
+
+def mutants_of(tmp_path, text):
+    path = tmp_path / "code.py"
+    path.write_text(text, encoding="utf-8")
+    return [text[:start] + new + text[end:] for start, end, new in changes(path)]
+
+
+@pytest.mark.parametrize("text, mutants", [
+    ("a < b", ["a <= b"]), ("a == b", ["a != b"]), ("a in b", ["a not in b"]),
+    ("a is None", ["a is not None"]), ("a + b", ["a - b"]), ("(a) * (b)", ["(a) / (b)"]),
+    ("(a + b) * c", ["(a + b) / c", "(a - b) * c"]), ("a and b", ["a or b"]),
+    ("x = 3", ["x = 4"]), ("x = True", ["x = False"]), ("x = 'three'", []),
+    ("x = 'µ' + y", ["x = 'µ' - y"]), ("min(a, b)", ["max(a, b)", "pass"]),
+    ("x = math.floor(a)", ["x = math.ceil(a)"]), ("x += y", ["pass"]), ("go()", ["pass"]),
+    ("if a: b", ["if not (a): b"]), ("x = a if b else c", ["x = a if not (b) else c"]),
+    ("def f(x: 'a[1]' = 0) -> g[2]: 'three'", ["def f(x: 'a[1]' = 1) -> g[2]: 'three'"]),
+    ("raise ValueError(f'{a + 1}')", []), ("x = (\n  a  # one\n  + b)", ["x = (\n  a - b)"]),
+])
+def test_a_place_is_broken_in_one_way(tmp_path, text, mutants):
+    assert sorted(mutants_of(tmp_path, text)) == sorted(mutants)
+
+
+def test_every_mutant_of_the_project_can_be_parsed():
+    for file in ("train.py", "minseg/efficientnet.py"):
+        text = Path(file).read_text(encoding="utf-8")
+        for start, end, new in changes(Path(file)):
+            ast.parse(text[:start] + new + text[end:])
+
+
+def test_a_file_is_held_by_its_own_tests_and_its_doctests():
+    assert held_by("minseg/dice.py") == ["minseg/dice.py", "tests/test_dice.py"]
+    assert held_by("minseg/run/loop.py") == ["minseg/run/loop.py", "tests/test_step.py",
+                                              "tests/test_train.py"]
+
+
+def test_reasons_name_lines_that_exist():
+    for reason in REASONS:
+        file, rest = reason.split(": ", 1)
+        lines = " ".join(Path(file).read_text(encoding="utf-8").split())
+        assert rest.split(" -> ")[0] in lines
