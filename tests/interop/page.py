@@ -1,0 +1,64 @@
+"""docs/interop.md: its tables, from docs/results/interop.json, which a run of the tests writes."""
+
+import importlib.metadata
+import json
+import re
+from itertools import groupby
+from pathlib import Path
+
+from minseg.data.files import atomic
+from minseg.run.report import environment
+
+ROOT = Path(__file__).parents[2]
+PAGE, RESULT = ROOT / "docs" / "interop.md", ROOT / "docs" / "results" / "interop.json"
+PACKAGES = ("openslide-bin openslide-python tiffslide pyvips pyvips-binary rasterio slideio "
+            "large-image-source-tiff SimpleITK shapely geopandas dlup pycocotools onnx onnxruntime "
+            "onnxscript opencv-python-headless scikit-image imagecodecs").split()
+
+
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """Rows as Markdown. Rows named "program: file" that follow one another and say the same become
+    one, with all their files."""
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    split = any(": " in name for name in rows)
+    lines = [["program", *["file"] * split, *columns]]
+    lines.append(["---"] * len(lines[0]))
+    for (program, *cells), group in groupby(rows, lambda name: (
+            name.partition(": ")[0], *(rows[name].get(column, "") for column in columns))):
+        files = ", ".join(name.partition(": ")[2] for name in group)
+        lines.append([program, *[files] * split, *cells])
+    return "\n".join("| " + " | ".join(each.replace("|", "\\|") for each in line) + " |"
+                     for line in lines)
+
+
+def versions(result: dict) -> str:
+    """What the run depended on, in a sentence."""
+    packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return (f"Seen on {result['date']} (commit {result['commit']}, Python {result['python']}) with "
+            f"{packages}, torch {result['torch']}, numpy {result['numpy']}, Pillow "
+            f"{result['pillow']} and tifffile {result['tifffile']}.")
+
+
+def filled(text: str, result: dict) -> str:
+    """The page with the tables of a result between its marks."""
+    parts = {"versions": versions(result),
+             **{name: table(rows) for name, rows in result["tables"].items()}}
+    marks = re.findall(r"^<!-- (\w+) -->$", text, re.M)
+    assert marks == [*dict.fromkeys(marks)] and set(marks) == set(parts), (marks, list(parts))
+    for name, part in parts.items():
+        text = re.sub(rf"^<!-- {name} -->\n.*?^<!-- end -->$",
+                      lambda _: f"<!-- {name} -->\n{part}\n<!-- end -->", text, flags=re.M | re.S)
+    return text
+
+
+def write(tables: dict) -> list[Path]:
+    """Writes the result of a run and the page. Returns their paths."""
+    result = {**environment("cpu"),
+              "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+              "tables": tables}
+    new = {RESULT: json.dumps(result, indent=1, ensure_ascii=False) + "\n",
+           PAGE: filled(PAGE.read_text("utf-8"), result)}
+    for path, text in new.items():
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(new)
