@@ -64,7 +64,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def segmented(model, tmp_path_factory):
-    """The folder of all that infer.py writes for two slides, whose pixels are square and are not."""
+    """The folder of what infer.py writes for two slides, one of them with oblong pixels."""
     folder = tmp_path_factory.mktemp("segmented")
     for name, (shape, size) in SLIDES.items():
         tifffile.imwrite(folder / f"{name}.tif", synthetic_slide(1, *shape)[0], photometric="rgb",

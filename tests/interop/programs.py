@@ -1,6 +1,6 @@
 """How other programs read an image, each by the calls that its manual shows: `READERS` gives for
-each program the packages it needs and a function that returns the pixels and the size of a pixel,
-x and y in micrometres (None where the program has no word for it)."""
+each program its module and a function that returns the pixels and the size of a pixel,
+x and y in micrometres (None where the program states none)."""
 
 import contextlib
 import warnings
@@ -17,13 +17,6 @@ class Seen(NamedTuple):
 
     pixels: np.ndarray
     size: tuple[float, float] | None
-
-
-class Reader(NamedTuple):
-    """A program, the modules and the packages that it comes in, and how it reads a file."""
-
-    modules: tuple[str, ...]
-    read: object
 
 
 def need(*modules: str) -> None:
@@ -122,25 +115,25 @@ def scikit_image(path):
 
 
 READERS = {
-    "OpenSlide": Reader(("openslide",), openslide),
-    "tiffslide": Reader(("tiffslide",), tiffslide),
-    "libvips": Reader(("pyvips",), libvips),
-    "GDAL (rasterio)": Reader(("rasterio",), gdal),
-    "slideio": Reader(("slideio",), slideio),
-    "large-image": Reader(("large_image_source_tiff",), large_image),
-    "SimpleITK": Reader(("SimpleITK",), simpleitk),
-    "dlup": Reader(("dlup",), dlup),
-    "Pillow": Reader(("PIL",), pillow),
-    "OpenCV": Reader(("cv2",), opencv),
-    "scikit-image": Reader(("skimage",), scikit_image),
+    "OpenSlide": ("openslide", openslide),
+    "tiffslide": ("tiffslide", tiffslide),
+    "libvips": ("pyvips", libvips),
+    "GDAL (rasterio)": ("rasterio", gdal),
+    "slideio": ("slideio", slideio),
+    "large-image": ("large_image_source_tiff", large_image),
+    "SimpleITK": ("SimpleITK", simpleitk),
+    "dlup": ("dlup", dlup),
+    "Pillow": ("PIL", pillow),
+    "OpenCV": ("cv2", opencv),
+    "scikit-image": ("skimage", scikit_image),
 }
 
 
 def read(program: str, path, **options) -> Seen:
     """What a program makes of a file. Skips the test if it is not installed."""
-    reader = READERS[program]
-    need(*reader.modules)
-    return reader.read(str(path), **options)
+    module, reader = READERS[program]
+    need(module)
+    return reader(str(path), **options)
 
 
 def pixels_in_words(pixels: np.ndarray, truth: np.ndarray) -> str:
@@ -170,12 +163,6 @@ def size_in_words(size: tuple[float, float] | None, truth: tuple[float, float] |
         size = truth
     x, y = (f"{side:.6g}" for side in size)
     return f"{x} µm" if x == y else f"{x} × {y} µm"
-
-
-def refused(error: Exception) -> str:
-    """The first words of what a program says when it refuses a file."""
-    text = " ".join(str(error.__cause__ or error).split())
-    return f"refused: {text}"
 
 
 def percent(mask: np.ndarray, truth: np.ndarray) -> str:

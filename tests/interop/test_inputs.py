@@ -13,7 +13,7 @@ from minseg.data.synthetic import synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SQUARE, OBLONG = (0.25, 0.25), (0.25, 0.5)
-SLIDES = {}  # "program: file": (suffix, modules, function that writes it, size, reader)
+SLIDES = {}  # "program: file": (suffix, module, function that writes it, size)
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,12 @@ def image():
     return synthetic_slide(3, 301, 389)[0]
 
 
-def by(program, *modules, **files):
-    """Adds files that a function writes to `SLIDES`: name=(suffix, options, size)."""
+def by(program, module, files):
+    """Adds files that a function writes to `SLIDES`: {name: (suffix, options, size)}."""
     def add(write):
         for name, (suffix, options, size) in files.items():
-            text = f"{program}: {name.replace('_', ' ')}"
-            SLIDES[text] = suffix, modules, lambda *args, o=options: write(*args, **o), size
+            SLIDES[f"{program}: {name}"] = (
+                suffix, module, lambda *args, o=options: write(*args, **o), size)
         return write
     return add
 
@@ -35,7 +35,7 @@ def tiled(compression, **others):
     return ".tif", {"tile": True, "compression": compression, **others}, OBLONG
 
 
-@by("libvips", "pyvips", **{
+@by("libvips", "pyvips", {
     "TIFF, tiles": tiled("none"), "Deflate": tiled("deflate"), "LZW": tiled("lzw"),
     "PackBits": tiled("packbits"), "JPEG": tiled("jpeg"), "WebP": tiled("webp"),
     "strips with predictor": (".tif", {"compression": "lzw", "predictor": "horizontal"}, OBLONG),
@@ -57,7 +57,7 @@ def cog(compression):
     return ".tif", {"driver": "COG", "compress": compression}, OBLONG
 
 
-@by("GDAL (rasterio)", "rasterio", **{
+@by("GDAL (rasterio)", "rasterio", {
     "COG, Deflate": cog("DEFLATE"), "LZW": cog("LZW"), "Zstandard": cog("ZSTD"),
     "WebP": cog("WEBP"), "LERC": cog("LERC"), "LZMA": cog("LZMA"),
     "GeoTIFF in strips": (".tif", {"photometric": "RGB"}, OBLONG),
@@ -77,7 +77,7 @@ def gdal(path, image, driver="GTiff", **options):
                              TIFFTAG_YRESOLUTION=1e4 / OBLONG[1])
 
 
-@by("SimpleITK", "SimpleITK", **{
+@by("SimpleITK", "SimpleITK", {
     "TIFF": (".tif", {}, OBLONG), "LZW": (".tif", {"compressor": "LZW"}, OBLONG),
     "Deflate": (".tif", {"compressor": "Deflate"}, OBLONG),
     "PackBits": (".tif", {"compressor": "PackBits"}, OBLONG),
@@ -92,7 +92,7 @@ def simpleitk(path, image, size=OBLONG, **options):
     SimpleITK.WriteImage(made, path, useCompression=bool(options), **options)
 
 
-@by("slideio", "slideio", **{
+@by("slideio", "slideio", {
     "SVS, JPEG": (".svs", {"kind": "SVSJpegParameters"}, SQUARE),
     "SVS, JPEG 2000": (".svs", {"kind": "SVSJp2KParameters"}, SQUARE),
     "OME-TIFF, JPEG": (".ome.tiff", {"kind": "OMETIFFJpegParameters"}, SQUARE),
@@ -113,7 +113,7 @@ def dlup_file(writer, compression, pyramid=False):
                     "pyramid": pyramid}, SQUARE
 
 
-@by("dlup", "dlup", **{
+@by("dlup", "dlup", {
     "TifffileImageWriter, Deflate": dlup_file("Tifffile", "DEFLATE"),
     "LZW": dlup_file("Tifffile", "LZW"), "Zstandard": dlup_file("Tifffile", "ZSTD"),
     "JPEG": dlup_file("Tifffile", "JPEG"),
@@ -133,7 +133,7 @@ def dlup(path, image, writer, compression, pyramid):
         compression=writers.TiffCompression[compression]).from_tiles_iterator(tiles)
 
 
-@by("OpenCV", "cv2", **{
+@by("OpenCV", "cv2", {
     "TIFF": (".tif", {}, None), "with resolution": (".tif", {"size": OBLONG}, OBLONG),
     "PNG": (".png", {}, None), "JPEG file": (".jpg", {}, None), "WebP file": (".webp", {}, None)})
 def opencv(path, image, size=None):
@@ -145,7 +145,7 @@ def opencv(path, image, size=None):
     assert cv2.imwrite(path, image[..., ::-1], dots)
 
 
-@by("Pillow", "PIL", **{
+@by("Pillow", "PIL", {
     "TIFF": (".tif", {}, OBLONG), "Deflate": (".tif", {"compression": "tiff_deflate"}, OBLONG),
     "LZW": (".tif", {"compression": "tiff_lzw"}, OBLONG),
     "PackBits": (".tif", {"compression": "packbits"}, OBLONG),
@@ -160,7 +160,7 @@ def pillow(path, image, **options):
     Image.fromarray(image).save(path, **options)
 
 
-@by("scikit-image", "skimage", **{"TIFF": (".tif", {}, None), "PNG": (".png", {}, None)})
+@by("scikit-image", "skimage", {"TIFF": (".tif", {}, None), "PNG": (".png", {}, None)})
 def scikit_image(path, image):
     import skimage.io
 
@@ -176,8 +176,8 @@ def own(program, path):
 @pytest.mark.parametrize("name", SLIDES)
 def test_a_slide_is_read_as_its_writer_reads_it(name, image, tmp_path, record):
     program, _, file = name.partition(": ")
-    suffix, modules, write, size = SLIDES[name]
-    need(*modules)
+    suffix, module, write, size = SLIDES[name]
+    need(module)
     path = tmp_path / f"a{suffix}"
     write(str(path), image)
     slide = open_slide(path)
@@ -193,3 +193,78 @@ def test_a_slide_is_read_as_its_writer_reads_it(name, image, tmp_path, record):
         if not re.search("JPEG|WebP", file):
             assert np.array_equal(pixels, image)
     record("slides", name, pixels=seen, size=size_in_words(slide.pixel_size, size))
+
+
+# What is refused
+
+def cmyk(path, image):
+    import pyvips
+
+    pyvips.Image.new_from_array(image).copy(interpretation="srgb").colourspace("cmyk").write_to_file(
+        path)
+
+
+def lab(path, image):
+    import pyvips
+
+    pyvips.Image.new_from_array(image).copy(interpretation="srgb").colourspace("lab").write_to_file(
+        path)
+
+
+def five_bands(path, image):
+    import rasterio
+
+    with rasterio.open(path, "w", width=9, height=9, count=5, dtype="uint8") as file:
+        file.write(np.zeros((5, 9, 9), np.uint8))
+
+
+def stack(path, image):
+    import SimpleITK
+
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.stack([image[..., 0]] * 4)), path)
+
+
+def floating(path, image):
+    import cv2
+
+    cv2.imwrite(path, image.astype(np.float32))
+
+
+def palette(path, image):
+    from PIL import Image
+
+    Image.fromarray(image).quantize().save(path)
+
+
+def animation(path, image):
+    from PIL import Image
+
+    frames = [Image.fromarray(image), Image.fromarray(255 - image)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+REFUSED = {
+    "libvips: CMYK": ("pyvips", cmyk, ".tif",
+                      "its colours are SEPARATED: save it as RGB or grey"),
+    "libvips: CIELab": ("pyvips", lab, ".tif", "its colours are CIELAB: save it as RGB or grey"),
+    "GDAL (rasterio): five bands": (
+        "rasterio", five_bands, ".tif", "has the shape (9, 9, 5): save it as grey, RGB or RGBA"),
+    "SimpleITK: a stack": ("SimpleITK", stack, ".tif",
+                           "contains 4 images of 301 x 389 pixels: save only the one you need"),
+    "OpenCV: floating point": ("cv2", floating, ".tif",
+                               "contains float32 values: save it with 8 or 16 bits"),
+    "Pillow: palette": ("PIL", palette, ".tif", "its colours are PALETTE: save it as RGB or grey"),
+    "Pillow: animated GIF": ("PIL", animation, ".gif",
+                             "is an animation: save only the frame you need")}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_slide_without_one_meaning_is_refused_in_one_line(name, image, tmp_path, record):
+    module, write, suffix, line = REFUSED[name]
+    need(module)
+    path = tmp_path / f"a{suffix}"
+    write(str(path), image)
+    with pytest.raises(ValueError) as error:
+        open_slide(path)
+    assert str(error.value).startswith(f"{path}: {line}") and "\n" not in str(error.value)
+    record("refused", name, **{"the line": str(error.value).removeprefix(f"{path}: ")})

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from programs import READERS, Seen, need, pixels_in_words, read, refused, size_in_words
+from programs import READERS, Seen, need, pixels_in_words, read, size_in_words
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NO_SIZE = {"OpenCV", "scikit-image"}
@@ -26,7 +26,7 @@ def in_words(seen: Seen, truth, size):
 
 @pytest.mark.parametrize("program", [name for name in READERS if name != "dlup"])
 def test_masks_and_probabilities(program, slide, segmented, record):
-    name, size, mask = slide
+    name, size, _ = slide
     expected = f"equal{COLOURS.get(program, '')}; "
     expected += "no size" if program in NO_SIZE else size_in_words(size, None)
     for file in (f"{name}.tiff", f"{name}.probabilities.tiff"):
