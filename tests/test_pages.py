@@ -17,8 +17,8 @@ from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/log.md",
-         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/export.md", "docs/masks.md",
-         "docs/formats.md"]
+         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/interop.md", "docs/export.md",
+         "docs/masks.md", "docs/formats.md"]
 OTHER_PROGRAMS = set(
     "--budgets --changes --half "  # lab.race
     "--steps --costs --tiles "  # lab.study, lab.shifts
@@ -27,7 +27,7 @@ OTHER_PROGRAMS = set(
     "--no-include-undocumented "  # pdoc
     "--array "  # SLURM
     "--bigtiff --compression "  # vips, large_image_converter
-    "--durations".split())  # pytest
+    "--durations --write".split())  # pytest
 
 
 @pytest.mark.parametrize("page", PAGES)

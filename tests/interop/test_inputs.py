@@ -177,7 +177,7 @@ def own(program, path):
 def test_a_slide_is_read_as_its_writer_reads_it(name, image, tmp_path, record):
     program, _, file = name.partition(": ")
     suffix, module, write, size = SLIDES[name]
-    need(module)
+    need(module, "imagecodecs")
     path = tmp_path / f"a{suffix}"
     write(str(path), image)
     slide = open_slide(path)

@@ -92,7 +92,8 @@ def scikit_image(path):
     skimage.io.imsave(path, TRUTH > 0, check_contrast=False)
 
 
-@by("tifffile", "tifffile", {"0 and 1": (".tif", {"dtype": "uint8"}), "bool": (".tif", {"dtype": "bool"})})
+@by("tifffile", "tifffile", {
+    "0 and 1": (".tif", {"dtype": "uint8"}), "bool": (".tif", {"dtype": "bool"})})
 def by_tifffile(path, dtype):
     tifffile.imwrite(path, TRUTH.astype(dtype))
 
@@ -151,7 +152,7 @@ def remedied(path, message):
 @pytest.mark.parametrize("name", MASKS)
 def test_a_mask_is_read_or_its_remedy_works(name, folder, record):
     suffix, module, write = MASKS[name]
-    need(module)
+    need(module, "imagecodecs")
     path = folder / "masks" / f"a{suffix}"
     write(str(path))
     cells = {"seen": "equal", "what to do": "–"}
