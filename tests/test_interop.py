@@ -25,6 +25,6 @@ def test_rows_that_say_the_same_become_one():
     rows = {"a: x": {"seen": "1"}, "a: y": {"seen": "1"}, "a: z": {"seen": "2|3"},
             "b: x": {"seen": "2|3"}}
     assert page.table(rows).splitlines()[2:] == [
-        "| a | x, y | 1 |", "| a | z | 2\\|3 |", "| b | x | 2\\|3 |"]
-    assert page.table({"a": {"seen": "1"}, "b": {"do": "2"}}).splitlines() == [
-        "| program | seen | do |", "| --- | --- | --- |", "| a | 1 |  |", "| b |  | 2 |"]
+        "| a | x; y | 1 |", "| a | z | 2\\|3 |", "| b | x | 2\\|3 |"]
+    assert page.table({"a": {"what to do": "1"}, "b": {"seen": "2"}}, "way").splitlines() == [
+        "| way | seen | what to do |", "| --- | --- | --- |", "| a |  | 1 |", "| b | 2 |  |"]

@@ -5,16 +5,18 @@ together, a CSV. Each file of a slide records in its description which slide, ne
 it was made from. So when the program is started again, it recognises its own files: it skips slides
 that are complete, and never overwrites a file that was made in another way.
 
-Masks and probabilities are what the most programs open rightly (docs/interop.md is the proof):
+Masks and probabilities are written so that other programs open them rightly. tests/interop writes
+masks in the other ways as well, and docs/interop.md shows who reads them:
 
 | choice | why |
 |---|---|
-| one image, no pyramid | slideio shows each level as a scene of its own, others the smallest |
-| 8 bits, 0 and 255 | of 0 and 1 a viewer shows black; one bit comes out inverted in some readers |
-| Deflate without predictor | all read it, also without plugins; not all undo predictors |
-| tiles of 256 x 256 | OpenSlide and dlup open nothing in strips |
-| pixels per centimetre, in x and y | if the slide's pixel size is known; slide readers take it |
-| no OME description | it would take the place of ours, and fewer programs take its size |
+| one image, no pyramid | slideio takes pages for scenes; smaller copies of a mask are no masks |
+| 8 bits, 0 and 255 | 0 and 1 look black; of one bit some programs make 0 and 1, others refuse it |
+| Deflate | without loss, and read by all, by tifffile without its plugin for LZW |
+| without predictor | all undo it, but it makes masks larger |
+| tiles of 256 x 256 | OpenSlide, and so dlup, opens nothing in strips |
+| pixels per centimetre, in x and y | whoever reads sizes takes these; dlup opens nothing without |
+| no OME description | it would replace ours, and beside the tags no program gains by it |
 """
 
 import argparse

@@ -16,16 +16,17 @@ PACKAGES = ("openslide-bin openslide-python tiffslide pyvips pyvips-binary raste
             "onnxscript opencv-python-headless scikit-image imagecodecs").split()
 
 
-def table(rows: dict[str, dict[str, str]]) -> str:
+def table(rows: dict[str, dict[str, str]], heading: str = "program") -> str:
     """Rows as Markdown. Rows named "program: file" that follow one another and say the same become
     one, with all their files."""
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    columns.sort(key=["areas", "what to do"].count)  # these come last
     split = any(": " in name for name in rows)
-    lines = [["program", *["file"] * split, *columns]]
+    lines = [[heading, *["file"] * split, *columns]]
     lines.append(["---"] * len(lines[0]))
     for (program, *cells), group in groupby(rows, lambda name: (
             name.partition(": ")[0], *(rows[name].get(column, "") for column in columns))):
-        files = ", ".join(name.partition(": ")[2] for name in group)
+        files = "; ".join(name.partition(": ")[2] for name in group)
         lines.append([program, *[files] * split, *cells])
     return "\n".join("| " + " | ".join(each.replace("|", "\\|") for each in line) + " |"
                      for line in lines)
@@ -40,11 +41,13 @@ def versions(result: dict) -> str:
 
 
 def filled(text: str, result: dict) -> str:
-    """The page with the tables of a result between its marks."""
+    """The page with the tables of a result between its marks. ValueError if they do not match."""
     parts = {"versions": versions(result),
-             **{name: table(rows) for name, rows in result["tables"].items()}}
-    marks = re.findall(r"^<!-- (\w+) -->$", text, re.M)
-    assert marks == [*dict.fromkeys(marks)] and set(marks) == set(parts), (marks, list(parts))
+             **{name: table(rows, "a mask" if name == "choices" else "program")
+                for name, rows in result["tables"].items()}}
+    marks = re.findall(r"^<!-- (?!end)(\w+) -->$", text, re.M)
+    if sorted(marks) != sorted(parts):
+        raise ValueError(f"the page has marks for {sorted(marks)}, the run has {sorted(parts)}")
     for name, part in parts.items():
         text = re.sub(rf"^<!-- {name} -->\n.*?^<!-- end -->$",
                       lambda _: f"<!-- {name} -->\n{part}\n<!-- end -->", text, flags=re.M | re.S)
