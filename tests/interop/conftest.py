@@ -58,7 +58,7 @@ def model(tmp_path_factory):
     with torch.no_grad():
         net.head.bias -= logits.quantile(0.7)
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_model(path, network, net.state_dict(), scale=2, tile=64, threshold=0.5)
+    save_model(path, network, net.state_dict(), scale=8, tile=64, threshold=0.5)
     return path
 
 

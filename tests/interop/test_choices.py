@@ -120,7 +120,7 @@ def test_of_0_and_1_a_viewer_shows_black(mask, tmp_path):
 def test_a_predictor_makes_a_mask_larger(mask, tmp_path):
     for name, options in (("with", {"predictor": 2}), ("without", {})):
         tifffile.imwrite(tmp_path / name, mask, compressionargs={"level": 3}, **OURS, **options)
-    assert (tmp_path / "with").stat().st_size > 1.05 * (tmp_path / "without").stat().st_size
+    assert (tmp_path / "with").stat().st_size > (tmp_path / "without").stat().st_size
 
 
 @pytest.mark.parametrize("compression, code", [("zlib", 0), ("lzw", 1)])
