@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import textwrap
 from itertools import groupby
 from pathlib import Path
 
@@ -35,9 +36,10 @@ def table(rows: dict[str, dict[str, str]], heading: str = "program") -> str:
 def versions(result: dict) -> str:
     """What the run depended on, in a sentence."""
     packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return (f"Seen on {result['date']} (commit {result['commit']}, Python {result['python']}) with "
-            f"{packages}, torch {result['torch']}, numpy {result['numpy']}, Pillow "
-            f"{result['pillow']} and tifffile {result['tifffile']}.")
+    return textwrap.fill(
+        f"Seen on {result['date']} (commit {result['commit']}, Python {result['python']}) with "
+        f"{packages}, torch {result['torch']}, numpy {result['numpy']}, Pillow {result['pillow']} "
+        f"and tifffile {result['tifffile']}.", 120, break_on_hyphens=False)
 
 
 def filled(text: str, result: dict) -> str:

@@ -53,7 +53,7 @@ TO_DO = {
 }
 
 
-def test_dlup_blurs_unless_it_is_told_not_to_and_refuses_pixels_that_are_not_square(
+def test_dlup_moves_pixels_unless_it_is_told_not_to_and_refuses_those_that_are_not_square(
         slide, segmented, record):
     need("dlup", "openslide")
     from dlup._exceptions import UnsupportedSlideError
@@ -70,15 +70,29 @@ def test_dlup_blurs_unless_it_is_told_not_to_and_refuses_pixels_that_are_not_squ
             continue
         assert in_words(read("dlup", segmented / file, interpolator="NEAREST"), truth, size) == (
             "equal, as red, green, blue; 0.2527 µm")
-        blurred = read("dlup", segmented / file)
+        moved = read("dlup", segmented / file)
         if file == f"{name}.tiff":
-            objects = blurred.pixels[..., 0] >= 128
+            objects = moved.pixels[..., 0] >= 128
             differ, area = np.mean(objects != (truth > 0)), objects.sum() / (truth > 0).sum()
             assert differ > 0.001 and area != 1
             record("images", "dlup", **{
-                column: f"blurred: {100 * differ:.1f} % of the mask's pixels change sides; "
-                        + size_in_words(blurred.size, size),
+                column: "moved right and down by half a pixel or more: "
+                        f"{100 * differ:.1f} % of the mask's pixels change sides; "
+                        + size_in_words(moved.size, size),
                 "areas": f"{100 * area:.1f} %", "what to do": TO_DO["dlup"]})
+
+
+def test_how_far_dlup_moves_a_square(tmp_path):
+    image = np.zeros((512, 512), np.uint8)
+    image[60:69, 60:69] = image[300:309, 300:309] = 255
+    tifffile.imwrite(tmp_path / "a.tiff", image, tile=(256, 256), metadata=None,
+                     resolution=(40_000, 40_000), resolutionunit="CENTIMETER")
+    seen = read("dlup", tmp_path / "a.tiff").pixels[..., 0].astype(float)
+    for window, move in ((slice(0, 256), 0.5), (slice(256, 512), 4.5)):
+        for axis in (0, 1):
+            before, after = (each[window, window].sum(axis) for each in (image / 1.0, seen))
+            there, here = (np.average(np.arange(256), weights=each) for each in (after, before))
+            assert there - here == pytest.approx(move, abs=0.02)
 
 
 def test_the_mask_itself_from_simpleitk(slide, segmented):
