@@ -14,6 +14,7 @@ from minseg.data.synthetic import synthetic_slide
 from minseg.run.checkpoint import save_model
 
 TABLES = pytest.StashKey[dict]()
+SILENT = pytest.StashKey[set]()  # tests that should have seen something, but did not
 SLIDES = {"square": ((612, 789), (0.2527, 0.2527)), "oblong": ((530, 701), (0.25, 0.5))}
 
 
@@ -22,12 +23,15 @@ def pytest_addoption(parser):
                      help="tests/interop: write what was seen into docs/interop.md")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def record(request):
     """record(table, row, column=text, ...) keeps what a test has seen for a table of the page."""
     tables = request.config.stash.setdefault(TABLES, {})
+    silent = request.config.stash.setdefault(SILENT, set())
+    silent.add(request.node.nodeid)
 
     def keep(table, row, **cells):
+        silent.discard(request.node.nodeid)
         tables.setdefault(table, {}).setdefault(row, {}).update(cells)
 
     return keep
@@ -36,13 +40,12 @@ def record(request):
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     if not config.getoption("write", False):
         return
-    left_out = [name for name in ("failed", "error", "skipped", "deselected")
-                if terminalreporter.stats.get(name)]
-    if exitstatus or left_out:
-        terminalreporter.line(f"nothing written: some tests were {' or '.join(left_out)}")
+    silent, say = config.stash.get(SILENT, set()), terminalreporter.line
+    if exitstatus or silent or terminalreporter.stats.get("deselected"):
+        say(f"nothing written: tests failed or were left out, or saw nothing: {sorted(silent)}")
     else:
         for path in page.write(config.stash[TABLES]):
-            terminalreporter.line(str(path))
+            say(str(path))
 
 
 @pytest.fixture(scope="session")
