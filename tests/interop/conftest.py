@@ -2,6 +2,8 @@
 `record` keeps what was seen; `python -m pytest tests/interop --write` makes docs/interop.md of it.
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import page
 import pytest
@@ -21,6 +23,14 @@ SLIDES = {"square": ((612, 789), (0.2527, 0.2527)), "oblong": ((530, 701), (0.25
 def pytest_addoption(parser):
     parser.addoption("--write", action="store_true",
                      help="tests/interop: write what was seen into docs/interop.md")
+
+
+def pytest_collection_modifyitems(items):
+    """Without the extra, Pillow and tifffile alone need not be asked in each run of the suite."""
+    if not any(map(find_spec, ("openslide", "tiffslide", "pyvips", "slideio", "SimpleITK"))):
+        for item in items:
+            if "interop" in item.path.parts:
+                item.add_marker(pytest.mark.skip("python -m pip install -e '.[interop]'"))
 
 
 @pytest.fixture
