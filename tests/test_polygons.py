@@ -12,9 +12,12 @@ import pytest
 from minseg.data.objects import Object, Outlines
 from minseg.data.polygons import (
     BACKGROUND,
+    PLACES,
     Polygon,
     Polygons,
+    covers,
     feature,
+    is_object,
     read_note,
     read_polygons,
     write_features,
@@ -250,6 +253,45 @@ def test_value_0_of_a_mask_turned_into_polygons_is_background(tmp_path):
             {"dn": "0"}, {"Class": 0.0}, {"value": False}, {"DN": 0, "value": 2},
             {"DN": 0, "class": "tumour"})])]
     assert names == [BACKGROUND] * 11 + ["unclassified", "value 2", "tumour"]
+
+
+def boxed(left, top, right, bottom):
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]])
+
+
+@pytest.mark.parametrize("more, name, found", [
+    ({"properties": {"objectType": "tmaCore", "classification": {"name": "x"}}}, PLACES, False),
+    ({"properties": {"objectType": "root"}}, PLACES, False),
+    ({"properties": {"objectType": "tile"}}, PLACES, False),
+    ({"properties": {"objectType": "tile", "classification": {"name": "x"}}}, "x", True),
+    ({"properties": {"objectType": "cell"}}, "unclassified", True),
+    ({"id": "TMACoreObject", "properties": {"isMissing": True}}, PLACES, False),
+    ({"id": "PathRootObject", "properties": {}}, PLACES, False),
+    ({"id": "PathTileObject", "properties": {}}, PLACES, False),
+    ({"id": "PathDetectionObject", "properties": {}}, "unclassified", True),
+    ({"properties": {"classification": {"name": "0"}}}, BACKGROUND, False),
+    ({"properties": {"classification": {"name": 0}}}, BACKGROUND, False),
+    ({"properties": {"classification": {"name": 2}}}, "value 2", True),
+    ({"properties": {"classification": {"name": "2"}}}, "2", True),
+    ({"properties": {"class": "Background"}}, "Background", False),
+    ({"properties": {"classification": {"name": "BG"}}}, "BG", False)])
+def test_places_to_look_and_the_background_are_no_objects(tmp_path, more, name, found):
+    [polygon] = read(tmp_path, [{**drawn_feature(), **more}])
+    assert polygon.name == name and is_object(polygon.name) is found
+
+
+@pytest.mark.parametrize("inset", [0, 0.5, 3])
+def test_a_mask_that_became_polygons_with_its_background_fills_the_image(inset):
+    """Also where outlines were simplified, half a pixel off."""
+    outer = Polygon("a", [boxed(inset, inset, 400 - inset, 300 - inset)])
+    hole = boxed(20, 30, 90, 40)
+    rest = Polygon("a", [*outer.rings, hole])
+    assert covers([rest, Polygon("a", [hole])], 300, 400) is (inset < 1)
+    assert not covers([rest], 300, 400)
+    assert not covers([outer], 300, 400)  # one annotation of a whole image
+    assert not covers([outer, outer], 300, 400)  # what they share counts twice
+    halves = [Polygon("a", [boxed(0, 0, 200, 300)]), Polygon("a", [boxed(200, 0, 400, 300)])]
+    assert not covers(halves, 300, 400)  # neither is a background
 
 
 def test_each_member_of_a_multipolygon_is_a_polygon(tmp_path):

@@ -345,6 +345,10 @@ POLYGONS = {
                                   "cover the whole image, as if made of a mask together with its "
                                   "background: delete those of the background",
                                   edited(delete_last), TRUTH),
+    "a background without a value": (
+        written({**collection(), "features": [*features(), REST]}), 'give them the property "value"'
+        ": 0", edited(lambda content: content["features"][-1].update(properties={"value": 0})),
+        TRUTH),
     "a map": (geotiff_with_map, "else convert them (docs/masks.md)", snippet("map"), TRUTH),
 }
 

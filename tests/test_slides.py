@@ -330,6 +330,17 @@ def test_colours_of_16_bits_in_png_are_read_unless_they_are_too_dark_for_it(tmp_
     refused(tmp_path / "b.png", "16-bit colours", "save it as TIFF")
 
 
+def test_dark_colours_of_a_format_that_may_have_16_bits_are_refused(tmp_path):
+    """Of which Pillow keeps the upper 8."""
+    values = noise(9, 11, 3, dtype=np.uint16)
+    for name, shown, bits in (("a.ppm", values >> 8, values), ("b.ppm", None, values >> 4)):
+        (tmp_path / name).write_bytes(b"P6 11 9 65535\n" + bits.astype(">u2").tobytes())
+        if shown is None:
+            refused(tmp_path / name, "16-bit colours", "from a PPM: save it as TIFF")
+        else:
+            assert abs(open_slide(tmp_path / name).read_all().astype(int) - shown).max() <= 1
+
+
 def test_grey_pngs_of_16_bits_may_be_given_a_lower_white(tmp_path):
     values = noise(99, 111, dtype=np.uint16) >> 4
     Image.fromarray(values).save(tmp_path / "a.png")

@@ -637,6 +637,68 @@ def test_a_resolution_finer_than_a_nanometre_is_not_a_pixel_size(tmp_path):
     assert open_slide(tmp_path / "a.tif").microns is None
 
 
+@pytest.mark.parametrize("unit, dots, microns", [(3, 20_000, 0.5), (2, 50_800, 0.5), (3, 20, None),
+                                                 (1, 2, 0.5)])
+def test_imagejs_unit_counts_only_beside_no_other(tmp_path, unit, dots, microns):
+    """libvips copies the text, and writes the resolution anew, per centimetre or inch."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=unit,
+                     resolution=(dots, dots), description="ImageJ=1.53t\nunit=um\n")
+    assert open_slide(tmp_path / "a.tif").microns == microns
+
+
+@pytest.mark.parametrize("kind, text, kept", [
+    ("Aperio", "64x48 [0,0 64x48] (16x16)", True), ("Aperio", "90x80 [9,8 64x48] (16x16)", True),
+    ("Aperio", "90x80 [9,8,64x48] (16x16)", True), ("Aperio", "64x48 (16x16)", True),
+    ("Aperio", "J2K", True), ("Aperio", "128x96 [0,0 128x96] (16x16) -> 64x48", False),
+    ("Aperio", "256x192 [0,100 128x96] (16x16)", False), ("Aperio", "32x24 (16x16)", False),
+    ("Aperio", "640x481 [0,0 640x481]", False), ("Aperio", "640x640 [0,0 640x640]", True),
+    ("OME", (64, 48), True), ("OME", (128, 96), False), ("OME", (200, 96), True)])
+def test_what_a_text_says_of_an_image_of_another_size_is_not_its_pixel_size(
+        tmp_path, kind, text, kept):
+    """A copy that was made smaller keeps the text and the tags. A part that was cut out of an image
+    has pixels of the same size."""
+    options = {"photometric": "rgb", "metadata": None, "resolution": (20_000, 20_000),
+               "resolutionunit": 3, "tile": (16, 16)}
+    if kind == "OME":
+        text = ('<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/'
+                'Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder='
+                '"XYCZT" Type="uint8" SizeX="{}" SizeY="{}" SizeC="3" SizeZ="1" SizeT="1" '
+                'PhysicalSizeX="0.5" PhysicalSizeY="0.5"><Channel SamplesPerPixel="3"/>'
+                '<TiffData/></Pixels></Image></OME>').format(*text)
+    else:
+        text = f"Aperio Image Library v11.2.1\r\n{text} JPEG/RGB Q=30|AppMag = 20|MPP = 0.5"
+    tifffile.imwrite(tmp_path / "a.tif", RGB, description=text, **options)
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.microns == (0.5 if kept else None)
+    assert [("it was made smaller or larger since" in note) for note in slide.notes] == (
+        [] if kept else [True])
+    assert np.array_equal(slide.read_all(), RGB)
+
+
+@pytest.mark.parametrize("text", [
+    "ImageJ=1.11a\nimages=1\nhyperstack=true\nmode=grayscale\nunit=um\n",
+    '{"image_description": "{\\"shape\\": [48, 64, 3]}"}'], ids=["ImageJ", "large-image"])
+def test_a_description_that_does_not_fit_the_pages_is_left_unread(tmp_path, text):
+    """libvips and GDAL make a pyramid of an ImageJ TIFF and keep its text."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for k, image in enumerate((RGB, RGB[::2, ::2])):
+            file.write(image, photometric="rgb", metadata=None, tile=(16, 16), description=text,
+                       subfiletype=k, resolution=(20_000 >> k,) * 2, resolutionunit=3)
+    slide = open_slide(tmp_path / "a.tif")
+    assert np.array_equal(slide.read_all(), RGB) and slide.microns == 0.5
+    assert np.array_equal(read(tmp_path / "a.tif", scale=2), RGB[::2, ::2])
+
+
+@pytest.mark.parametrize("options", [{"tile": (16, 16)}, {"rowsperstrip": 16}], ids=str)
+def test_each_plane_of_a_jpeg_is_grey(tmp_path, options):
+    pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
+    smooth = np.stack(np.meshgrid(np.arange(64), np.arange(48)), 2) * 2
+    smooth = np.dstack([smooth, smooth.sum(2) // 2]).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(smooth, 2, 0), photometric="rgb",
+                     planarconfig="separate", compression="jpeg", metadata=None, **options)
+    assert abs(read(tmp_path / "a.tif").astype(int) - smooth).max() < 9
+
+
 def test_of_several_images_in_ome_the_one_that_is_read_states_the_pixel_size(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.ome.tif") as file:
         for image, size in ((SMALL, 8.0), (RGB, 0.5)):

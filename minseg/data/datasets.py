@@ -53,7 +53,9 @@ clear.
 | `classification` (QuPath), else text in `class`, `label` or `category` | the polygon's class |
 | else a number there, or in DN, value, val, raster_val, gridcode or pixel_value | "value 3" |
 | 0 or "0" there, as `gdal_polygonize`, rasterio and ArcGIS write it | background |
-| polygons that cover the whole image without gaps and overlaps, as if of a whole mask | refused |
+| the classes "background" and "bg" | not used, unless `--label` names them |
+| polygons that fill the whole image, one of them reaching all its sides | refused |
+| QuPath's tissue microarray cores, its tiles without a class, its root | not used |
 | a class in `--label` or `--ignore` that no polygon has | refused |
 | points and lines among the objects | refused |
 | map coordinates ("crs"); a polygon of whose bounds less than half lies in the image | refused |

@@ -55,7 +55,7 @@ FORMATS = (
            f"({FORMATS_PAGE})"),
 )
 # Pictures, of which Pillow may read some: infer.py tries, a data set must not contain them.
-PICTURES = (".jp2", ".j2k", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
+PICTURES = (".jp2", ".j2k", ".jxl", ".jfif", ".heic", ".avif", ".bmp", ".gif", ".webp")
 OTHER_SLIDES = (*(suffix for each in FORMATS for suffix in each.suffixes), *PICTURES)
 ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 

@@ -6,7 +6,6 @@ is never in memory. The tables in `minseg.data.datasets` say what is accepted an
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -20,12 +19,12 @@ from . import tiff
 from .files import identity
 from .kept import once
 from .polygons import (
-    BACKGROUND,
     MASKS_PAGE,
     Polygon,
     Polygons,
+    covers,
+    is_object,
     read_polygons,
-    total_area,
 )
 from .rle import Runs
 from .slides import Window, naming, open_source
@@ -112,16 +111,16 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
 def _select(item: "Item", path: Path, height: int, width: int, ignored: bool) -> Polygons:
     polygons = [each for each in polygons_of(path) if (
         each.name in item.ignore and each.rings if ignored else
-        each.name in item.labels if item.labels else each.name not in (*item.ignore, BACKGROUND))]
+        each.name in item.labels if item.labels else
+        is_object(each.name) and each.name not in item.ignore)]
     for each in polygons:
         if each.rings is None:
             raise ValueError(f"{path}: feature {each.number} ({each.name}) is a {each.kind}, not "
                              "an area: delete it, or choose classes of areas with --label")
-    if (len(polygons) > 1 and not item.labels and not ignored
-            and math.isclose(total_area(polygons), height * width)):
+    if not item.labels and not ignored and covers(polygons, height, width):
         raise ValueError(f"{path}: its polygons cover the whole image, as if made of a mask "
-                         "together with its background: delete those of the background, or choose "
-                         "classes with --label")
+                         "together with its background: delete those of the background, or give "
+                         'them the property "value": 0')
     try:
         return Polygons(polygons, height, width)
     except ValueError as error:

@@ -35,6 +35,9 @@ from .tables import clean
 
 MASKS_PAGE = "docs/masks.md"  # how to convert what is refused
 BACKGROUND = "background (value 0)"  # the class of what is not an object
+PLACES = "places to look"  # that of QuPath's cores of tissue microarrays, tiles and whole images
+NO_OBJECTS = (BACKGROUND, PLACES, "background", "bg")  # in any case, unless --label names them
+PLACE = re.compile(r"tmaCore|root|PathRootObject|TMACoreObject")  # by objectType, formerly by id
 # Properties, in any case, that hold a class where QuPath's does not
 NAMES = ("class", "label", "category")
 # ... or its number: of gdal_polygonize, of rasterio's examples and of ArcGIS
@@ -63,6 +66,11 @@ class Polygon:
         assert self.rings is not None
         points = np.concatenate(self.rings)
         return *points.min(0).tolist(), *points.max(0).tolist()
+
+
+def is_object(name: str) -> bool:
+    """Whether polygons of this class are objects if nothing else is said."""
+    return name.casefold() not in NO_OBJECTS
 
 
 def read_polygons(path: str | Path) -> list[Polygon]:
@@ -129,7 +137,7 @@ def _polygons(feature: object, number: int) -> list[Polygon]:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         raise ValueError(f"its entry {number} is not a GeoJSON feature: delete it, or convert the "
                          f"file ({MASKS_PAGE})")
-    geometry, name = feature.get("geometry"), _class(feature.get("properties"))
+    geometry, name = feature.get("geometry"), _class(feature)
     if not isinstance(geometry, dict):
         raise ValueError(f"feature {number} ({name}) has no geometry: delete it")
     kind = geometry.get("type")
@@ -147,17 +155,25 @@ def _polygons(feature: object, number: int) -> list[Polygon]:
                          "points: correct or delete it")
 
 
-def _class(properties: object) -> str:
+def _class(feature: dict) -> str:
     """QuPath's class, else a name, else a number other than 0, else 0: the background of a mask
     that was turned into polygons."""
+    properties = feature.get("properties")
     properties = properties if isinstance(properties, dict) else {}
+    kind = str(properties.get("objectType", feature.get("id")))
+    if PLACE.fullmatch(kind):
+        return PLACES
     properties = {key.lower(): value for key, value in properties.items()}
     name = properties.get("classification")
     if isinstance(name, dict):  # a class derived from another one has a list of names
         names = name.get("names")
         name = ": ".join(map(str, names)) if isinstance(names, list) else name.get("name")
     if isinstance(name, str) and clean(name):
-        return clean(name)
+        return BACKGROUND if _value(name) == BACKGROUND else clean(name)
+    if _value(name):
+        return _value(name)
+    if kind in ("tile", "PathTileObject"):  # without a class
+        return PLACES
     texts = [clean(text) for key in NAMES
              if isinstance(text := properties.get(key), str) and not _value(text)]
     values = [_value(properties.get(key)) for key in (*NAMES, *VALUES)]
@@ -238,19 +254,23 @@ class Polygons:
         mask[crossed] = np.cumsum(change, 1, out=change)[:, :-1] > 0
 
 
-def total_area(polygons: Sequence[Polygon]) -> float:
-    """The sum of the areas of polygons in pixels: their shells without their holes, which are the
-    smaller rings. What two of them share counts twice."""
+def covers(polygons: Sequence[Polygon], height: int, width: int) -> bool:
+    """Whether several polygons fill an image, each place once, as those of a mask do if one is its
+    background: this one reaches all four sides. Simplified outlines may be 2 % off."""
     rings = [ring for each in polygons for ring in each.rings or ()]
-    if not rings:
-        return 0.0
+    if len(polygons) < 2 or not any(
+            left <= 1 and top <= 1 and right >= width - 1 and bottom >= height - 1
+            for left, top, right, bottom in (each.bounds for each in polygons if each.rings)):
+        return False
     first = np.cumsum([0, *map(len, rings[:-1])])  # the first point of each ring
     x, y = np.concatenate(rings).T
     doubled = x * np.roll(y, -1) - np.roll(x, -1) * y  # the shoelace formula
     doubled[np.append(first[1:], len(x)) - 1] = 0  # from one ring to the next
     areas = abs(np.add.reduceat(doubled, first)) / 2
     of_polygon = np.cumsum([0, *(len(each.rings) for each in polygons if each.rings)])[:-1]
-    return float(2 * np.maximum.reduceat(areas, of_polygon).sum() - areas.sum())
+    # Shells without their holes, which are the smaller rings.
+    total = 2 * np.maximum.reduceat(areas, of_polygon).sum() - areas.sum()
+    return bool(abs(total / (height * width) - 1) < 0.02)
 
 
 def _refuse_outside(polygons: Sequence[Polygon], height: int, width: int) -> None:

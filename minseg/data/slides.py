@@ -207,8 +207,6 @@ def open_picture(path: Path) -> Source:
     """A PNG, a JPEG or any other format that Pillow reads, decoded as a whole."""
     with open(path, "rb") as file:
         header = file.read(26)  # in a PNG, its last two bytes are the bits and the colour type
-    colour_of_16_bits = (header.startswith(b"\x89PNG") and header[24] == 16
-                         and header[25] in (2, 4, 6))
     palette = None
     image: Image.Image
     with warnings.catch_warnings(), Image.open(path) as image:
@@ -223,14 +221,18 @@ def open_picture(path: Path) -> Source:
         elif image.mode in ("PA", "CMYK", "YCbCr", "LAB", "HSV"):
             image = image.convert("RGB")
         alpha, turned = image.mode in ("LA", "RGBA"), image.getexif().get(274, 1)
+        kind = str(image.format)
+        colour_of_16_bits = (header[24] == 16 and header[25] in (2, 4, 6) if kind == "PNG" else
+                             kind in ("JPEG2000", "PPM") and image.mode in ("RGB", "RGBA"))
         array = np.asarray(ImageOps.exif_transpose(image))
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 65536:
         array = array.astype(np.uint16)  # Pillow returns grey PNGs of 16 bits as int32
     height, width = array.shape[:2]
     array = array.reshape(height, width, -1)
+    # Of colours of 16 bits, Pillow reads the upper 8.
     if colour_of_16_bits and array[..., : array.shape[2] - alpha].max() < 32:
         raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and "
-                               "only the upper 8 bits can be read from a PNG: save it as TIFF")
+                               f"only the upper 8 bits can be read from a {kind}: save it as TIFF")
     pixels: Decoded | Mapped = Decoded(array)
     if array.nbytes > 2 * tiff.HELD:
         scratch = scratch_file()

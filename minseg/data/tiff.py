@@ -7,6 +7,7 @@ No file stays open and no lock is taken, so threads and forked workers may share
 here. Scratch files have no name and vanish with the process.
 """
 
+import copy
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
@@ -36,6 +38,8 @@ MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "micro
 # print. Editors write dots per inch or centimetre of paper, and programs some value where they know
 # none: 25.4 per inch, 96, 28.34 per centimetre, 600.
 SIZES = 0.001, 25400 / 600.1  # µm
+RESIZED = ("its text describes an image of {} x {} pixels, and it has {} x {}: it was made smaller "
+           "or larger since, and the size of its pixels is unknown")
 NO_SIZE = ("states a pixel of {:.4g} x {:.4g} µm, which no slide has: it is ignored, and areas are "
            "in pixels")
 # Names of channels that mean a colour, and those that carry no meaning.
@@ -127,6 +131,10 @@ class Segments:
         if min(len(self.offsets), len(self.counts)) < len(self):
             raise ValueError("some of its tiles or strips are missing")
         self.compression, self.predictor = page.compression, page.predictor
+        if planes and page.compression == COMPRESSION.JPEG and page.samplesperpixel > 1:
+            page = copy.copy(page)  # each plane is a grey JPEG; tifffile expects RGB in each
+            page.__dict__.pop("decode", None)  # which is a cached property
+            page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 1
         self._decode = page.decode
         self._several_pages = len(pages) > 1  # then segments are numbered within their page
         self._tables = ({"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
@@ -258,7 +266,7 @@ class Source:
 def open_tiff(path: Path, scale: int) -> Source:
     """Opens the largest image in a TIFF; of a pyramid, the coarsest level whose factor divides
     `scale`. UnsupportedImage if it cannot be read; decoders raise errors of their own."""
-    with tifffile.TiffFile(path) as tiff:
+    with sorted_pages(path) as tiff:
         series, notes = largest(tiff)
         levels = series.levels
         page = levels[0].keyframe
@@ -272,13 +280,18 @@ def open_tiff(path: Path, scale: int) -> Source:
             if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
                 chosen, factor = level, times
         pixels = open_level(path, tiff, chosen, turned)
-        ome = ome_pixels(tiff, height, width)
+        ome = ome_pixels(tiff)
+        this = next((each for each in ome if size_of(each) == (width, height)), None)
+        described = [] if this is not None else [*map(size_of, ome), *aperio_size(tiff)]
+        resized = next((size for size in described if is_resized(size, (width, height))), None)
         if factor == 1:  # rows may have become columns
             height, width = pixels.shape[:2]
         source = Source(pixels, height, width, factor, notes=notes)
-        name_channels(source, chosen, ome)
-        find_white(source, page, ome)
-        if size := pixel_size(tiff, page, ome, source.notes):
+        name_channels(source, chosen, this)
+        find_white(source, page, this)
+        if resized:
+            source.notes.append(RESIZED.format(*resized, width, height))
+        elif size := pixel_size(tiff, page, this, source.notes):
             source.pixel_size = x, y = size if turned < 5 else size[::-1]
             if max(x, y) >= 1.01 * min(x, y):
                 source.notes.append(OBLONG.format(x, y))
@@ -286,6 +299,22 @@ def open_tiff(path: Path, scale: int) -> Source:
         if turned:
             source.notes.append(TURNED.format(turned))
         return source
+
+
+@contextmanager
+def sorted_pages(path: Path) -> Iterator[tifffile.TiffFile]:
+    """A TIFF whose pages tifffile has sorted. Programs copy descriptions, of ImageJ's stacks and
+    tifffile's arrays, into files that these do not fit; there they are left unread."""
+    with tifffile.TiffFile(path) as tiff:
+        try:
+            fits = bool(tiff.series)
+        except Exception:  # of many kinds, KeyError among them
+            fits = False
+        if fits:
+            yield tiff
+            return
+    with tifffile.TiffFile(path, is_imagej=False, is_shaped=False) as tiff:
+        yield tiff
 
 
 def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]]:
@@ -470,19 +499,36 @@ def name_channels(source: Source, level: tifffile.TiffPageSeries,
                             "and blue")
 
 
-def ome_pixels(tiff: tifffile.TiffFile, height: int, width: int) -> ElementTree.Element | None:
-    """The Pixels element of the image of this size in OME's XML; None if there is none."""
-    if not tiff.is_ome:
-        return None
+def ome_pixels(tiff: tifffile.TiffFile) -> list[ElementTree.Element]:
+    """The Pixels elements in OME's XML, one for each image."""
     try:
-        elements = ElementTree.fromstring(tiff.ome_metadata or "").iter()
+        elements = ElementTree.fromstring(tiff.ome_metadata or "").iter() if tiff.is_ome else ()
     except ElementTree.ParseError:  # damaged XML is no reason to refuse the image
-        return None
-    for each in elements:
-        size = each.get("SizeY"), each.get("SizeX")
-        if each.tag.endswith("}Pixels") and size == (str(height), str(width)):
-            return each
-    return None
+        return []
+    return [each for each in elements if each.tag.endswith("}Pixels")]
+
+
+def size_of(pixels: ElementTree.Element) -> tuple[int, int]:
+    """Width and height of an image in OME's XML."""
+    return int(number(pixels.get("SizeX"))), int(number(pixels.get("SizeY")))
+
+
+def aperio_size(tiff: tifffile.TiffFile) -> list[tuple[int, int]]:
+    """Width and height of the scan, or of the part of it, that Aperio's text describes:
+    "46000x32914 [42673,5576 2220x2967] (240x240) ...". Empty if there is none."""
+    first = tiff.pages.first
+    match = re.search(r"(\d+)x(\d+)(?:\s*\[\s*\d+\s*,\s*\d+[\s,]+(\d+)x(\d+)\s*\])?",
+                      first.description) if first.is_svs else None
+    sizes = match.groups() if match else ()
+    return [(int(sizes[-2] or sizes[0]), int(sizes[-1] or sizes[1]))] if sizes else []
+
+
+def is_resized(before: tuple[int, int], now: tuple[int, int]) -> bool:
+    """Whether an image of one width and height may be a smaller or larger copy of another: both
+    have changed by the same factor, which would be chance if a part had been cut out."""
+    smallest = min(*before, *now)
+    return before != now and smallest > 0 and abs(
+        before[0] * now[1] / (before[1] * now[0]) - 1) <= 2 / smallest
 
 
 def find_white(source: Source, page: tifffile.TiffPage, ome: ElementTree.Element | None) -> None:
@@ -553,6 +599,10 @@ def tagged_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, axis: str) -> 
     value = page.tags.valueof(f"{axis}Resolution", default=0)
     dots, units = (*(value if isinstance(value, tuple) else (value,)), 1)[:2]
     text = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
-    unit = (micrometres(text.get(f"{axis.lower()}unit", text.get("unit")))
-            or {2: 25400.0, 3: 1e4}.get(page.tags.valueof("ResolutionUnit", default=2), 0.0))
+    of_text = micrometres(text.get(f"{axis.lower()}unit", text.get("unit")))
+    # ImageJ's own unit counts only beside the unit "none": other programs copy its text, and write
+    # the resolution anew.
+    unit = {2: 25400.0, 3: 1e4}.get(page.tags.valueof("ResolutionUnit", default=0), of_text)
+    if not unit and "ResolutionUnit" not in page.tags:
+        unit = 25400.0  # TIFF's default
     return unit * units / dots if dots and units else 0.0

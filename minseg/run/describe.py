@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.datasets import GROUPS, PATIENTS, TABLE_SUFFIXES, Item, count_classes
 from ..data.masks import POLYGON_SUFFIXES, polygons_of
-from ..data.polygons import BACKGROUND, MASKS_PAGE
+from ..data.polygons import MASKS_PAGE, is_object
 from ..data.tiles import Tiles
 from .report import some
 
@@ -42,7 +42,7 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
                 return "void"
             if name in first.labels:
                 return "to be found"
-            if name == BACKGROUND or first.labels or first.runs is not None:
+            if not is_object(name) or first.labels or first.runs is not None:
                 return "not used"
             return "to be found"
 

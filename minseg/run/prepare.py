@@ -17,7 +17,7 @@ from ..crossval import group_folds
 from ..data.datasets import Item, count_classes, find_slides, unused_files
 from ..data.layouts import name_of
 from ..data.masks import POLYGON_SUFFIXES
-from ..data.polygons import BACKGROUND
+from ..data.polygons import is_object
 from ..data.synthetic import write_slides
 from ..data.tables import clean, open_table
 from ..data.tiles import Tiles, cut
@@ -168,8 +168,8 @@ def class_name(items: Sequence[Item]) -> str | None:
     polygons, or if run-length code is used instead."""
     if any(item.runs is not None for item in items):
         return None
-    classes = items[0].labels or sorted(count_classes(items).keys()
-                                        - {*items[0].ignore, BACKGROUND})
+    classes = items[0].labels or sorted(filter(is_object, count_classes(items).keys()
+                                               - {*items[0].ignore}))
     return some(classes) or None
 
 
