@@ -160,7 +160,7 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(error.errno, f"no space for a scratch file in {tempfile.gettempdir()}")
         suffix, unknown = path.suffix.lower(), isinstance(error, UnidentifiedImageError)
-        if suffix in OTHER_SLIDES or (unknown and suffix not in IMAGE_SUFFIXES):
+        if (unknown and suffix not in IMAGE_SUFFIXES) or format_of(path):
             raise ValueError(f"{path}: {conversion(path)}")
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({reason}): replace it or remove it")

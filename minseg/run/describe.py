@@ -147,7 +147,8 @@ def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, til
     full = sum(2 * fact["positive"] > size for fact, size in zip(facts, pixels))
     if full > len(facts) / 2:
         print(f"in {full} of {len(facts)} images more than half of the pixels are positive: are "
-              "the masks inverted? Objects are 1 or 255, the background is 0")
+              "the masks inverted? Objects are 1 or 255, the background is 0 (of polygons: the "
+              "value 0, or none)")
     small = [item.id for item, fact in zip(items, facts)
              if min(fact["height"], fact["width"]) < tile * scale]
     if small:
