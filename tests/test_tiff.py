@@ -649,7 +649,8 @@ def test_imagejs_unit_counts_only_beside_no_other(tmp_path, unit, dots, microns)
 @pytest.mark.parametrize("kind, text, kept", [
     ("Aperio", "64x48 [0,0 64x48] (16x16)", True), ("Aperio", "90x80 [9,8 64x48] (16x16)", True),
     ("Aperio", "90x80 [9,8,64x48] (16x16)", True), ("Aperio", "64x48 (16x16)", True),
-    ("Aperio", "J2K", True), ("Aperio", "128x96 [0,0 128x96] (16x16) -> 64x48", False),
+    ("Aperio", "64x48 [0,0 64x49]", True), ("Aperio", "J2K", True),
+    ("Aperio", "128x96 [0,0 128x96] (16x16) -> 64x48", False),
     ("Aperio", "256x192 [0,100 128x96] (16x16)", False), ("Aperio", "32x24 (16x16)", False),
     ("Aperio", "640x481 [0,0 640x481]", False), ("Aperio", "640x640 [0,0 640x640]", True),
     ("OME", (64, 48), True), ("OME", (128, 96), False), ("OME", (200, 96), True)])

@@ -43,10 +43,11 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | OME's PhysicalSizeX and Y of this image | in their units; without one, µm | S |
 | Aperio's MPP | µm, for x and y | O, T, S |
 | Philips' DICOM_PIXEL_SPACING in the XML | mm, y before x, of the finest level | O, T |
-| ImageJ's unit | the length of 1 / XResolution and 1 / YResolution | |
+| ImageJ's unit, where ResolutionUnit is "none" | that of 1 / XResolution and 1 / YResolution | |
 | XResolution and YResolution | per inch or centimetre | O, T, S |
 | an unknown unit, a missing or damaged number | unknown | |
 | over 42.3 µm (600 dots per inch), under 1 nm | unknown; a note if of OME, Aperio, Philips | |
+| a text of OME or Aperio that describes a larger or smaller copy | unknown, with a note | |
 | only x known | y is taken to be equal | |
 | x and y that differ by 1 % or more | both; a note says that objects look stretched | |
 
@@ -247,10 +248,10 @@ def open_picture(path: Path) -> Source:
 
 class Slide:
     """An image from which windows are read. `height` and `width` are in scaled pixels,
-    `full_height` and `full_width` in the file's own pixels; `pixel_size`
-    is the width and height of one of the file's own pixels in micrometres, `microns` the side of a
-    square of the same area; both are None if it is unknown. `notes` are what the user should know
-    about the file, a line each."""
+    `full_height` and `full_width` in the file's own pixels; `pixel_size` is the width and height of
+    one of the file's own pixels in micrometres, `microns` the side of a square of the same area;
+    both are None if it is unknown. `notes` are what the user should know about the file, a line
+    each."""
 
     def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
         self.path, self.scale = Path(path), scale

@@ -525,10 +525,12 @@ def aperio_size(tiff: tifffile.TiffFile) -> list[tuple[int, int]]:
 
 def is_resized(before: tuple[int, int], now: tuple[int, int]) -> bool:
     """Whether an image of one width and height may be a smaller or larger copy of another: both
-    have changed by the same factor, which would be chance if a part had been cut out."""
+    have changed by the same factor, by 1 % or more. Of a part that was cut out, that would be
+    chance."""
     smallest = min(*before, *now)
-    return before != now and smallest > 0 and abs(
-        before[0] * now[1] / (before[1] * now[0]) - 1) <= 2 / smallest
+    if not smallest or abs(now[0] / before[0] - 1) < 0.01:
+        return False
+    return abs(before[0] * now[1] / (before[1] * now[0]) - 1) <= 2 / smallest
 
 
 def find_white(source: Source, page: tifffile.TiffPage, ome: ElementTree.Element | None) -> None:
