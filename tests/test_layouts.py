@@ -433,3 +433,16 @@ def test_the_work_grows_with_the_number_of_images_not_with_its_square(tmp_path, 
     items = find_slides(tmp_path)
     assert len(leave_out(items, read_ids(tmp_path / "list.txt", items))) == 1
     assert calls < 20 * len(ids)
+
+
+def test_slides_in_folders_of_their_own_are_named_with_their_command(tmp_path):
+    for folder in ("images/a", "masks"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "images/a/1").write_bytes(bytes(128) + b"DICM" + bytes(400))
+    with pytest.raises(ValueError) as error:
+        find_slides(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/images: contains no image, only others, such as {tmp_path}/images/a/1: DICOM "
+        f"is not supported: save it as TIFF (docs/formats.md), in {tmp_path}/images: "
+        f"large_image_converter {tmp_path}/images/a/1 {tmp_path}/images/a/1.tiff "
+        "--compression deflate")

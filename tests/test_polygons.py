@@ -274,8 +274,13 @@ def boxed(left, top, right, bottom):
     ({"properties": {"classification": {"name": 2}}}, "value 2", True),
     ({"properties": {"classification": {"name": "2"}}}, "2", True),
     ({"properties": {"class": "Background"}}, "Background", False),
-    ({"properties": {"classification": {"name": "BG"}}}, "BG", False)])
-def test_places_to_look_and_the_background_are_no_objects(tmp_path, more, name, found):
+    ({"properties": {"classification": {"name": "BG"}}}, "BG", False),
+    ({"properties": {"classification": {"name": "Ignore*"}}}, "Ignore*", False),
+    ({"properties": {"classification": '{ "name": "x", "color": [1, 2, 3] }'}}, "x", True),
+    ({"properties": {"classification": '{ "name": "x'}}, '{ "name": "x', True),
+    ({"properties": {"classifica": '{"names": ["x", "y"]}', "objecttype": "cell"}}, "x: y", True),
+    ({"properties": {"OBJECTTYPE": "tile"}}, PLACES, False)])
+def test_places_to_look_and_what_is_not_counted_are_no_objects(tmp_path, more, name, found):
     [polygon] = read(tmp_path, [{**drawn_feature(), **more}])
     assert polygon.name == name and is_object(polygon.name) is found
 

@@ -729,5 +729,12 @@ def test_a_sound_slide_in_an_unknown_format_is_to_be_exported_not_replaced(tmp_p
     with pytest.raises(ValueError) as error:
         open_slide(path)
     assert str(error.value) == (
-        f"{path}: {path.suffix or 'its format'} is not supported: save it as TIFF or PNG (QuPath: "
-        "File > Export images > OME TIFF)")
+        f"{path}: {path.suffix or 'its format'} is not supported: save it as TIFF or PNG, with the "
+        "program that made it, or in QuPath, if that opens it: File > Export images > OME TIFF")
+
+
+@pytest.mark.parametrize("name", ["a.tif.gz", "a.zip"])
+def test_an_archive_is_to_be_unpacked(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(600))
+    with pytest.raises(ValueError, match=f"{name}: .* is not supported: unpack it$"):
+        open_slide(tmp_path / name)

@@ -162,6 +162,18 @@ def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(tmp_path, dtype,
         "its colours are multiplied by alpha: this is undone"]
 
 
+def test_what_a_lossy_compression_changes_does_not_hide_that_colours_are_multiplied(tmp_path):
+    alpha = np.linspace(0, 255, 48 * 64).reshape(48, 64, 1).astype(np.uint8)
+    stored = (np.full((48, 64, 3), 250) * (alpha / 255)).round().astype(np.uint8)
+    stored[::12, ::12] = np.minimum(stored[::12, ::12] + 40.0, 255)  # a few are far too large
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([stored, alpha]), photometric="rgb",
+                     extrasamples=["assocalpha"], metadata=None)
+    got = read(tmp_path / "a.tif")[24:].astype(int)
+    assert abs(got - 250).max() <= 5
+    assert open_slide(tmp_path / "a.tif").notes == [
+        "its colours are multiplied by alpha: this is undone"]
+
+
 def test_opaque_colours_need_no_note_about_alpha(tmp_path):
     pixels = np.dstack([RGB, np.full((48, 64), 255, np.uint8)])
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
@@ -653,7 +665,11 @@ def test_imagejs_unit_counts_only_beside_no_other(tmp_path, unit, dots, microns)
     ("Aperio", "128x96 [0,0 128x96] (16x16) -> 64x48", False),
     ("Aperio", "256x192 [0,100 128x96] (16x16)", False), ("Aperio", "32x24 (16x16)", False),
     ("Aperio", "640x481 [0,0 640x481]", False), ("Aperio", "640x640 [0,0 640x640]", True),
-    ("OME", (64, 48), True), ("OME", (128, 96), False), ("OME", (200, 96), True)])
+    ("OME", (64, 48), True), ("OME", (128, 96), False), ("OME", (200, 96), True),
+    ("OME", (48, 64), True), ("shape", "[48, 64, 3]", True), ("shape", "[96, 128, 3]", False),
+    ("shape", "[3, 96, 128]", False), ("shape", "[1, 48, 64, 3]", True),
+    ("shape", "[90, 64, 3]", True), ("Philips", (128, 96), False), ("Philips", (64, 48), True),
+    ("Philips", (90, 50), True)])
 def test_what_a_text_says_of_an_image_of_another_size_is_not_its_pixel_size(
         tmp_path, kind, text, kept):
     """A copy that was made smaller keeps the text and the tags. A part that was cut out of an image
@@ -666,6 +682,17 @@ def test_what_a_text_says_of_an_image_of_another_size_is_not_its_pixel_size(
                 '"XYCZT" Type="uint8" SizeX="{}" SizeY="{}" SizeC="3" SizeZ="1" SizeT="1" '
                 'PhysicalSizeX="0.5" PhysicalSizeY="0.5"><Channel SamplesPerPixel="3"/>'
                 '<TiffData/></Pixels></Image></OME>').format(*text)
+    elif kind == "shape":
+        text = f'{{"shape": {text}}}'
+    elif kind == "Philips":
+        options["software"] = "Philips DP v1.0"
+        levels = "".join(
+            f'<Attribute Name="DICOM_PIXEL_SPACING">"{0.0005 * k}" "{0.0005 * k}"</Attribute>'
+            f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_COLUMNS">{text[0] // k}</Attribute>'
+            f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_ROWS">{text[1] // k}</Attribute>'
+            for k in (1, 2))
+        text = ('<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+                f"{levels}</DataObject>")
     else:
         text = f"Aperio Image Library v11.2.1\r\n{text} JPEG/RGB Q=30|AppMag = 20|MPP = 0.5"
     tifffile.imwrite(tmp_path / "a.tif", RGB, description=text, **options)

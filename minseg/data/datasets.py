@@ -53,7 +53,7 @@ clear.
 | `classification` (QuPath), else text in `class`, `label` or `category` | the polygon's class |
 | else a number there, or in DN, value, val, raster_val, gridcode or pixel_value | "value 3" |
 | 0 or "0" there, as `gdal_polygonize`, rasterio and ArcGIS write it | background |
-| the classes "background" and "bg" | not used, unless `--label` names them |
+| the classes "background" and "bg", and QuPath's ending with * | not used without `--label` |
 | polygons that fill the whole image, one of them reaching all its sides | refused |
 | QuPath's tissue microarray cores, its tiles without a class, its root | not used |
 | a class in `--label` or `--ignore` that no polygon has | refused |

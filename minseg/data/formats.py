@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORMATS_PAGE = "docs/formats.md"
-EXPORT = "save it as TIFF or PNG (QuPath: File > Export images > OME TIFF)"
+EXPORT = ("save it as TIFF or PNG, with the program that made it, or in QuPath, if that opens it: "
+          "File > Export images > OME TIFF")
+ARCHIVES = (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz")
 # {file} is the path as it was given, {stem} the same without the suffix.
 LARGE_IMAGE = "large_image_converter {file} {stem}.tiff --compression deflate"
 BIO_FORMATS = ("bfconvert -series 0 -tilex 512 -tiley 512 -compression zlib -bigtiff {file} "
@@ -51,6 +53,7 @@ FORMATS = (
     Format("Leica LIF", (".lif",), BIO_FORMATS),
     Format("Nikon ND2", (".nd2",), BIO_FORMATS, rb"\xda\xce\xbe\x0a"),
     Format("Imaris IMS", (".ims",), BIO_FORMATS),
+    Format("HDF5", (".h5", ".hdf5"), EXPORT, rb"\x89HDF\r\n"),
     Format("Philips iSyntax", (".isyntax",), "export it as TIFF with Philips' software "
            f"({FORMATS_PAGE})"),
 )
@@ -80,7 +83,8 @@ def conversion(path: Path, then: str = "") -> str:
     """What to do about a file that is not read; `then` is what to do after that."""
     suffix, known = path.suffix.lower(), format_of(path)
     name = known.name if known else suffix or "its format"
-    command = known.command if known else VIPS if suffix in PICTURES else EXPORT
+    command = (known.command if known else VIPS if suffix in PICTURES else
+               "unpack it" if suffix in ARCHIVES else EXPORT)
     if "{file}" not in command:
         return f"{name} is not supported: {command}{then}"
     stem = str(path.with_suffix("") if suffix in OTHER_SLIDES else path).removesuffix(".ome")

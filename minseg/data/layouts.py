@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from .formats import OTHER_SLIDES, conversion
+from .formats import OTHER_SLIDES, conversion, format_of
 from .masks import POLYGON_SUFFIXES
 from .polygons import MASKS_PAGE
 from .slides import IMAGE_SUFFIXES
@@ -81,6 +81,10 @@ def images_of(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{path}: {conversion(path, then=', and move it away')}")
     images = files_of(folder, IMAGE_SUFFIXES)
     if not images:
+        other = next((path for path in sorted(folder.rglob("*")) if format_of(path)), None)
+        if other:
+            raise ValueError(f"{folder}: contains no image, only others, such as {other}: "
+                             f"{conversion(other, then=f', in {folder}')}")
         raise ValueError(f"{folder}: contains no image ({', '.join(IMAGE_SUFFIXES)}): add one, or "
                          "save what is there as TIFF or PNG")
     return images

@@ -21,7 +21,7 @@ it on the image. `feature` makes a feature of an object from `minseg.data.object
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,9 @@ class Polygon:
 
 
 def is_object(name: str) -> bool:
-    """Whether polygons of this class are objects if nothing else is said."""
-    return name.casefold() not in NO_OBJECTS
+    """Whether polygons of this class are objects if nothing else is said. QuPath counts nothing of
+    a class whose name ends with *, such as Ignore* and Region*."""
+    return name.casefold() not in NO_OBJECTS and not name.endswith("*")
 
 
 def read_polygons(path: str | Path) -> list[Polygon]:
@@ -160,11 +161,15 @@ def _class(feature: dict) -> str:
     that was turned into polygons."""
     properties = feature.get("properties")
     properties = properties if isinstance(properties, dict) else {}
-    kind = str(properties.get("objectType", feature.get("id")))
+    # Programs change cases, cut names off after ten letters, and write objects as text.
+    properties = {key.lower(): value for key, value in properties.items()}
+    kind = str(properties.get("objecttype", feature.get("id")))
     if PLACE.fullmatch(kind):
         return PLACES
-    properties = {key.lower(): value for key, value in properties.items()}
-    name = properties.get("classification")
+    name = properties.get("classification", properties.get("classifica"))
+    if isinstance(name, str) and name.startswith("{"):
+        with suppress(ValueError):
+            name = json.loads(name)
     if isinstance(name, dict):  # a class derived from another one has a list of names
         names = name.get("names")
         name = ": ".join(map(str, names)) if isinstance(names, list) else name.get("name")

@@ -47,7 +47,7 @@ pixels, and blocks at the right and lower border average only the pixels that ex
 | XResolution and YResolution | per inch or centimetre | O, T, S |
 | an unknown unit, a missing or damaged number | unknown | |
 | over 42.3 µm (600 dots per inch), under 1 nm | unknown; a note if of OME, Aperio, Philips | |
-| a text of OME or Aperio that describes a larger or smaller copy | unknown, with a note | |
+| a text (OME, Aperio, Philips, tifffile) of a larger or smaller copy | unknown, with a note | |
 | only x known | y is taken to be equal | |
 | x and y that differ by 1 % or more | both; a note says that objects look stretched | |
 
@@ -319,13 +319,16 @@ class Slide:
 
     def _is_premultiplied(self) -> bool:
         """Whether colours are multiplied by alpha as the file says: no colour is then larger than
-        its alpha. SimpleITK says so of any alpha, and multiplies nothing."""
-        transparent = False
+        its alpha, save for what a lossy compression changes. SimpleITK says so of any alpha, and
+        multiplies nothing."""
+        white, transparent, larger = self._source.white, 0, 0
         for window in self._spread():
-            *_, alpha = planes = np.moveaxis(window.astype(np.int64), 2, 0)
-            if (planes > alpha + self._source.white // 16).any():  # more than JPEG could change
-                return False
-            transparent |= bool((alpha < self._source.white).any())
+            alpha = window[..., -1].astype(np.int64)
+            seen = (alpha > white // 16) & (alpha < white)
+            transparent += np.count_nonzero(alpha < white)
+            larger += np.count_nonzero(seen & (window.max(2) > alpha + white // 16))
+        if 20 * larger > transparent:
+            return False
         if transparent:
             self.notes.append("its colours are multiplied by alpha: this is undone")
         return True

@@ -39,7 +39,7 @@ MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "micro
 # none: 25.4 per inch, 96, 28.34 per centimetre, 600.
 SIZES = 0.001, 25400 / 600.1  # µm
 RESIZED = ("its text describes an image of {} x {} pixels, and it has {} x {}: it was made smaller "
-           "or larger since, and the size of its pixels is unknown")
+           "or larger since, or cut, and the size of its pixels is unknown")
 NO_SIZE = ("states a pixel of {:.4g} x {:.4g} µm, which no slide has: it is ignored, and areas are "
            "in pixels")
 # Names of channels that mean a colour, and those that carry no meaning.
@@ -282,8 +282,10 @@ def open_tiff(path: Path, scale: int) -> Source:
         pixels = open_level(path, tiff, chosen, turned)
         ome = ome_pixels(tiff)
         this = next((each for each in ome if size_of(each) == (width, height)), None)
-        described = [] if this is not None else [*map(size_of, ome), *aperio_size(tiff)]
+        described = [] if this is not None else [*map(size_of, ome), *described_size(tiff)]
         resized = next((size for size in described if is_resized(size, (width, height))), None)
+        if this is None and len(ome) == 1 and not resized:
+            this = ome[0]  # of an image that was cut or turned since
         if factor == 1:  # rows may have become columns
             height, width = pixels.shape[:2]
         source = Source(pixels, height, width, factor, notes=notes)
@@ -513,14 +515,20 @@ def size_of(pixels: ElementTree.Element) -> tuple[int, int]:
     return int(number(pixels.get("SizeX"))), int(number(pixels.get("SizeY")))
 
 
-def aperio_size(tiff: tifffile.TiffFile) -> list[tuple[int, int]]:
-    """Width and height of the scan, or of the part of it, that Aperio's text describes:
-    "46000x32914 [42673,5576 2220x2967] (240x240) ...". Empty if there is none."""
+def described_size(tiff: tifffile.TiffFile) -> list[tuple[int, int]]:
+    """Width and height of the image that a text describes; empty if there is none. Aperio's begins
+    "46000x32914 [42673,5576 2220x2967] (240x240) ...", the size of the scan and of this part of it;
+    tifffile's has the shape of an array; Philips' lists levels, of which the first is meant."""
     first = tiff.pages.first
-    match = re.search(r"(\d+)x(\d+)(?:\s*\[\s*\d+\s*,\s*\d+[\s,]+(\d+)x(\d+)\s*\])?",
-                      first.description) if first.is_svs else None
-    sizes = match.groups() if match else ()
-    return [(int(sizes[-2] or sizes[0]), int(sizes[-1] or sizes[1]))] if sizes else []
+    text, found = first.description, None
+    if first.is_svs:
+        found = re.search(r"(\d+)x(\d+)(?:\s*\[\s*\d+\s*,\s*\d+[\s,]+(\d+)x(\d+)\s*\])?", text)
+    elif tiff.is_philips:
+        found = re.search(r'N_COLUMNS"[^>]*>(\d+)<.*?N_ROWS"[^>]*>(\d+)<', text, re.S)
+    elif found := re.match(r'\{"shape": \[(?:\d+, )??(\d+), (\d+)(?:, [234])?\]', text):
+        return [(int(found[2]), int(found[1]))]
+    numbers = [int(each) for each in found.groups() if each] if found else []
+    return [(numbers[-2], numbers[-1])] if numbers else []
 
 
 def is_resized(before: tuple[int, int], now: tuple[int, int]) -> bool:
