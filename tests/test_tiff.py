@@ -692,6 +692,7 @@ def test_what_a_text_says_of_an_image_of_another_size_is_not_its_pixel_size(
             f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_ROWS">{text[1] // k}</Attribute>'
             for k in (1, 2))
         text = ('<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+                '<Attribute Name="DICOM_PIXEL_SPACING">"0.0005" "0.0005"</Attribute>'
                 f"{levels}</DataObject>")
     else:
         text = f"Aperio Image Library v11.2.1\r\n{text} JPEG/RGB Q=30|AppMag = 20|MPP = 0.5"
