@@ -205,3 +205,11 @@ def test_a_single_fold_is_cut_at_a_half_and_not_at_what_suits_it():
     counts = count_levels(torch.tensor([0.1, 0.2, 0.4, 0.6]), torch.tensor([0, 1, 1, 1]))
     summary = cross_validate([counts], [0], ["a"])
     assert summary["thresholds"] == [0.5] and summary["pooled_dice"] == 0.5
+
+
+def test_a_patient_with_most_of_the_positives_does_not_keep_healthy_ones_out():
+    groups = [*"abcde", *(f"healthy{i}" for i in range(15))]
+    for seed in range(5):
+        folds = group_folds(groups, [900_000, 9000, 8000, 7000, 6000] + [10] * 15, 3, seed)
+        healthy = [folds[5:].count(fold) for fold in range(3)]
+        assert max(healthy) - min(healthy) <= 3

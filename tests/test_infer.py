@@ -851,3 +851,13 @@ def test_a_folder_and_a_format_that_is_not_read_are_named_with_a_remedy(
     line = fails(capsys, 2, tmp_path / "a.mrxs", "--model", tmp_path / "other.pt", "--out",
                  tmp_path / "out")
     assert "other.pt: is not a minseg checkpoint" in line and "weights_only" not in line
+
+
+def test_a_pixel_at_the_threshold_is_positive(tmp_path):
+    net = UNet(**NETWORK)
+    torch.nn.init.zeros_(net.head.weight)
+    torch.nn.init.zeros_(net.head.bias)  # a probability of exactly 1/2 everywhere
+    save_model(tmp_path / "m.pt", NETWORK, net.state_dict(), scale=1, tile=64, threshold=0.5)
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    start([tmp_path / "a.png"], tmp_path / "m.pt", tmp_path / "o")
+    assert (tifffile.imread(tmp_path / "o" / "a.tiff") == 255).all()

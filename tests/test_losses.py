@@ -161,3 +161,8 @@ def test_how_much_of_adams_second_moment_comes_from_the_first_stage(first, steps
     state = adam.state[weight]
     unbiased = state["exp_avg_sq"].item() / (1 - 0.999 ** state["step"].item())
     assert round(unbiased, 2) == share
+
+
+def test_a_term_has_one_weight():
+    with pytest.raises(ValueError, match=r"unknown loss '3\*dice' in '2\*3\*dice'"):
+        make_loss("2*3*dice")

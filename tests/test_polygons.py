@@ -497,3 +497,20 @@ def test_polygons_become_a_mask_and_polygons_again_band_by_band_without_a_pixel_
     again = Polygons(read_polygons(tmp_path / "a.geojson"), 40, 60)
     before = drawn.window(0, 0, 40, 60)
     assert before.any() and np.array_equal(before, again.window(0, 0, 40, 60))
+
+
+def test_shares_of_the_size_among_which_are_0_and_1_are_refused():
+    ring = np.array([[0, 0], [1, 0], [1, 0.5], [0, 0.5], [0, 0]])
+    with pytest.raises(ValueError, match="lie between 0 and 1"):
+        Polygons([Polygon("a", [ring])], 80, 100)
+
+
+def test_areas_are_those_of_each_ring_wherever_it_begins():
+    def begun(ring, k):
+        return np.concatenate([ring[k:-1], ring[: k + 1]])
+
+    cells = [boxed(40 * i + 5, 30 * j + 5, 40 * i + 35, 30 * j + 25)
+             for i in range(10) for j in range(10)]
+    rest = Polygon("a", [begun(boxed(0, 0, 400, 300), 2), *(begun(cell, 3) for cell in cells)])
+    assert covers([rest, *(Polygon("a", [begun(cell, 1)]) for cell in cells)], 300, 400)
+    assert not covers([rest, *(Polygon("a", [begun(cell, 1)]) for cell in cells[:90])], 300, 400)

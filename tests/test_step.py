@@ -339,3 +339,10 @@ def test_out_of_memory_errors_are_distinguished_from_others():
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_after_a_stop_the_usual_handlers_are_back():
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with stop_when_asked() as asked:
+        assert signal.getsignal(signal.SIGINT) is not before[0] and not asked.is_set()
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

@@ -185,3 +185,16 @@ def test_numbers_out_of_range_are_refused_with_their_value(tmp_path, options):
     with pytest.raises(ValueError, match=value):
         write_slides(tmp_path / "data", **{"count": 1, "height": 64, "width": 64, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed, mean, spread, positive, edges", [
+    (0, (175.33, 136.92, 202.32), (54.83, 81.57, 30.78), 5988, 8.529),
+    (1, (187.97, 144.27, 185.01), (40.02, 72.05, 38.60), 8746, 9.010),
+    (2, (187.03, 141.34, 192.97), (56.03, 83.83, 44.34), 7319, 8.467)])
+def test_slides_are_those_that_the_published_studies_were_measured_on(
+        seed, mean, spread, positive, edges):
+    image, mask = synthetic_slide(seed, 320, 400)
+    assert image.mean((0, 1)) == pytest.approx(mean, abs=0.02)
+    assert image.std((0, 1)) == pytest.approx(spread, abs=0.02)
+    assert np.count_nonzero(mask) == pytest.approx(positive, abs=5)
+    assert abs(np.diff(image.astype(int), axis=1)).mean() == pytest.approx(edges, abs=0.005)

@@ -760,3 +760,18 @@ def test_imagejs_other_units_may_give_the_size_of_a_slides_pixel(tmp_path, unit,
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=1,
                      resolution=(dots, dots), description=f"ImageJ=1.53t\nunit={unit}\n")
     assert open_slide(tmp_path / "a.tif").microns == microns
+
+
+def test_a_file_with_fewer_lengths_than_places_of_its_strips_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, rowsperstrip=16,
+                     compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["StripByteCounts"].overwrite((9, 9))
+    assert "some of its tiles or strips are missing" in refusal(tmp_path / "a.tif")
+
+
+def test_an_opaque_alpha_does_not_hide_that_16_bit_colours_are_dark(tmp_path):
+    values = noise(48, 64, 4, dtype=np.uint16) >> 4
+    values[..., 3] = 65535
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    assert any("pass --white 4095" in note for note in open_slide(tmp_path / "a.tif").notes)
