@@ -31,6 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not c_library(), reason="needs the GNU C library")
+@pytest.mark.slow
 def test_kept_memory_is_used_again_without_asking_the_system():
     def faults(how):
         return int(subprocess.run([sys.executable, "-c", PAGE_FAULTS, how], check=True,

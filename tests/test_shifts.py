@@ -15,6 +15,7 @@ from minseg.run.checkpoint import save_model
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_without_means_a_pixel_farther_inside_than_the_receptive_field_is_exact_on_the_grid():
     torch.manual_seed(0)
     net, tile = UNet("efficientnet-lite0").eval(), 2 * shifts.REACH + 64
