@@ -1,11 +1,12 @@
-"""Writes what the study measured into the pages that quote it.
+"""Writes what the study, the race and the log measured into the pages that quote it.
 
     python -m lab.pages
 
-README.md has a cell for each trick, each chapter a paragraph that begins with **Measured.**, and
-docs/study.md its tables. All of them follow from docs/results/study-NAME.json; this program writes
-them anew when a study has changed, and a test fails where they differ. In the templates below,
-plus favours the trick, and
+First it writes docs/results/study-NAME.json and race-NAME.json anew, from the lines beside them
+(`python -m lab.figures` draws their charts). Then it fills the pages: README.md has a cell for each
+trick, each chapter a paragraph that begins with **Measured.**, and docs/study.md, race.md and
+log.md have tables. A test fails where any of them does not follow. In the templates below, plus
+favours the trick, and
 
     {gates}                           that arm's effects with their marks, study by study
     {gates@nuclei}                    one effect, with its mark and interval
@@ -14,6 +15,8 @@ plus favours the trick, and
     {end: gates@nuclei}               one effect, with its mark alone
     {blind: Dice@nuclei}              how many of the arm's networks found no object
     {high: Dice@nuclei}               the upper end of an arm's interval
+    {p: Dice@nuclei}                  its p, after the correction
+    {images: SCSE@nuclei}             one effect where each image counts, not each group
     {half@nuclei}                     how far an arm's interval reaches to each side: the median
     {luck@nuclei} {seeds@nuclei}      how much luck alone does; the least number of an arm's seeds
     {dice@nuclei} {steps}             the baseline's Dice; the length of a run
@@ -22,17 +25,22 @@ plus favours the trick, and
     {group g5@nuclei@75}              the same, of one group
 """
 
+import argparse
 import json
 import re
+import shlex
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .measure import RESULTS, write_text
+from . import race, study
+from .effects import effect
+from .measure import RESULTS, write_json, write_text
 from .plots import SEAMS, TAKEN_AWAY, favouring, mark, moves, signed
 from .shifts import SHIFTS, WIDTH
 from .study import AGAIN, ARMS, WAYS
@@ -74,7 +82,7 @@ PARAGRAPHS = {  # of the chapters, up to the next empty line
                 "95 % interval; luck alone: up to {luck@synthetic}; networks of {steps} steps of "
                 "eight tiles; [study](../docs/study.md)). In another experiment, where 28 % of the "
                 "tiles have something to find, 150 steps with R = 1 gave a Dice of 0.849, with all "
-                "tiles 0.772 (one seed, [log](../docs/log.md)).",
+                "tiles 0.772 (one seed, which may be chance: [log](../docs/log.md)).",
     "pretrained": f"ImageNet instead of random weights: {BOTH.format('random weights')} {NOTE}"
                   + LONGER.format("random weights") +
                   " After ten epochs on the nuclei at full size, one seed, mean of the groups: "
@@ -112,13 +120,14 @@ SUMMARY = (  # how docs/study.md begins
     "({overlap 0, uniform@synthetic}, in tiles of 64 pixels, where most pixels are near a border).",
     "**Clear at first**, on the drawn slides: ImageNet's weights, {random weights@synthetic@75} "
     "after 75 steps and {random weights@synthetic} after 600. In runs of 1,200 steps they bring "
-    "{random weights@synthetic-1200}, which may be chance.",
+    "{random weights@synthetic-1200}, which may be chance (p {p: random weights@synthetic-1200} "
+    "after the correction for four arms).",
     "**Not told from chance**: all other tricks of training, on both sets, and everything on the "
     "nuclei. The intervals reach about {half@nuclei} (nuclei) and {half@synthetic} (drawn slides) "
     "to each side, so smaller effects cannot be seen here.",
     "**Slow at the start**, on the drawn slides: Lovász, alone and beside BCE "
-    "({Lovász@synthetic@75} and {BCE + Lovász@synthetic@75} after 75 steps). In runs of 1,200, "
-    "beside BCE it catches up ({end: BCE + Lovász@synthetic-1200}). Alone, {blind: "
+    "({Lovász@synthetic@75} and {BCE + Lovász@synthetic@75} after 75 steps). After runs of 1,200, "
+    "beside BCE it is not told from the baseline ({BCE + Lovász@synthetic-1200}). Alone, {blind: "
     "Lovász@synthetic-1200} networks found nothing, as did {blind: Dice, then Lovász@synthetic} "
     "in runs of 600 that went on with Lovász after Dice alone.",
 )
@@ -170,23 +179,27 @@ ALONG = (
     "it goes from {baseline@nuclei@300} to {baseline@nuclei@600}, because two small groups that "
     "look like none of the others fall: g5, of three images ({group g5@nuclei@300}, then {group "
     "g5@nuclei@600}), and g6, of one ({group g6@nuclei@300}, {group g6@nuclei@600}); the other "
-    "eight gain up to 0.006. With groups as the unit, these two count as much as the others and "
-    "make the intervals wide: most of what SCSE, CBAM and the hypercolumn seem to bring on the "
-    "nuclei comes from g5, and without g5, ImageNet's weights are better there, not worse.")
+    "eight gain up to 0.006. With groups as the unit, these two count as much as the others (g6's "
+    "one image as much as g0's 42) and make the intervals wide: most of what SCSE, CBAM and the "
+    "hypercolumn seem to bring on the nuclei comes from g5, and without g5, ImageNet's weights are "
+    "better there, not worse. Image by image, the three bring {images: SCSE@nuclei}, {images: "
+    "CBAM@nuclei} and {images: hypercolumn@nuclei}, and ImageNet's weights {images: random "
+    "weights@nuclei}.")
 LENGTHS = (
     "**Other lengths.** A point along the way is not what a run of that length ends with. For the "
     "baseline it comes close: {baseline@synthetic@150} after 150 of 600 steps, "
     "{baseline@synthetic-150@150} at the end of a run of 150, whose rate falls earlier. But what "
     "begins slowly ends lower in a short run of its own: Lovász is at {Lovász@synthetic@150} and "
     "at {Lovász@synthetic-150@150}, gates at {gates@synthetic@150} and at "
-    "{gates@synthetic-150@150} (with wide intervals). Arms that were still moving on the drawn "
-    "slides after 600 steps were trained for 1,200, too. The baseline goes from "
+    "{gates@synthetic-150@150} (with wide intervals). The four arms that moved most on the drawn "
+    "slides, when only the baseline's luck was asked, were trained for 1,200, too. The baseline "
+    "goes from "
     "{baseline@synthetic-1200@600} to {baseline@synthetic-1200@1200} in the second half of that, "
     "so it is not at rest there either. Lovász alone is at {Lovász@synthetic-1200}, since "
-    "{blind: Lovász@synthetic-1200} networks never found anything; beside BCE it catches up ({BCE "
-    "+ Lovász@synthetic-1200}), and so do Dice alone "
-    "({Dice@synthetic-1200}) and, nearly, random weights: ImageNet's bring {random "
-    "weights@synthetic-1200}. (Holm's correction here is for these four, which were chosen for how "
+    "{blind: Lovász@synthetic-1200} networks never found anything. Beside BCE it is not told from "
+    "the baseline any more ({BCE + Lovász@synthetic-1200}), nor is Dice alone "
+    "({Dice@synthetic-1200}). ImageNet's weights bring {random weights@synthetic-1200}: random "
+    "ones are catching up. (Holm's correction here is for these four, which were chosen for how "
     "they moved.)")
 OBJECTS = (
     "Without overlap, the baseline invents {invented: overlap 0, uniform@synthetic} objects on the "
@@ -196,6 +209,11 @@ OBJECTS = (
     "{all: overlap 0, uniform@nuclei} nuclei {split: overlap 0, uniform@nuclei} and {split: "
     "overlap 0.5, linear@nuclei}). So on the drawn slides, seams invent objects rather than split "
     "them.")
+LOG = {  # docs/log.md: the lines of each of its tables, and the contestant of its row "none"
+    "log-sparse": race.MINSEG, "log-sparse-old": "starts at one half",
+    "log-sparse-slow": "starts at one half", "log-nuclei": "none: the old defaults",
+    "log-synthetic": race.MINSEG, "h200/log-nuclei": race.MINSEG}
+RENAMED = {"the first prediction is the share": race.MINSEG}  # rows of docs/log.md
 FILL: dict = {"width": 120, "break_on_hyphens": False, "break_long_words": False}
 Studies = dict[str, dict]
 
@@ -225,10 +243,20 @@ def largest_luck(study: dict) -> float:
     return max(row["luck"] for row in study["training"])
 
 
-def interval(row: dict) -> str:
-    """An effect with its mark and interval."""
+def interval(row: dict, marks: str = "") -> str:
+    """An effect with its interval."""
     difference, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
-    return f"{difference}{mark(row)}{moves(row)} [{low}, {high}]"
+    return f"{difference}{marks} [{low}, {high}]"
+
+
+def marked(row: dict) -> str:
+    """An effect with its marks and interval."""
+    return interval(row, mark(row) + moves(row))
+
+
+def uneven(found: dict) -> bool:
+    """Whether some groups have more images than others."""
+    return len({*(found.get("images") or {}).values()}) > 1
 
 
 def quoted(template: str, studies: Studies) -> str:
@@ -260,6 +288,10 @@ def quoted(template: str, studies: Studies) -> str:
             return f"{signed(row['difference'])}{mark(row)}{moves(row)}" if row else "–"
         if kind == "high":
             return signed(studies[data]["arms"][way]["high"])
+        if kind == "images":
+            return signed(studies[data]["arms"][way]["per_image"]["difference"])
+        if kind == "p":
+            return f"{studies[data]['arms'][way]['p_holm']:.2f}"
         if way:
             counts = studies[data]["objects"][way]
             return f"{counts['found'] + counts['missed'] if kind == 'all' else counts[kind]:g}"
@@ -269,7 +301,7 @@ def quoted(template: str, studies: Studies) -> str:
             return signed(studies[data]["arms"][arm]["along"][steps]["difference"])
         if data:
             row = studies[data]["arms"].get(arm)
-            return interval(row) if row else "not measured yet"
+            return marked(row) if row else "not measured yet"
         rows = [study["arms"].get(arm) for study in main_studies(studies).values()]
         return "; ".join(f"{signed(row['difference'])}{mark(row)}{moves(row)}" if row else "–"
                          for row in rows)
@@ -320,34 +352,43 @@ def effects(studies: Studies, costs: dict[str, dict]) -> str:
                   for what in ("seconds_a_step", "kept_bytes")),
                 f"{trick['parameters'] / 1e6:.2f} M"]
 
-    rows = [["trick", *studies, "time of a step", "memory", "parameters"],
-            ["the baseline", *(f"Dice {study['baseline']['dice']:.3f}, "
-                               f"{study['baseline']['seeds']} seeds" for study in studies.values()),
+    def cells(cell: Callable[[dict], str], by_image: Callable[[dict], str] = str) -> list[str]:
+        """One for each study, and where groups have unequal numbers of images, one more."""
+        return [text for found in studies.values() for text in
+                (cell(found), *([by_image(found)] if uneven(found) else []))]
+
+    def judged(arm: str, found: dict) -> str:
+        row = found["arms"].get(arm)
+        p = row["p_holm"] if row else 1
+        return (marked(row) if row else "") + (
+            f" p {p:.3g}" if p < 0.1 else f" p {p:.2g}" if p < 1 else "")
+
+    def by_image(arm: str, found: dict) -> str:
+        return interval(found["arms"][arm]["per_image"]) if arm in found["arms"] else ""
+
+    def row(arm: str) -> list[str]:
+        name = next(found["arms"][arm]["arm"] for found in studies.values() if arm in found["arms"])
+        return [name, *cells(partial(judged, arm), partial(by_image, arm)), *cost(arm)]
+
+    def empty(_: dict) -> str:
+        return ""
+
+    rows = [["trick", *(text for name, found in studies.items() for text in
+                        (name, *([f"{name}, image by image"] if uneven(found) else []))),
+             "time of a step", "memory", "parameters"],
+            ["the baseline", *cells(lambda found: f"Dice {found['baseline']['dice']:.3f}, "
+                                    f"{found['baseline']['seeds']} seeds", empty),
              *cost("baseline")],
-            ["luck alone", *(f"±{largest_luck(study):.3f}" for study in studies.values()),
-             "", "", ""]]
-
+            ["luck alone", *cells(lambda found: f"±{largest_luck(found):.3f}", empty), "", "", ""]]
     if AGAIN in costs:
-        rows.append([AGAIN, *[""] * len(studies), *cost(AGAIN)])
-
-    def judged(row: dict) -> str:
-        p = row["p_holm"]
-        return interval(row) + (f" p {p:.3g}" if p < 0.1 else f" p {p:.2g}" if p < 1 else "")
-
-    def add(arms: Iterable[str]) -> None:
-        for arm in arms:
-            found = [study["arms"].get(arm) for study in studies.values()]
-            if some := [row for row in found if row]:
-                rows.append([some[0]["arm"], *(judged(row) if row else "" for row in found),
-                             *cost(arm)])
-
-    add(ARMS)
+        rows.append([AGAIN, *cells(empty, empty), *cost(AGAIN)])
+    known = {arm for found in studies.values() for arm in found["arms"]}
+    rows += [row(arm) for arm in ARMS if arm in known]
     # Ways to predict are compared on fewer of the baseline's networks.
-    rows.append(["the baseline, for ways to predict", *(
-        f"Dice {way['dice'] - way['difference']:.3f}, {way['seeds']} seeds"
-        for way in (study["ways"][0] for study in studies.values())), "", "", ""])
-    add(WAYS)
-    return markdown(*rows)
+    rows.append(["the baseline, for ways to predict", *cells(lambda found: (
+        f"Dice {found['ways'][0]['dice'] - found['ways'][0]['difference']:.3f}, "
+        f"{found['ways'][0]['seeds']} seeds"), empty), "", "", ""])
+    return markdown(*rows, *(row(arm) for arm in WAYS if arm in known))
 
 
 def objects(studies: Studies) -> str:
@@ -371,8 +412,8 @@ def seams(studies: Studies) -> str:
                                ("within 8 pixels of a seam", "16 pixels or more"))]]
     for way in SEAMS:
         cells = []
-        for study in studies.values():
-            wrong, pixels = (np.array(study["seams"][way][name]) for name in ("wrong", "pixels"))
+        for found in studies.values():
+            wrong, pixels = (np.array(found["seams"][way][name]) for name in ("wrong", "pixels"))
             cells += [f"{100 * wrong[part].sum() / pixels[part].sum():.2f} %"
                       for part in (slice(8), slice(16, None))]
         rows.append([way, *cells])
@@ -397,12 +438,12 @@ def schedules(studies: Studies) -> str:
         for run, steps in columns)]]
 
     def cell(data: str, arm: str, run: int, steps: int) -> str:
-        for name, study in studies.items():
-            if name.split("-")[0] == data and study["steps"] == run:
+        for name, found in studies.items():
+            if name.split("-")[0] == data and found["steps"] == run:
                 if arm == "baseline":
-                    return f"{study['baseline']['along'][str(steps)]:.3f}"
-                if arm in study["arms"]:
-                    return signed(study["arms"][arm]["along"][str(steps)]["difference"])
+                    return f"{found['baseline']['along'][str(steps)]:.3f}"
+                if arm in found["arms"]:
+                    return signed(found["arms"][arm]["along"][str(steps)]["difference"])
         return ""
 
     for data in main_studies(studies):
@@ -478,6 +519,67 @@ def page(text: str, studies: Studies, costs: dict, moved: dict) -> str:
     return text
 
 
+def race_table(found: dict) -> str:
+    """The table of a race."""
+    rows = {(row["contestant"], row["steps"]): row for row in found["rows"]}
+    images = ["image by image"] if uneven(found) else []
+    table = [["steps", race.MINSEG, race.PEERS, "difference", "its three seeds", *images,
+              "groups not tuned on", "in the same time", "minseg's time", "peers' time"]]
+    for steps in found["budgets"]:
+        ours, theirs = rows[race.MINSEG, steps], rows[race.PEERS, steps]
+        table.append([str(steps), f"{ours['dice']:.3f}", f"{theirs['dice']:.3f}",
+                      interval(ours["same_steps"]), ", ".join(map(signed, ours["seeds"])),
+                      *(interval(ours["per_image"]) for _ in images), interval(ours["not_tuned"]),
+                      interval(ours["same_time"]), f"{ours['seconds']:.0f} s",
+                      f"{theirs['seconds']:.0f} s"])
+    return markdown(*table)
+
+
+def race_page(text: str, results: Path) -> str:
+    """docs/race.md with its tables."""
+    for name, title in (("nuclei", "Nuclei"), ("synthetic", "Synthetic slides")):
+        found = json.loads((results / f"race-{name}.json").read_text(encoding="utf-8"))
+        start, heading, rest = text.partition(f"\n## {title}")
+        text = start + heading + replaced(r"^\| steps \|.*?(?=\n\n)", race_table(found), rest)
+    return text
+
+
+def log_page(text: str, results: Path) -> str:
+    """docs/log.md with the numbers of its rows."""
+    parts = text.split("\n## ")
+    for lines, base in LOG.items():
+        fold_of, dice = race.complete(race.read_lines(results / f"{lines}.jsonl"), 3)
+
+        def row(match: re.Match, base=base, fold_of=fold_of, dice=dice) -> str:
+            name = match[1]
+            plain = name.startswith("none")
+            arm = dice[base if plain else RENAMED.get(name, name)]
+            found = effect(arm, dice[base], fold_of, paired=True)
+            return f"| {name} | {found['dice']:.3f} | {'' if plain else interval(found) + ' '}|"
+
+        [i] = [i for i, part in enumerate(parts) if f"(results/{lines}.jsonl)" in part]
+        parts[i] = re.sub(r"^\| (.+?) \| [\d.]* \| .*\|$", row, parts[i], flags=re.M)
+    return "\n## ".join(parts)
+
+
+def summary(path: Path) -> dict:
+    """A file docs/results/study-NAME.json or race-NAME.json, anew from the lines beside it."""
+    found, lines = json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".jsonl")
+    kind, _, name = path.stem.partition("-")
+    if kind == "study":
+        args = study.parse(shlex.split(found["command"])[3:])
+        args.published, args.out, args.images = lines, Path("none"), found["images"]
+        return {**found, **study.summarize(args, study.read_lines(args))}
+    args = argparse.Namespace(**{**found, "tuned_on": race.tuned_on(name, path.parent)})
+    return {**found, **race.summarize(args, race.read_lines(lines))}
+
+
+def summaries(root: Path) -> list[Path]:
+    """The files that `summary` writes."""
+    return sorted(path.with_suffix(".json") for kind in ("study", "race")
+                  for path in (root / RESULTS).glob(f"{kind}-*.jsonl"))
+
+
 def pages(root: Path) -> dict[Path, Callable[[str], str]]:
     """For each page, what makes its new text of its old one."""
     studies = load(root / RESULTS)
@@ -485,14 +587,18 @@ def pages(root: Path) -> dict[Path, Callable[[str], str]]:
                      for name in ("costs", "shifts"))
     return {root / "README.md": lambda text: readme(text, studies),
             root / "docs/study.md": lambda text: page(text, studies, costs["rows"], shifts),
+            root / "docs/race.md": lambda text: race_page(text, root / RESULTS),
+            root / "docs/log.md": lambda text: log_page(text, root / RESULTS),
             **{root / f"minseg/{file}.py":
                lambda text, paragraph=paragraph: chapter(text, paragraph, studies)
                for file, paragraph in PARAGRAPHS.items()}}
 
 
 def main() -> None:
-    """Writes the pages, and names those that have changed."""
+    """Writes the summaries and the pages, and names the pages that have changed."""
     try:
+        for path in summaries(Path(".")):
+            write_json(path, summary(path))
         for path, new in pages(Path(".")).items():
             before = path.read_text(encoding="utf-8")
             if (after := new(before)) != before:

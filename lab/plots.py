@@ -52,8 +52,8 @@ def favouring(row: dict) -> dict:
     row = {**turned(row), "arm": TAKEN_AWAY[row["arm"]]}
     if "along" in row:
         row["along"] = {steps: turned(found) for steps, found in row["along"].items()}
-    if "moved" in row:
-        row["moved"] = turned(row["moved"])
+    for name in {"moved", "per_image"} & row.keys():
+        row[name] = turned(row[name])
     return row
 
 

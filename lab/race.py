@@ -16,6 +16,9 @@ point of a curve is what somebody with that budget would get. Seconds are those 
 scoring; minseg's include building the network and saving, the peers' do not. "The same time" is
 minseg's Dice at the moment when the peers finish, read off its curve over seconds.
 
+The difference is that of groups, seed by seed (`lab.effects`); it is also given image by image, and
+on the groups that are not in the lines of `TUNED`.
+
 `--changes` runs minseg with one thing changed (`CHANGES`), to find out what a default is worth:
 docs/log.md keeps what came out. Tune on `--half first` of the groups, report on `--half second`.
 
@@ -30,9 +33,10 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +91,8 @@ CHANGES: dict[str, str | dict[str, object]] = {
     "no EMA": {"train.EMA_SHARE": 0.0, "train.SHORTEST_EMA": 1},
     "no stochastic depth": {"train.DEPTH": 0.0},
 }
+# The lines of the runs with which the defaults were chosen: their groups were tuned on.
+TUNED = {"nuclei": "log-nuclei.jsonl", "synthetic": "h200/log-synthetic.jsonl"}
 Job = tuple[str, int, int, int]  # contestant, steps, seed, fold
 
 
@@ -210,18 +216,51 @@ def run(args: argparse.Namespace, job: Job) -> dict:
             "seconds": round(seconds, 2), "levels": levels(held_out, counts)}
 
 
+def read_lines(path: Path) -> dict[Job, dict]:
+    """The lines of a published file."""
+    found = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {(line["contestant"], line["steps"], line["seed"], line["fold"]): line for line in found}
+
+
+def tuned_on(name: str, results: Path) -> list[str]:
+    """The groups of a race that were tuned on."""
+    path = results / TUNED.get(name, "none")
+    return sorted({group for line in read_lines(path).values() for group in line["levels"]}
+                  if path.exists() else ())
+
+
+def complete(lines: Mapping[Job, dict], folds: int) -> tuple[dict, dict]:
+    """The fold of each group; and for each contestant that has all folds of all its seeds, the Dice
+    of each group, seed by seed. The lines are of one number of steps."""
+    fold_of = {group: job[-1] for job, line in lines.items() for group in line["levels"]}
+    runs: dict[str, dict] = {}
+    for (who, _, seed, fold), line in lines.items():
+        runs.setdefault(who, {}).setdefault(seed, {})[fold] = line["levels"]
+    return fold_of, {who: [dice_of_groups([seeds[seed][fold] for fold in range(folds)])
+                           for seed in sorted(seeds)] for who, seeds in runs.items()
+                     if all(len(found) == folds for found in seeds.values())}
+
+
+def compared(ours: Sequence[dict], theirs: Sequence[dict], fold_of: Mapping[str, int]) -> dict:
+    """The effect, seed by seed, and what it is made of: the differences of each group's seeds."""
+    return {**effect(ours, theirs, fold_of, paired=True),
+            "groups": {group: [round(a[group] - b[group], 6) for a, b in zip(ours, theirs)]
+                       for group in sorted(fold_of)}}
+
+
 def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     """A row for each contestant and budget: its mean Dice of a group, its seconds, and how it
-    differs from the other one (changes: from minseg) after the same steps and in the same time."""
-    folds, seeds = range(args.folds), range(args.seeds)
-    dice, seconds = {}, {}
-    for who in args.contestants:
-        for steps in args.budgets:
-            runs = [[lines[who, steps, seed, fold] for fold in folds] for seed in seeds]
-            dice[who, steps] = [dice_of_groups([line["levels"] for line in of_seed])
-                                for of_seed in runs]
-            seconds[who, steps] = statistics.median(line["seconds"] for of_seed in runs
-                                                    for line in of_seed)
+    differs from the other one (changes: from minseg) after the same steps and in the same time;
+    after the same steps also where each image counts, and on the groups that were not tuned on."""
+    seeds, dice, seconds = range(args.seeds), {}, {}
+    for steps in args.budgets:
+        here = {job: line for job, line in lines.items() if job[1] == steps}
+        fold_of, found = complete(here, args.folds)
+        for who in args.contestants:
+            dice[who, steps] = found[who]
+            seconds[who, steps] = statistics.median(
+                line["seconds"] for job, line in here.items() if job[0] == who)
+    others = {group: fold for group, fold in fold_of.items() if group not in args.tuned_on}
 
     def after(who: str, end: float) -> list[dict[str, float]]:
         """The Dice of each group after so many seconds: interpolated in the logarithm of time, and
@@ -245,24 +284,31 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         return None
 
     rows = []
-    for who, steps in dice:
+    for who, steps in product(args.contestants, args.budgets):
         row = {"contestant": who, "steps": steps, "seconds": seconds[who, steps],
                "dice": statistics.mean(value for seed in dice[who, steps]
                                        for value in seed.values())}
         other = PEERS if who == MINSEG else MINSEG
         if who != PEERS and other in args.contestants:
-            row["same_steps"] = effect(dice[who, steps], dice[other, steps])
+            both = dice[who, steps], dice[other, steps]
+            row["same_steps"] = compared(*both, fold_of)
+            row["per_image"] = effect(*both, fold_of, paired=True, weights=args.images)
+            if args.tuned_on:
+                row["not_tuned"] = effect(*both, others, paired=True)
             row["seeds"] = [statistics.mean(a.values()) - statistics.mean(b.values())
                             for a, b in zip(dice[who, steps], dice[other, steps])]
         # Before its shortest run has ended, minseg has no Dice to compare.
         if (who == MINSEG and PEERS in args.contestants
                 and seconds[PEERS, steps] >= seconds[MINSEG, args.budgets[0]]):
-            row["same_time"] = effect(after(who, seconds[PEERS, steps]), dice[PEERS, steps])
+            row["same_time"] = compared(after(who, seconds[PEERS, steps]), dice[PEERS, steps],
+                                        fold_of)
         rows.append(row)
     times = {f"{target:g}": {who: time_to(who, target) for who in args.contestants}
              for target in TARGETS}
-    return {"folds": args.folds, "seeds": args.seeds, "rows": rows, "seconds_to_dice": times,
-            "groups": len(dice[MINSEG, args.budgets[0]][0])}
+    settings = {name: getattr(args, name) for name in
+                ("contestants", "budgets", "folds", "seeds", "images", "tuned_on")}
+    return {**settings, "fold_of": dict(sorted(fold_of.items())), "groups": len(fold_of),
+            "rows": rows, "seconds_to_dice": times}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -286,6 +332,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{name}: this program sets it itself")
     args.name = args.name or (args.data.resolve().name if args.data else "synthetic")
     args.out = args.out or Path("runs") / f"race-{args.name}"
+    args.images = None  # of each group
+    args.tuned_on = tuned_on(args.name, args.docs / "results")
     args.contestants = [MINSEG, *args.changes]
     if all(find_spec(name) for name in ("segmentation_models_pytorch", "monai", "timm")):
         args.contestants.insert(0, PEERS)
@@ -349,7 +397,8 @@ def main(argv: list[str] | None = None) -> None:
         if PEERS in args.contestants and "lite" not in given.encoder:
             raise ValueError(f"--encoder {given.encoder}: the peers are set up for "
                              "efficientnet-lite0 to -lite4")
-        prepare(given)  # what is wrong here is wrong with every run
+        items = prepare(given).items  # what is wrong here is wrong with every run
+        args.images = dict(sorted(Counter(item.group for item in items).items()))
         same_settings(args)
     except (ValueError, OSError) as error:
         print(f"race: {error}", file=sys.stderr)

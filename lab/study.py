@@ -63,7 +63,7 @@ from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved_objects, predict
 
 from . import measure, seams
-from .effects import dice_of_groups, holm, luck_alone, trained_effect, way_effect
+from .effects import dice_of_groups, effect, holm, luck_alone, luck_of_both
 from .measure import in_turn
 from .plots import charts_of, stored_chart
 from .style import need_matplotlib, save
@@ -312,6 +312,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{name}: this program sets it itself")
     if args.seeds < 1 or args.steps < 8:
         parser.error(f"--seeds {args.seeds} --steps {args.steps}: needs 1 seed and 8 steps or more")
+    args.images = None  # of each group
     args.synthetic = args.data is None
     args.name = args.name or ("quick" if args.quick else "synthetic" if args.synthetic
                               else args.data.resolve().name)
@@ -369,35 +370,53 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
                 for folds in runs[arm]]
 
     base, training = {steps: dices("baseline", steps) for steps in marks}, []
-    growth = [{group: late[group] - early[group] for group in late}
-              for late, early in zip(base[end], base[marks[-2]])]  # in the second half of a run
+
+    def grown(*late_and_early: list[dict[str, float]]) -> list[dict[str, float]]:
+        """What each group of each seed gained in the second half of the run."""
+        return [{group: late[group] - early[group] for group in late}
+                for late, early in zip(*late_and_early)]
+
+    def per_image(arm: list[dict], baseline: list[dict], paired: bool = False) -> dict:
+        """The effect where each image counts, not each group."""
+        if not args.images:
+            return {}
+        row = effect(arm, baseline, fold_of, paired, args.images)
+        return {"per_image": {name: round(row[name], 5) for name in ("difference", "low", "high")}}
+
+    growth = grown(base[end], base[marks[-2]])
     for arm in [arm for arm in runs if arm != "baseline"]:
         # On the way to its second stage, an arm with two stages is one that has only the first.
-        along = {str(steps): trained_effect(dices(arm, steps), base[steps], fold_of)
+        found = {steps: dices(arm, steps)
                  for steps in (marks[-1:] if "--then" in ARMS[arm] else marks)}
-        row = {"arm": arm, **along[str(end)], "objects": objects_of(runs[arm]),
+        along = {str(steps): {**effect(dice, base[steps], fold_of),
+                              "luck": luck_alone(base[steps], len(dice), fold_of)}
+                 for steps, dice in found.items()}
+        row = {"arm": arm, **along[str(end)], **per_image(found[end], base[end]),
+               "objects": objects_of(runs[arm]),
                "networks": len(runs[arm]) * args.folds,
                "found_nothing": sum(not line["objects"]["found"]
                                     for folds in runs[arm] for line in folds)}
-        row["along"] = {steps: {name: round(found[name], 5) for name in
+        row["along"] = {steps: {name: round(at[name], 5) for name in
                                 ("difference", "low", "high", "luck")}
-                        for steps, found in along.items()}
+                        for steps, at in along.items()}
         if len(along) > 1:
             moved = along[str(end)]["difference"] - along[str(marks[-2])]["difference"]
-            row["moved"] = {"difference": round(moved, 5),
-                            "luck": round(luck_alone(growth, len(runs[arm]), fold_of), 5)}
+            row["moved"] = {"difference": round(moved, 5), "luck": round(luck_of_both(
+                grown(found[end], found[marks[-2]]), growth, fold_of), 5)}
         training.append(row)
     predicted = [folds for folds in runs["baseline"] if all("ways" in line for line in folds)]
     by_way = {way: [[line["ways"][way] for line in folds] for folds in predicted]
               for way in WAYS if predicted}
     way_dices = {way: [dice_of_groups([found["levels"] for found in folds]) for folds in seeds]
                  for way, seeds in by_way.items()}
-    ways = [{"arm": way, **way_effect(found, way_dices[SCORED], fold_of)}
-            for way, found in way_dices.items() if way != SCORED]
+    ways = [{"arm": way, **effect(dice, way_dices[SCORED], fold_of, paired=True),
+             **per_image(dice, way_dices[SCORED], paired=True)}
+            for way, dice in way_dices.items() if way != SCORED]
     for rows in (training, ways):
         for row, p in zip(rows, holm([row["p"] for row in rows])):
             row["p_holm"] = p
-    return {"groups": len(fold_of), "folds": args.folds, "steps": end,
+    return {"groups": len(fold_of), "folds": args.folds, "steps": end, "fold_of": fold_of,
+            "images": args.images,
             "baseline": {"seeds": len(base[end]), "dice": mean(base[end]),
                          "along": {str(steps): mean(base[steps]) for steps in marks},
                          "groups": {group: {str(steps): round(statistics.mean(
@@ -456,6 +475,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
         given = train_options(options_of(args, "baseline", 0, 0))
         data = prepare(given)  # what is wrong here is wrong with every run
+        args.images = dict(sorted(Counter(item.group for item in data.items).items()))
         groups = [{item.group for item, other in zip(data.items, data.folds) if other == fold}
                   for fold in range(args.folds)]
         lines = read_lines(args, groups)

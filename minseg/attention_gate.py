@@ -44,8 +44,8 @@ no better here (below).
 segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
-**Measured.** Added to the baseline: Dice +0.002 [-0.016, +0.020] on nuclei, -0.011 [-0.045, +0.024]
-on synthetic slides; where they start open, +0.002 [-0.010, +0.015] and -0.031 [-0.071, +0.008]
+**Measured.** Added to the baseline: Dice +0.002 [-0.009, +0.013] on nuclei, -0.011 [-0.031, +0.009]
+on synthetic slides; where they start open, +0.002 [-0.006, +0.011] and -0.031 [-0.068, +0.005]
 (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600 steps of eight tiles;
 [study](../docs/study.md)).
 

@@ -34,7 +34,7 @@ objects: at 1/16 of the size, an object 100 pixels wide is only six pixels wide,
 cannot be right. The coarsest map's
 1 x 1 convolution therefore does not learn unless other `weights` are given.
 
-**Measured.** Added to the baseline: Dice +0.003 [-0.023, +0.029] on nuclei, -0.009 [-0.041, +0.024]
+**Measured.** Added to the baseline: Dice +0.003 [-0.004, +0.011] on nuclei, -0.009 [-0.031, +0.014]
 on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600
 steps of eight tiles; [study](../docs/study.md)).
 

@@ -43,10 +43,10 @@ batch (`batch_dice` in `minseg.losses`).
 between S = 10 and 0.1; with 1e-5 it stays near 1 down to S = 0.001. Black: a batch of empty images
 in segmentation_models.pytorch, always 0.*
 
-**Measured.** Over the batch, alone instead of with BCE: Dice +0.005 [-0.010, +0.021] on nuclei,
--0.011 ↗ [-0.054, +0.032] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and
+**Measured.** Over the batch, alone instead of with BCE: Dice +0.005 [-0.007, +0.018] on nuclei,
+-0.011 ↗ [-0.034, +0.012] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and
 0.025; networks of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps on
-the slides: -0.004 [-0.020, +0.012].
+the slides: -0.004 [-0.016, +0.007].
 
 **Source.** Dice, *Measures of the Amount of Ecologic Association Between Species*, Ecology 1945;
 as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, section 3.

@@ -31,7 +31,7 @@ images of 640 x 640, this module needs 0.21 GiB of memory beyond the maps, the c
 GiB; on two CPU cores it takes 0.8 s, the concatenation 8.1 s (`python -m lab.bench hypercolumn`).
 Of a whole training step this is a small part ([study](../docs/study.md#the-tricks)).
 
-**Measured.** Added to the baseline: Dice +0.017 [-0.018, +0.052] on nuclei, -0.009 [-0.055, +0.036]
+**Measured.** Added to the baseline: Dice +0.017 [-0.017, +0.052] on nuclei, -0.009 [-0.031, +0.013]
 on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600
 steps of eight tiles; [study](../docs/study.md)).
 

@@ -38,10 +38,10 @@ pixels are very wrong.*
 contributes, and only it has a gradient. In an image of P positives and no negatives, Delta(M) is
 |M| / P, and the loss is the mean hinge.
 
-**Measured.** Alone instead of BCE + Dice: Dice +0.011 [-0.014, +0.036] on nuclei, -0.041 ↗ [-0.079,
--0.003] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks
+**Measured.** Alone instead of BCE + Dice: Dice +0.011 [-0.011, +0.032] on nuclei, -0.041 ↗ [-0.074,
+-0.009] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks
 of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps on the slides:
--0.172 ↗ [-0.984, +0.641] (1 of 6 networks found nothing).
+-0.172 [-0.550, +0.207] (1 of 6 networks found nothing).
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|

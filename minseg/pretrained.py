@@ -40,10 +40,10 @@ summed, which gives the same result as the grey image in all three channels. For
 repeated, red, green, blue, red ..., and multiplied by 3 / n, which keeps the scale of the sum. timm
 and segmentation_models.pytorch do the same. Mean and standard deviation are averaged or repeated.
 
-**Measured.** ImageNet instead of random weights: Dice -0.012 [-0.055, +0.031] on nuclei, +0.208 ▲ ↘
-[+0.098, +0.317] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025;
+**Measured.** ImageNet instead of random weights: Dice -0.012 [-0.055, +0.031] on nuclei, +0.208 ▲
+[+0.110, +0.306] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025;
 networks of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps on the
-slides: +0.038 ↘ [-0.029, +0.104]. After ten epochs on the nuclei at full size, one seed, mean of
+slides: +0.038 ↘ [+0.003, +0.072]. After ten epochs on the nuclei at full size, one seed, mean of
 the groups: 0.863 against 0.841.
 
 ![Held-out Dice, epoch by epoch](../docs/figures/compare-random-imagenet.png)

@@ -50,10 +50,10 @@ expect it. The mask's threshold, chosen on whole held-out slides (`minseg.crossv
 for this only in part: it moves the cut, but does not change which pixels rank above others.
 
 **Measured.** On synthetic slides where two tiles in three are empty, R = 1 instead of all tiles:
-Dice +0.006 [-0.016, +0.028] after the same number of steps (brackets: 95 % interval; luck alone: up
+Dice +0.006 [-0.003, +0.016] after the same number of steps (brackets: 95 % interval; luck alone: up
 to 0.025; networks of 600 steps of eight tiles; [study](../docs/study.md)). In another experiment,
 where 28 % of the tiles have something to find, 150 steps with R = 1 gave a Dice of 0.849, with all
-tiles 0.772 (one seed, [log](../docs/log.md)).
+tiles 0.772 (one seed, which may be chance: [log](../docs/log.md)).
 
 **Source.** Yuanhao Wu, *Tricks of Semantic Segmentation*, blog post, 30 May 2021 (a copy:
 https://yuanhao666.medium.com/tricks-of-semantic-segmentation-38dd15d742d2); the bins: code of the

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lab import pages
+from lab import pages, race
+from lab.effects import effect, holm
 from minseg import UNet
 from minseg.data.synthetic import synthetic_slide
 from minseg.run import options
@@ -106,9 +107,9 @@ def test_a_test_that_needs_an_extra_says_how_to_install_it():
 
 # What the tricks brought
 
-@pytest.mark.parametrize("path", ["README.md", "docs/study.md",
+@pytest.mark.parametrize("path", ["README.md", "docs/study.md", "docs/race.md", "docs/log.md",
                                   *(f"minseg/{file}.py" for file in pages.PARAGRAPHS)])
-def test_pages_say_what_the_study_measured(path):
+def test_pages_say_what_was_measured(path):
     text = (ROOT / path).read_text("utf-8")
     assert pages.pages(ROOT)[ROOT / path](text) == text, "python -m lab.pages writes it anew"
 
@@ -164,8 +165,20 @@ def test_what_runs_of_1200_steps_say():
     """What docs/study.md says of them in words."""
     found = pages.load(ROOT / "docs/results")["synthetic-1200"]["arms"]
     for arm in ("BCE + Lovász", "Dice", "random weights"):
-        assert found[arm]["low"] < 0 < found[arm]["high"] and not found[arm]["found_nothing"]
-    assert found["Lovász"]["found_nothing"] == 1 and not pages.mark(found["random weights"])
+        assert not found[arm]["found_nothing"] and not pages.mark(found[arm])
+        assert (found[arm]["low"] < 0) == (arm != "random weights") and found[arm]["high"] > 0
+    assert found["Lovász"]["found_nothing"] == 1 and pages.moves(found["random weights"]) == " ↘"
+
+
+def test_which_arrows_there_are():
+    """What docs/study.md says of them."""
+    found = pages.load(ROOT / "docs/results")
+    arrows = {(name, row["arm"]): abs(row["moved"]["difference"]) / row["moved"]["luck"]
+              for name in ("nuclei", "synthetic", "synthetic-1200")
+              for row in found[name]["training"] if pages.moves(row)}
+    assert arrows.keys() == {("synthetic", "Lovász"), ("synthetic", "BCE + Lovász"),
+                             ("synthetic", "Dice"), ("synthetic-1200", "random weights")}
+    assert all((excess < 1.1) == (name == "synthetic") for (name, _), excess in arrows.items())
 
 
 def test_what_seems_to_help_on_the_nuclei_comes_from_one_group():
@@ -307,41 +320,14 @@ def test_the_readme_counts_the_audits_verdicts():
 
 
 def dice_by_contestant(lines, steps=None):
-    """The Dice of each group, by contestant and seed, from the lines of a race."""
-    from lab.effects import dice_of_groups
-
-    levels, text = {}, (ROOT / f"docs/results/{lines}.jsonl").read_text(encoding="utf-8")
-    for run in map(json.loads, text.splitlines()):
-        if steps in (None, run["steps"]):
-            levels.setdefault(run["contestant"], {})[run["seed"], run["fold"]] = run["levels"]
-    return {who: [dice_of_groups([runs[seed, fold] for fold in range(3)])
-                  for seed in sorted({seed for seed, _ in runs})]
-            for who, runs in levels.items() if len(runs) % 3 == 0}
-
-
-@pytest.mark.parametrize("lines, rows, base", [
-    ("log-sparse", 7, "minseg"), ("log-sparse-old", 2, "starts at one half"),
-    ("log-sparse-slow", 2, "starts at one half"), ("log-nuclei", 12, "none: the old defaults"),
-    ("log-synthetic", 7, "minseg"), ("h200/log-nuclei", 12, "minseg")])
-def test_the_log_says_what_its_lines_say(lines, rows, base):
-    from lab.effects import effect
-
-    page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
-    [section] = [part for part in page.split("\n## ") if f"(results/{lines}.jsonl)" in part]
-    dice = dice_by_contestant(lines)
-    table = re.findall(r"^\| (.+?) \| ([\d.]+) \| (.*)\|$", section, re.M)
-    assert len(table) == rows
-    for name, value, difference in table:
-        who = {"the first prediction is the share": "minseg"}.get(name, name)
-        row = effect(dice[base if name.startswith("none") else who], dice[base])
-        assert value == f"{row['dice']:.3f}", name
-        if not name.startswith("none"):
-            assert difference == "{difference:+.3f} [{low:+.3f}, {high:+.3f}] ".format(**row), name
+    """The fold of each group; the Dice of each group, by contestant and seed."""
+    runs = race.read_lines(ROOT / f"docs/results/{lines}.jsonl")
+    return race.complete({job: run for job, run in runs.items() if steps in (None, job[1])}, 3)
 
 
 def test_chapters_quote_the_log():
     dice = {name: [seed.values() for seed in seeds] for name, seeds in
-            dice_by_contestant("log-sparse").items()}
+            dice_by_contestant("log-sparse")[1].items()}
     mean = {name: sum(values) / len(values) for name, [values] in dice.items()}
     for file, quote in (("dice", "end in a Dice of {Dice of each image:.3f}, and with Dice over "
                          "the batch in {minseg:.3f}"),
@@ -351,39 +337,57 @@ def test_chapters_quote_the_log():
         assert quote.format(**mean) in text
 
 
-@pytest.mark.parametrize("data, tuned", [("nuclei", "log-nuclei"),
-                                         ("synthetic", "h200/log-synthetic")])
-def test_the_race_says_what_its_results_say(data, tuned):
-    from lab.effects import effect
+def test_the_race_says_which_groups_carry_it():
+    """What docs/race.md says in words."""
+    page = " ".join((ROOT / "docs/race.md").read_text(encoding="utf-8").split())
+    found = {name: json.loads((ROOT / f"docs/results/race-{name}.json").read_text("utf-8"))
+             for name in ("nuclei", "synthetic")}
+    assert f"(nuclei: {', '.join(found['nuclei']['tuned_on'])})" in page
+    patients = [group.removeprefix("patient") for group in found["synthetic"]["tuned_on"]]
+    assert f"(synthetic: patients {', '.join(patients)})" in page
+    ours = {(name, row["steps"]): row for name in found for row in found[name]["rows"]
+            if row["contestant"] == "minseg"}
+    kinds = ("same_steps", "same_time", "not_tuned")
+    clear = {kind: {key for key, row in ours.items() if row[kind]["low"] > 0} for kind in kinds}
+    firm = {kind: {key for key, p in zip(ours, holm([row[kind]["p"] for row in ours.values()]))
+                   if p <= 0.05} for kind in kinds}
+    slides = {("synthetic", 75), ("synthetic", 150)}
+    assert clear == {"same_steps": {("synthetic", 150)}, "not_tuned": {("synthetic", 75)},
+                     "same_time": {*slides, ("nuclei", 75), ("nuclei", 150)}}
+    assert firm == {**clear, "same_time": slides}
+    assert all(row["same_steps"]["difference"] > 0 for row in ours.values())
+    each = [{group: statistics.mean(seeds) for group, seeds in row["same_steps"]["groups"].items()}
+            for (name, _), row in ours.items() if name == "nuclei"]
+    without = [statistics.mean(d for group, d in groups.items() if group != "g6")
+               for groups in each]
+    assert "{:+.3f}, {:+.3f} and {:+.3f} after 75".format(*(d["g6"] for d in each)) in page
+    assert "others are {:+.3f}, {:+.3f} and {:+.3f}, and image".format(*without) in page
+    images = [row["per_image"]["difference"] for (name, _), row in ours.items() if name == "nuclei"]
+    assert "all ten have {:+.3f}, {:+.3f} and {:+.3f}".format(*images) in page
+    others = found["nuclei"]["fold_of"].keys() - found["nuclei"]["tuned_on"] - {"g6"}
+    assert all(0 <= round(groups[group], 3) <= 0.007 for groups in each for group in others)
 
-    def text(row):
-        return "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row)
 
-    page = (ROOT / "docs/race.md").read_text(encoding="utf-8")
-    results = ROOT / "docs/results"
-    found = json.loads((results / f"race-{data}.json").read_text(encoding="utf-8"))
-    rows = {(row["contestant"], row["steps"]): row for row in found["rows"]}
-    seen = {group for line in (results / f"{tuned}.jsonl").read_text("utf-8").splitlines()
-            for group in json.loads(line)["levels"]}
-    for steps in {steps for _, steps in rows}:
-        both = [[{group: dice for group, dice in seed.items() if group not in seen}
-                 for seed in dice_by_contestant(f"race-{data}", steps)[who]]
-                for who in ("minseg", "peers")]
-        assert len(both[0][0]) == found["groups"] / 2
-        ours, theirs = rows["minseg", steps], rows["peers", steps]
-        cells = [f"{steps}", f"{ours['dice']:.3f}", f"{theirs['dice']:.3f}",
-                 text(ours["same_steps"]), ", ".join(f"{seed:+.3f}" for seed in ours["seeds"]),
-                 text(effect(*both)), text(ours["same_time"]),
-                 f"{ours['seconds']:.0f} s", f"{theirs['seconds']:.0f} s"]
-        assert f"| {' | '.join(cells)} |" in page
+def test_the_log_says_in_words_what_is_told_from_chance():
+    def clear(lines, arm, base="minseg"):
+        fold_of, dice = dice_by_contestant(lines)
+        row = effect(dice[arm], dice[base], fold_of, paired=True)
+        return row["low"] > 0 or row["high"] < 0
+
+    assert clear("log-sparse", "Dice of each image") and clear("log-sparse", "starts at one half")
+    assert not clear("log-sparse", "all empty tiles")
+    assert clear("log-synthetic", "Dice over the batch")
+    assert clear("log-synthetic", "flips and turns only")
+    assert not clear("log-sparse", "flips and turns only")
+    for lines, base in (("log-nuclei", "none: the old defaults"), ("h200/log-nuclei", "minseg")):
+        others = dice_by_contestant(lines)[1].keys() - {base}
+        assert not any(clear(lines, arm, base) for arm in others), lines
 
 
 def test_the_log_says_what_long_runs_gave():
-    from lab.effects import effect
-
     page = " ".join((ROOT / "docs/log.md").read_text(encoding="utf-8").split())
-    dice = dice_by_contestant("h200/race-nuclei-1000")
-    row = effect(dice["minseg"], dice["peers"])
+    fold_of, dice = dice_by_contestant("h200/race-nuclei-1000")
+    row = effect(dice["minseg"], dice["peers"], fold_of, paired=True)
     assert f"reach {row['dice']:.3f}" in page
     assert "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row) in page
     lines = (ROOT / "docs/results/h200/race-nuclei-1000.jsonl").read_text("utf-8").splitlines()

@@ -265,6 +265,11 @@ def test_a_summary_says_what_its_lines_say(args):
     assert (rows["SCSE"]["found_nothing"], rows["SCSE"]["networks"]) == (0, 4)
     assert rows["SCSE"]["objects"] == {"found": 11, "missed": 3, "invented": 1.0, "split": 0}
     assert found["seams"]["eight views"] == {"wrong": [12, 4], "pixels": [40, 80]}
+    assert found["fold_of"] == {f"g{i}": i % 2 for i in range(6)}
+    assert "per_image" not in rows["SCSE"]
+    args.images = {f"g{i}": 1 + 9 * (i == 5) for i in range(6)}
+    [row, *_] = study.summarize(args, lines)["training"]
+    assert row["per_image"]["difference"] == pytest.approx(row["difference"])  # alike everywhere
     assert plots.charts_of(found) == list(plots.KINDS)
     two_stages = {**found, "training": [rows["Dice, then Lovász"]], "seams": {}}
     assert plots.charts_of(two_stages) == ["effects"]
@@ -324,7 +329,7 @@ def test_costs_are_measured_for_each_arm(monkeypatch, tmp_path):
 
 # What is published
 
-PUBLISHED = sorted((ROOT / "docs/results").glob("study-*.json"))
+PUBLISHED = pages.summaries(ROOT)
 
 
 def same(one, other):
@@ -339,13 +344,17 @@ def same(one, other):
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_published_summaries_follow_from_their_lines(path):
     found = json.loads(path.read_text("utf-8"))
-    args = parse(shlex.split(found["command"])[3:])
-    args.published, args.out = path.with_suffix(".jsonl"), Path("none")
-    lines = study.read_lines(args)
-    assert len(lines) == len(args.published.read_text("utf-8").splitlines())
-    again = json.loads(json.dumps(study.summarize(args, lines)))
-    assert same(again, {name: found[name] for name in again})
+    assert same(json.loads(json.dumps(pages.summary(path))), found)
+    assert found["images"].keys() == found["fold_of"].keys() and len(found["images"]) == 10
     assert all(re.fullmatch("[0-9a-f]{7,12}", commit) for commit in found["commit"])
+
+
+def test_every_published_line_of_a_study_counts():
+    for path in (path for path in PUBLISHED if path.stem.startswith("study-")):
+        args = parse(shlex.split(json.loads(path.read_text("utf-8"))["command"])[3:])
+        args.published, args.out = path.with_suffix(".jsonl"), Path("none")
+        lines = args.published.read_text("utf-8").splitlines()
+        assert len(study.read_lines(args)) == len(lines)
 
 
 def test_the_main_studies_have_all_arms():
