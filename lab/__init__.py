@@ -8,7 +8,7 @@ docs/results/ and docs/figures/.
 | `lab.effects` | and how sure that is |
 | `lab.seams` | where in a tile the errors are |
 | `lab.shifts` | why a pixel's answer depends on its tile |
-| `lab.pages` | writes what was measured into README.md, the chapters and docs/study.md |
+| `lab.pages` | writes what was measured into README.md, the chapters and three pages of docs/ |
 | `lab.bench` | how fast and how large things are |
 | `lab.audit` | whether everything computes what other libraries compute |
 | `lab.labels` | which labels are wrong |

@@ -28,10 +28,10 @@ large as the one seen. All pages use this one function, `effect`, and three case
 - **Pairs**, for ways to predict with the same networks and for the race, seed by seed: tau^2 / n,
   of the differences of each pair.
 - **An arm with one seed** borrows the baseline's tau^2.
-- **One seed on both sides**: luck cannot be told from groups, so the fold is the unit. With the mean
-  d_k of each fold and S, the sum of w_k^2, V is S times the sum of w_k^2 (d_k - effect)^2, divided
-  by the sum of w_k^2 (1 - 2 w_k + S); for equal folds, var(d_k) / K. It has K - 1 degrees of
-  freedom: with three folds, t is 4.3.
+- **One seed on both sides**: luck cannot be told from groups, so the fold is the unit. With d_k,
+  the mean of each fold, and S, the sum of w_k^2, V is S times the sum of w_k^2 (d_k - effect)^2,
+  divided by the sum of w_k^2 (1 - 2 w_k + S); for equal folds, var(d_k) / K. It has K - 1 degrees
+  of freedom: with three folds, t is 4.3.
 
 Where images count, not groups, the mean has weights v instead of 1 / G. The first term of V becomes
 var(d) times Q, the sum of v^2; w_k is the fold's share of the images; and with its share u_k of the
@@ -57,13 +57,13 @@ are:
 | 1 seed on both sides; 5, 10 or 18 groups in 3 folds | 94.3 to 96.5 % |
 | image by image: 42, 21, 15, 12, 6, 4, 3, 2, 1 and 1 | 93.6 to 97.0 % |
 
-With the variances of luck, noise and groups that were found in each row of the pages, it is 93 to
-97.5 % (image by image up to 98 %). `tests/test_effects.py` has the simulations. Three things are
-not covered by them.
+With the variances of luck, noise and groups that each row of the study and of the race shows, it is
+93 to 98 % (image by image up to 98.5 %). `tests/test_effects.py` has the simulations. Three things
+break them.
 
 - **Skewed effects**, exponential and large next to luck: 91 %, with five groups 89 %.
-- **A group unlike the others.** No formula knows how often new data have one. Ten groups drawn anew
-  from the ten of the nuclei: rows that hang on one group are covered in 66 to 91 %.
+- **A group unlike the others.** No formula knows how often new data have one. With the groups of
+  nuclei drawn anew from themselves, rows that hang on one group have 64 to 91 %.
 - **A borrowed tau^2.** An arm of one seed with 20 times the baseline's: 64 to 92 %. No page has it.
 
 **Why not a bootstrap?** Its percentiles are too close together: with five groups they cover 84 %,

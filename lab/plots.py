@@ -128,7 +128,7 @@ def small_multiples(rows: Sequence[dict], title: str):
         colour = GREY if not mark(row) else BLUE if row["difference"] > 0 else RED
         axes.fill_between(steps, -luck, luck, color=BAND, linewidth=0)
         axes.axhline(0, color=INK, linewidth=1)
-        inside = np.abs(middle) <= limit
+        inside = np.abs(middle) <= 0.95 * limit
         axes.vlines(np.array(steps)[inside], low[inside], high[inside], color=colour, linewidth=2)
         axes.plot(steps, np.where(inside, middle, np.nan), "o-", color=colour, markersize=5,
                   linewidth=1.5, markeredgewidth=1.5,

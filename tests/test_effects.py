@@ -1,9 +1,13 @@
+import json
 import math
+import shlex
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lab import pages, race, study
 from lab.effects import (
     added,
     dice_of_groups,
@@ -37,6 +41,7 @@ def test_of_equally_good_thresholds_the_middle_one_is_taken():
     assert dice_of_groups([flat, steep])["b"] == 0.3
 
 
+ROOT = Path(__file__).parent.parent
 FOLD_OF = {group: i % 3 for i, group in enumerate("abcdefghij")}
 IMAGES = [42, 21, 1, 15, 6, 3, 1, 4, 2, 12]  # of the ten groups of nuclei
 
@@ -185,28 +190,34 @@ def test_images_count_alike_where_they_are_the_weights():
     assert few["difference"] == pytest.approx(0.15)
 
 
-def covered(sizes, seeds, world, paired=False, more=1, weights=None, times=500, skewed=False):
+def covered(sizes, seeds, world, paired=False, more=1, weights=None, times=500, skewed=False,
+            arm_world=None, drawn=None):
     """How often the interval holds the true effect. `sizes`: groups in each fold; `world`: the
     deviations of luck, of the noise of single groups, and of the groups' own effects; `more`: times
-    the variance of luck and noise in the arm."""
-    luck, single, own = world
+    the variance of luck and noise in the arm, or `arm_world` in its place; `drawn`: groups' own
+    effects to draw from."""
+    *noise, own = world
     rng, hits = np.random.default_rng(0), 0
     folds = np.repeat(np.arange(len(sizes)), sizes)
     weight = np.ones(len(folds)) if weights is None else np.array(weights, float)
     weight /= weight.sum()
 
-    def runs(count):
+    def runs(count, luck, single):
         return (rng.normal(0, luck, (count, len(sizes)))[:, folds]
                 + rng.normal(0, single, (count, len(folds))))
 
+    def effects():
+        if drawn is not None:
+            return rng.choice(drawn, len(folds))
+        return (rng.exponential(own, len(folds)) - own if skewed
+                else rng.normal(0, own, len(folds)))
+
     for _ in range(times):
-        effects = rng.exponential(own, len(folds)) - own if skewed else rng.normal(
-            0, own, len(folds))
-        arm, baseline = (runs(count) for count in seeds)
-        arm = arm * more**0.5 + effects
+        arm = runs(seeds[0], *(arm_world or noise)) * more**0.5 + effects()
+        baseline = runs(seeds[1], *noise)
         variance, df = variance_of(arm, baseline, weight, folds, paired)
         mean = (arm.mean(0) - baseline.mean(0)) @ weight
-        hits += abs(mean) <= student(df) * variance**0.5
+        hits += not variance or abs(mean) <= student(df) * variance**0.5
     return hits / times
 
 
@@ -260,3 +271,73 @@ def test_useless_arms_are_as_rare_as_p_says():
                           seeds_of(rng, 5, 0.01, 0.005), FOLD_OF)["p"] for _ in range(8000)])
     assert 0.04 < np.mean(ps <= 0.05) < 0.06
     assert np.mean(ps <= 0.05 / 16) < 0.006  # what Holm asks of the best of 16
+
+
+def as_measured(arm, baseline, fold_of, paired=False, images=None):
+    """For `covered`: a world with the variances that these runs show, and the groups' own effects,
+    if there were only these."""
+    order = sorted(fold_of, key=lambda group: (fold_of[group], group))
+    ours, theirs = (np.array([[seed[group] for group in order] for seed in runs])
+                    for runs in (arm, baseline))
+    if paired:
+        ours, theirs = ours - theirs, 0 * theirs
+    folds = np.array([fold_of[group] for group in order])
+    equal = np.full(len(order), 1 / len(order))
+    each, noise, own = ours.mean(0) - theirs.mean(0), [], 0.0
+    for runs in (ours, theirs):
+        luck, _ = shared_luck(runs, equal, folds)
+        single = max(0.0, shared_luck(runs, equal, np.arange(len(order)))[0] - luck)
+        noise.append((luck**0.5, single**0.5))
+        own -= single / len(runs)
+    own = max(0.0, own + each.var(ddof=1)) ** 0.5
+    return {"sizes": np.unique(folds, return_counts=True)[1], "seeds": (len(ours), len(theirs)),
+            "world": (*noise[1], own), "arm_world": noise[0], "paired": paired,
+            "weights": images and [images[group] for group in order],
+            "drawn": (each - each.mean()) * own / (each.std() or 1)}
+
+
+def rows_of_the_pages():
+    """What each interval of the study and of the race follows from, by kind and name."""
+    for path in pages.summaries(ROOT):
+        found, lines = json.loads(path.read_text("utf-8")), path.with_suffix(".jsonl")
+        kind, _, name = path.stem.partition("-")
+        fold_of, images = found["fold_of"], found["images"]
+        if kind == "race":
+            for steps in found["budgets"]:
+                dice = race.complete({job: line for job, line in race.read_lines(lines).items()
+                                      if job[1] == steps}, found["folds"])[1]
+                both = dice["minseg"], dice["peers"]
+                others = {group: fold for group, fold in fold_of.items()
+                          if group not in found["tuned_on"]}
+                yield "race", f"{name} {steps}", as_measured(*both, fold_of, True)
+                yield "not tuned on", f"{name} {steps}", as_measured(*both, others, True)
+                yield "images", f"race {name} {steps}", as_measured(*both, fold_of, True, images)
+            continue
+        args = study.parse(shlex.split(found["command"])[3:])
+        args.published, args.out = lines, Path("none")
+        runs = study.complete(study.read_lines(args), found["folds"])
+        dice = {arm: [dice_of_groups([line["along"][str(args.steps)] for line in seed])
+                      for seed in seeds] for arm, seeds in runs.items()}
+        for arm in dice.keys() - {"baseline"}:
+            both = dice[arm], dice["baseline"]
+            yield "study", f"{name} {arm}", as_measured(*both, fold_of)
+            yield "images", f"{name} {arm}", as_measured(*both, fold_of, images=images)
+        ways = {way: [dice_of_groups([line["ways"][way]["levels"] for line in seed])
+                      for seed in runs["baseline"] if "ways" in seed[0]] for way in study.WAYS}
+        for way in ways.keys() - {study.SCORED}:
+            yield "ways", f"{name} {way}", as_measured(ways[way], ways[study.SCORED], fold_of, True)
+
+
+@pytest.mark.slow
+def test_intervals_of_the_pages():
+    """What the docstring says of worlds like those that were measured."""
+    usual, drawn = {}, {}
+    for kind, name, world in rows_of_the_pages():
+        effects = world.pop("drawn")
+        usual[kind, name] = covered(**world, times=1000)
+        if kind != "images":
+            drawn[kind, name] = covered(**world, times=1000, drawn=effects)
+    assert all(0.925 < value < (0.9855 if kind == "images" else 0.98)
+               for (kind, _), value in usual.items())
+    assert 0.6 < min(drawn.values()) < 0.7
+    assert all(value > 0.91 or "nuclei" in name for (_, name), value in drawn.items())
