@@ -568,7 +568,7 @@ def summary(path: Path) -> dict:
     kind, _, name = path.stem.partition("-")
     if kind == "study":
         args = study.parse(shlex.split(found["command"])[3:])
-        args.published, args.out, args.images = lines, Path("none"), found["images"]
+        args.published, args.out, args.images = lines, Path("none"), found.get("images")
         return {**found, **study.summarize(args, study.read_lines(args))}
     args = argparse.Namespace(**{**found, "tuned_on": race.tuned_on(name, path.parent)})
     return {**found, **race.summarize(args, race.read_lines(lines))}

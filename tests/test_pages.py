@@ -376,7 +376,12 @@ def test_the_log_says_in_words_what_is_told_from_chance():
 
     assert clear("log-sparse", "Dice of each image") and clear("log-sparse", "starts at one half")
     assert not clear("log-sparse", "all empty tiles")
-    assert clear("log-synthetic", "Dice over the batch")
+    for lines, firm in (("log-sparse", set()), ("log-synthetic", {
+            "Dice over the batch", "Dice over the batch, flips and turns only"})):
+        fold_of, dice = dice_by_contestant(lines)
+        arms = dice.keys() - {"minseg"}
+        ps = holm([effect(dice[arm], dice["minseg"], fold_of, paired=True)["p"] for arm in arms])
+        assert {arm for arm, p in zip(arms, ps) if p <= 0.05} == firm
     assert clear("log-synthetic", "flips and turns only")
     assert not clear("log-sparse", "flips and turns only")
     for lines, base in (("log-nuclei", "none: the old defaults"), ("h200/log-nuclei", "minseg")):
