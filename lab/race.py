@@ -293,7 +293,7 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
             both = dice[who, steps], dice[other, steps]
             row["same_steps"] = compared(*both, fold_of)
             row["per_image"] = effect(*both, fold_of, paired=True, weights=args.images)
-            if args.tuned_on:
+            if 1 < len(others) < len(fold_of):
                 row["not_tuned"] = effect(*both, others, paired=True)
             row["seeds"] = [statistics.mean(a.values()) - statistics.mean(b.values())
                             for a, b in zip(dice[who, steps], dice[other, steps])]

@@ -341,3 +341,14 @@ def test_intervals_of_the_pages():
                for (kind, _), value in usual.items())
     assert 0.6 < min(drawn.values()) < 0.7
     assert all(value > 0.91 or "nuclei" in name for (_, name), value in drawn.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups, holds", [(5, 0.84), (10, 0.915)])
+def test_percentiles_of_a_bootstrap_are_too_close_together(groups, holds):
+    rng, hits = np.random.default_rng(0), []
+    for values in rng.normal(size=(4000, groups)):
+        low, high = np.percentile(values[rng.integers(groups, size=(1000, groups))].mean(1),
+                                  (2.5, 97.5))
+        hits.append(low <= 0 <= high)
+    assert np.mean(hits) == pytest.approx(holds, abs=0.015)

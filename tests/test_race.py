@@ -89,7 +89,31 @@ def test_the_same_time_is_read_off_the_curve_over_seconds():
     lines["peers", 10, 0, 0]["seconds"] = lines["peers", 10, 0, 1]["seconds"] = 5.0
     rows = race.summarize(args, lines)["rows"]  # the peers are done before minseg's first run
     assert ["same_time" in row for row in rows if row["contestant"] == "minseg"] == [False, True]
+    assert found["fold_of"] == {0: 0, 1: 1} and "not_tuned" not in rows[0]
     assert times["0.75"]["peers"] is None and times["0.85"]["minseg"] is None
+
+
+def test_what_a_row_says_of_images_and_of_groups_that_were_not_tuned_on(tmp_path):
+    args = race.parse(["--folds", "2", "--seeds", "1", "--budgets", "10"])
+    args.contestants, args.tuned_on = ["peers", "minseg"], ["b", "d"]
+    args.images = {"a": 1, "b": 1, "c": 2, "d": 6}
+    gains = {"a": 0.1, "b": 0.2, "c": 0.3, "d": -0.2}
+    lines = {(who, 10, 0, fold): {"seconds": 1.0, "levels": {
+        group: [[round(1000 * (0.5 + gains[group] * (who == "minseg"))), 1000]] * 63
+        for group in groups}} for fold, groups in enumerate(("ab", "cd"))
+        for who in args.contestants}
+    found = race.summarize(args, lines)
+    row = found["rows"][1]
+    assert row["same_steps"]["difference"] == pytest.approx(0.1)
+    assert row["same_steps"]["groups"] == {group: [gain] for group, gain in gains.items()}
+    assert row["per_image"]["difference"] == pytest.approx(0.1 * (0.1 + 0.2 + 0.6 - 1.2))
+    assert row["not_tuned"]["difference"] == pytest.approx(0.2)
+    args.tuned_on = list("abcd")  # as with --half first
+    assert "not_tuned" not in race.summarize(args, lines)["rows"][1]
+    (tmp_path / "log-nuclei.jsonl").write_text("".join(
+        json.dumps({"contestant": "x", "steps": 1, "seed": 0, "fold": fold, "levels": {group: []}})
+        + "\n" for fold, group in enumerate("ba")))
+    assert race.tuned_on("nuclei", tmp_path) == ["a", "b"] and race.tuned_on("x", tmp_path) == []
 
 
 def test_options_that_the_race_sets_are_refused(capsys):
