@@ -66,8 +66,8 @@ break them.
   nuclei drawn anew from themselves, rows that hang on one group have 64 to 91 %.
 - **A borrowed tau^2.** An arm of one seed with 20 times the baseline's: 64 to 92 %. No page has it.
 
-**Why not a bootstrap?** Its percentiles are too close together: with five groups they cover 84 %,
-with ten 92 %, and the luck of networks is not in them.
+**Why not a bootstrap?** Its percentiles are too close together: with five groups they cover 83 %,
+with ten 90 %, and the luck of networks is not in them.
 
 **Holm's correction**: of twenty useless tricks, one has p < 0.05 on average. Sort the m values of
 p; multiply the smallest by m, the next by m - 1, and so on; none may be less than the one before
