@@ -80,6 +80,8 @@ def forest(axes, rows: Sequence[dict | str]) -> None:
     bounds = sorted(abs(row[side]) for _, row in effects for side in ("low", "high"))
     typical = bounds[min(len(bounds) - 1, int(0.85 * len(bounds)) + 1)]
     limit = 1.1 * (bounds[-1] if bounds[-1] < 4 * typical else typical) or 1.0
+    points = [abs(row["difference"]) for _, row in effects]  # none beside the border's arrows
+    limit = max([limit, *(1.2 * each for each in points if 0.85 * limit < each <= limit)])
     names, words = list(rows), [""] * len(rows)
     for y, row in effects:
         low, middle, high = row["low"], row["difference"], row["high"]
