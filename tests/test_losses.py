@@ -151,7 +151,7 @@ def test_stages_that_cannot_be_are_refused_with_their_numbers(epochs, switch):
 
 
 @pytest.mark.parametrize("first, steps, share", [
-    (20_000, 30, 0.97), (20_000, 500, 0.61), (360, 30, 0.91), (360, 240, 0.53)])
+    (10_000, 30, 0.97), (10_000, 500, 0.61), (360, 30, 0.91), (360, 240, 0.53)])
 def test_how_much_of_adams_second_moment_comes_from_the_first_stage(first, steps, share):
     weight = torch.nn.Parameter(torch.zeros(1))
     adam = torch.optim.AdamW([weight], 0.0)

@@ -983,10 +983,9 @@ def interrupted(undisturbed_resume, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("where, after", [
-    ("training_step", 2), ("score", 1), ("save_log", 0), ("save_model", 0),
-    ("finish_fold", 0),
+    ("training_step", 2), ("save_log", 0), ("save_model", 0),
     *(pytest.param(*place, marks=pytest.mark.slow)
-      for place in (("training_step", 1), ("score", 0)))])
+      for place in (("training_step", 1), ("score", 0), ("score", 1), ("finish_fold", 0)))])
 def test_a_run_killed_anywhere_resumes_to_the_same_bits(
         undisturbed, data, tmp_path, monkeypatch, where, after):
     module = loop if where == "save_log" else train
