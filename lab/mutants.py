@@ -36,10 +36,11 @@ SWAPS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", a
          ast.And: "or", ast.Or: "and", ast.BitAnd: "|", ast.BitOr: "&"}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor"}
 # The tests of a file are tests/test_NAME.py and its doctests; these have theirs elsewhere, too.
-TESTS = {"loop": "step train", "prepare": "train datasets layouts", "describe": "train datasets",
+TESTS = {"loop": "step train config", "prepare": "train datasets layouts",
+         "describe": "train datasets config",
          "options": "train infer", "errors": "train infer step", "outputs": "infer",
          "tables": "datasets layouts", "weights": "pretrained", "config": "train",
-         "scores": "train", "report": "train", "predictor": "infer", "tiff": "slides",
+         "scores": "train config", "report": "train", "predictor": "infer", "tiff": "slides",
          "slides": "tiff", "layouts": "datasets", "tiles": "train", "masks": "datasets remedies",
          "step": "train", "checkpoint": "infer", "unet": "train"}
 # Survivors that change nothing that anybody could see, as "FILE: BEFORE -> AFTER".

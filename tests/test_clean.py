@@ -16,7 +16,7 @@ def runs(tmp_path):
     for name in "abcd":
         for suffix in (".tiles", ".json"):
             path = tmp_path / "tiles" / f"{name}{suffix}"
-            path.write_bytes(bytes(1000))
+            path.write_bytes(bytes(3_000_000 if suffix == ".tiles" else 1000))
             if name != "d":
                 os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 2 * NEW))
     for run, used in (("unfinished", ["a.tiles"]), ("complete", ["a.tiles", "b.tiles"])):
@@ -30,7 +30,7 @@ def test_only_tiles_that_no_unfinished_run_uses_are_deleted(runs, capsys):
     main([str(runs)])
     assert sorted(path.name for path in (runs / "tiles").iterdir()) == [
         "a.json", "a.tiles", "d.json", "d.tiles"]
-    assert "2 files deleted, 0 MB" in capsys.readouterr().out
+    assert "2 files deleted, 6 MB" in capsys.readouterr().out
     main([str(runs)])
     assert "0 files deleted" in capsys.readouterr().out
 

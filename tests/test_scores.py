@@ -75,6 +75,7 @@ def test_a_single_fold_is_scored_at_a_threshold_of_one_half(items, tmp_path, cap
     assert "the worst first" in out and out.index("0.0000  a") < out.index("1.0000  b")
     assert ("pooled Dice 0.0000; mean of 2 groups 0.5000, standard deviation 0.7071; threshold "
             "0.5\n") in out
+    assert "not scored" not in out
 
     other = tmp_path / "fold1"
     save_fold(other, items[:1], predicted(other, items[:1], [200]))
