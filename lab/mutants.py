@@ -37,12 +37,12 @@ SWAPS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", a
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor"}
 # The tests of a file are tests/test_NAME.py and its doctests; these have theirs elsewhere, too.
 TESTS = {"loop": "step train config", "prepare": "train datasets layouts",
-         "describe": "train datasets config",
-         "options": "train infer", "errors": "train infer step", "outputs": "infer",
-         "tables": "datasets layouts", "weights": "pretrained", "config": "train",
-         "scores": "train config", "report": "train", "predictor": "infer", "tiff": "slides",
-         "slides": "tiff", "layouts": "datasets", "tiles": "train", "masks": "datasets remedies",
-         "step": "train", "checkpoint": "infer", "unet": "train"}
+         "describe": "train datasets config", "options": "train infer",
+         "errors": "train infer step", "outputs": "infer", "tables": "datasets layouts",
+         "weights": "pretrained", "config": "train", "scores": "train config", "report": "train",
+         "predictor": "infer", "tiff": "slides", "slides": "tiff", "pixel_size": "tiff",
+         "layouts": "datasets", "tiles": "train", "masks": "datasets remedies", "step": "train",
+         "checkpoint": "infer", "unet": "train"}
 # Survivors that change nothing that anybody could see, as "FILE: BEFORE -> AFTER".
 REASONS: dict[str, str] = {}
 
