@@ -90,3 +90,10 @@ def test_probabilities_stay_probabilities_of_their_type(tiles):
 def test_it_averages_probabilities_and_not_logits(tiles):
     logits = flips_and_turns(lambda x: lopsided(x).logit())(tiles)
     assert not torch.allclose(flips_and_turns(lopsided)(tiles), logits.sigmoid(), atol=1e-3)
+
+
+def test_each_of_many_tiles_is_answered_as_if_it_were_alone():
+    torch.manual_seed(1)
+    tiles = torch.randint(0, 256, (9, 3, 6, 6), dtype=torch.uint8)
+    predict = flips_and_turns(lopsided)
+    torch.testing.assert_close(predict(tiles), torch.cat([predict(tile[None]) for tile in tiles]))
