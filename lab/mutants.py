@@ -143,6 +143,7 @@ def try_out(copies: "Queue[Path]", seconds: dict[str, float], file: str,
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Draws mutants, tries them out, prints the survivors, and writes the result of all files."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", help="files to break (default: all)")
     parser.add_argument("--mutants", type=int, default=360, help="how many to draw (default 360)")

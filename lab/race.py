@@ -62,7 +62,7 @@ from minseg.unet import UNet
 from . import measure
 from .effects import dice_of_groups, effect
 from .plots import race_chart
-from .study import FEW, add_data_options, levels
+from .study import FEW, add_data_options, levels, mean
 from .style import need_matplotlib, save
 
 MINSEG, PEERS = "minseg", "peers"
@@ -248,11 +248,35 @@ def compared(ours: Sequence[dict], theirs: Sequence[dict], fold_of: Mapping[str,
                        for group in sorted(fold_of)}}
 
 
+def dice_after(end: float, seconds: Sequence[float],
+               dice: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
+    """For each seed, the Dice of each group after `end` seconds: between two budgets, interpolated
+    in the logarithm of time; after the last budget, that of this budget. `seconds` and `dice` have
+    an entry for each budget, and `dice` in it one for each seed."""
+    times = [math.log(each) for each in seconds]
+    return [{group: float(np.interp(math.log(end), times, [budget[seed][group]
+                                                           for budget in dice]))
+             for group in of_seed} for seed, of_seed in enumerate(dice[0])]
+
+
+def time_to(target: float, seconds: Sequence[float],
+            dice: Sequence[Sequence[dict[str, float]]]) -> float | None:
+    """The seconds after which the mean Dice first is `target`, interpolated as above; those of the
+    first budget if it is already reached there. None if it never is."""
+    points = [(math.log(time), mean(seeds)) for time, seeds in zip(seconds, dice)]
+    if points[0][1] >= target:
+        return round(math.exp(points[0][0]), 1)
+    for (start, low), (end, high) in pairwise(points):
+        if low < target <= high:
+            return round(math.exp(start + (end - start) * (target - low) / (high - low)), 1)
+    return None
+
+
 def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     """A row for each contestant and budget: its mean Dice of a group, its seconds, and how it
     differs from the other one (changes: from minseg) after the same steps and in the same time;
     after the same steps also where each image counts, and on the groups that were not tuned on."""
-    seeds, dice, seconds = range(args.seeds), {}, {}
+    dice, seconds = {}, {}
     for steps in args.budgets:
         here = {job: line for job, line in lines.items() if job[1] == steps}
         fold_of, found = complete(here, args.folds)
@@ -262,32 +286,15 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
                 line["seconds"] for job, line in here.items() if job[0] == who)
     others = {group: fold for group, fold in fold_of.items() if group not in args.tuned_on}
 
-    def after(who: str, end: float) -> list[dict[str, float]]:
-        """The Dice of each group after so many seconds: interpolated in the logarithm of time, and
-        after the last budget that of this budget."""
-        times = [math.log(seconds[who, steps]) for steps in args.budgets]
-        return [{group: float(np.interp(math.log(end), times, [dice[who, steps][seed][group]
-                                                               for steps in args.budgets]))
-                 for group in dice[who, args.budgets[0]][seed]} for seed in seeds]
-
-    def time_to(who: str, target: float) -> float | None:
-        """The seconds after which the mean Dice first is `target`, interpolated as above; those of
-        the first budget if it is already reached there. None if it never is."""
-        points = [(math.log(seconds[who, steps]), statistics.mean(
-            value for seed in dice[who, steps] for value in seed.values()))
-            for steps in args.budgets]
-        if points[0][1] >= target:
-            return round(math.exp(points[0][0]), 1)
-        for (start, low), (end, high) in pairwise(points):
-            if low < target <= high:
-                return round(math.exp(start + (end - start) * (target - low) / (high - low)), 1)
-        return None
+    def curve(who: str) -> tuple[list[float], list[list[dict[str, float]]]]:
+        """The seconds and the Dice of a contestant at each budget."""
+        return ([seconds[who, steps] for steps in args.budgets],
+                [dice[who, steps] for steps in args.budgets])
 
     rows = []
     for who, steps in product(args.contestants, args.budgets):
         row = {"contestant": who, "steps": steps, "seconds": seconds[who, steps],
-               "dice": statistics.mean(value for seed in dice[who, steps]
-                                       for value in seed.values())}
+               "dice": mean(dice[who, steps])}
         other = PEERS if who == MINSEG else MINSEG
         if who != PEERS and other in args.contestants:
             both = dice[who, steps], dice[other, steps]
@@ -300,10 +307,10 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         # Before its shortest run has ended, minseg has no Dice to compare.
         if (who == MINSEG and PEERS in args.contestants
                 and seconds[PEERS, steps] >= seconds[MINSEG, args.budgets[0]]):
-            row["same_time"] = compared(after(who, seconds[PEERS, steps]), dice[PEERS, steps],
-                                        fold_of)
+            row["same_time"] = compared(dice_after(seconds[PEERS, steps], *curve(who)),
+                                        dice[PEERS, steps], fold_of)
         rows.append(row)
-    times = {f"{target:g}": {who: time_to(who, target) for who in args.contestants}
+    times = {f"{target:g}": {who: time_to(target, *curve(who)) for who in args.contestants}
              for target in TARGETS}
     settings = {name: getattr(args, name) for name in
                 ("contestants", "budgets", "folds", "seeds", "images", "tuned_on")}

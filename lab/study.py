@@ -365,52 +365,17 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     fold_of = {group: fold for fold, line in enumerate(runs["baseline"][0])
                for group in line["along"][str(end)]}
 
-    def dices(arm: str, steps: int) -> list[dict[str, float]]:
-        return [dice_of_groups([line["along"][str(steps)] for line in folds])
-                for folds in runs[arm]]
-
-    base, training = {steps: dices("baseline", steps) for steps in marks}, []
-
-    def grown(*late_and_early: list[dict[str, float]]) -> list[dict[str, float]]:
-        """What each group of each seed gained in the second half of the run."""
-        return [{group: late[group] - early[group] for group in late}
-                for late, early in zip(*late_and_early)]
-
-    def per_image(arm: list[dict], baseline: list[dict], paired: bool = False) -> dict:
-        """The effect where each image counts, not each group."""
-        if not args.images:
-            return {}
-        row = effect(arm, baseline, fold_of, paired, args.images)
-        return {"per_image": {name: round(row[name], 5) for name in ("difference", "low", "high")}}
-
-    growth = grown(base[end], base[marks[-2]])
-    for arm in [arm for arm in runs if arm != "baseline"]:
-        # On the way to its second stage, an arm with two stages is one that has only the first.
-        found = {steps: dices(arm, steps)
-                 for steps in (marks[-1:] if "--then" in ARMS[arm] else marks)}
-        along = {str(steps): {**effect(dice, base[steps], fold_of),
-                              "luck": luck_alone(base[steps], len(dice), fold_of)}
-                 for steps, dice in found.items()}
-        row = {"arm": arm, **along[str(end)], **per_image(found[end], base[end]),
-               "objects": objects_of(runs[arm]),
-               "networks": len(runs[arm]) * args.folds,
-               "found_nothing": sum(not line["objects"]["found"]
-                                    for folds in runs[arm] for line in folds)}
-        row["along"] = {steps: {name: round(at[name], 5) for name in
-                                ("difference", "low", "high", "luck")}
-                        for steps, at in along.items()}
-        if len(along) > 1:
-            moved = along[str(end)]["difference"] - along[str(marks[-2])]["difference"]
-            row["moved"] = {"difference": round(moved, 5), "luck": round(luck_of_both(
-                grown(found[end], found[marks[-2]]), growth, fold_of), 5)}
-        training.append(row)
+    base = {steps: dices(runs["baseline"], steps) for steps in marks}
+    training = [{"arm": arm, **training_row(runs[arm], base, fold_of, args.images,
+                                            two_stages="--then" in ARMS[arm])}
+                for arm in runs if arm != "baseline"]
     predicted = [folds for folds in runs["baseline"] if all("ways" in line for line in folds)]
     by_way = {way: [[line["ways"][way] for line in folds] for folds in predicted]
               for way in WAYS if predicted}
     way_dices = {way: [dice_of_groups([found["levels"] for found in folds]) for folds in seeds]
                  for way, seeds in by_way.items()}
     ways = [{"arm": way, **effect(dice, way_dices[SCORED], fold_of, paired=True),
-             **per_image(dice, way_dices[SCORED], paired=True)}
+             **per_image(dice, way_dices[SCORED], fold_of, args.images, paired=True)}
             for way, dice in way_dices.items() if way != SCORED]
     for rows in (training, ways):
         for row, p in zip(rows, holm([row["p"] for row in rows])):
@@ -427,6 +392,51 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
             "seams": {way: {name: np.sum([found["seams"][name] for folds in seeds
                                           for found in folds], 0).tolist()
                             for name in ("wrong", "pixels")} for way, seeds in by_way.items()}}
+
+
+def dices(runs: Sequence[Sequence[dict]], steps: int) -> list[dict[str, float]]:
+    """For each seed of an arm, the Dice of each group after so many steps."""
+    return [dice_of_groups([line["along"][str(steps)] for line in folds]) for folds in runs]
+
+
+def grown(*late_and_early: list[dict[str, float]]) -> list[dict[str, float]]:
+    """What each group of each seed gained between two points of a run."""
+    return [{group: late[group] - early[group] for group in late}
+            for late, early in zip(*late_and_early)]
+
+
+def per_image(arm: list[dict], baseline: list[dict], fold_of: dict[str, int], images: dict,
+              paired: bool = False) -> dict:
+    """The effect where each image counts, not each group; nothing if `images`, the number of images
+    of each group, is empty."""
+    if not images:
+        return {}
+    row = effect(arm, baseline, fold_of, paired, images)
+    return {"per_image": {name: round(row[name], 5) for name in ("difference", "low", "high")}}
+
+
+def training_row(runs: Sequence[Sequence[dict]], base: dict[int, list[dict[str, float]]],
+                 fold_of: dict[str, int], images: dict, two_stages: bool) -> dict:
+    """What follows from the `runs` of an arm, the lines of each fold for each seed: its effect at
+    the end, along the way, and how it moved. `base`: the baseline's Dice after so many steps."""
+    *before, half, end = base
+    # On the way to its second stage, an arm with two stages is one that has only the first.
+    found = {steps: dices(runs, steps)
+             for steps in ([end] if two_stages else [*before, half, end])}
+    along = {str(steps): {**effect(dice, base[steps], fold_of),
+                          "luck": luck_alone(base[steps], len(dice), fold_of)}
+             for steps, dice in found.items()}
+    row = {**along[str(end)], **per_image(found[end], base[end], fold_of, images),
+           "objects": objects_of(runs), "networks": sum(map(len, runs)),
+           "found_nothing": sum(not line["objects"]["found"] for folds in runs for line in folds)}
+    row["along"] = {steps: {name: round(at[name], 5)
+                            for name in ("difference", "low", "high", "luck")}
+                    for steps, at in along.items()}
+    if len(along) > 1:
+        moved = along[str(end)]["difference"] - along[str(half)]["difference"]
+        luck = luck_of_both(grown(found[end], found[half]), grown(base[end], base[half]), fold_of)
+        row["moved"] = {"difference": round(moved, 5), "luck": round(luck, 5)}
+    return row
 
 
 def mean(seeds: Sequence[dict[str, float]]) -> float:
