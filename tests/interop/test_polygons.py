@@ -137,3 +137,19 @@ def test_opencv_contours(mask, tmp_path, record):
         "seen": f"{texts[0]}; with 0.5 added {texts[1].split(' of')[0]}",
         "what to do": '`Polygon(points + 0.5).buffer(0.5, join_style="mitre")` of shapely: the '
                       "mask"})
+
+
+@pytest.mark.parametrize("radius, dice", [(10, 0.93), (30, 0.98)])
+def test_discs_of_docs_masks_lose_half_a_pixel_and_regain_it(tmp_path, radius, dice):
+    need("cv2", "shapely")
+    import cv2
+    from shapely import Polygon
+
+    y, x = np.indices((2 * radius + 20,) * 2) - radius - 10
+    disc = y**2 + x**2 <= radius**2
+    [ring], _ = cv2.findContours(disc.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    points = ring[:, 0].astype(float)
+    painted = paint(write_rings(tmp_path / "a.geojson", [[points]]), disc.shape)
+    assert round(2 * (painted & disc).sum() / (painted.sum() + disc.sum()), 2) == dice
+    whole = Polygon(points + 0.5).buffer(0.5, join_style="mitre").exterior.coords
+    assert np.array_equal(paint(write_rings(tmp_path / "b.geojson", [[whole]]), disc.shape), disc)
