@@ -115,7 +115,7 @@ def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, a
     together. Returns the loss as a tensor on the device, so that the GPU need not finish before the
     next step is prepared."""
     total = 0
-    if accumulate > 1 and loss.over_batch:  # it is not the mean of the losses of micro-batches
+    if accumulate > 1 and getattr(loss, "over_batch", False):  # more than a mean over images
         total = backward_whole(forward, loss, micro_batches, scaler, dtype)
         micro_batches = ()
     for images, targets in micro_batches:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import train
-from minseg import UNet, deep_supervision_loss, make_loss
+from minseg import UNet, deep_supervision_loss, dice_loss, make_loss
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_asked
 from minseg.run.options import RECIPES, train_options
@@ -176,7 +176,8 @@ def test_only_dice_over_the_batch_is_more_than_a_mean_over_images(spec, over_bat
     assert torch.isclose(sum(parts) / 2, loss(logits, target)) != over_batch
 
 
-def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
+@pytest.mark.parametrize("loss", [make_loss("dice"), dice_loss], ids=["made", "a function"])
+def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(loss):
     def gradient(accumulate, parts):
         torch.manual_seed(0)
         net = nn.Conv2d(3, 1, 3, padding=1).to(DEVICE)  # without batch norm
@@ -187,8 +188,8 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch():
                 caught.extend(p.grad.clone() for p in net.parameters())
 
         scaler = torch.amp.GradScaler(DEVICE, enabled=False)
-        value = train.training_step(net, make_loss("dice"), parts, Optimizer(net.parameters(), 1),
-                                    scaler, None, accumulate)
+        value = train.training_step(net, loss, parts, Optimizer(net.parameters(), 1), scaler, None,
+                                    accumulate)
         assert all(p.grad is None for p in net.parameters())  # none is left for the next step
         return value, *caught
 
