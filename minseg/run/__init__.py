@@ -8,6 +8,7 @@
 | `minseg.run.config` | config.json: what a run was made from, and with |
 | `minseg.run.describe` | what a data set holds, in a few lines |
 | `minseg.run.prepare` | checks options and data, cuts slides, makes folds |
+| `minseg.run.clean` | deletes tiles that no run uses any more |
 | `minseg.run.loop` | around the training loop: save, resume, stop, watch for bad losses, log |
 | `minseg.run.scores` | the log, the score of a fold, the score of all folds |
 | `minseg.run.checkpoint` | files of networks and their settings |
