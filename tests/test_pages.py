@@ -25,7 +25,6 @@ OTHER_PROGRAMS = set(
     "--steps --costs --tiles "  # lab.study, lab.shifts
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
     "--against --images --size --tricks --encoders --model "  # lab.bench
-    "--no-include-undocumented "  # pdoc
     "--array "  # SLURM
     "--bigtiff --compression "  # vips, large_image_converter
     "--durations --write".split())  # pytest
