@@ -8,8 +8,9 @@ same number of steps, and are scored on whole images of groups that they have no
 
 - **minseg**: `train.py` with its defaults, and its own tiled prediction: overlap 0.5, linear.
 - **peers**: segmentation_models.pytorch's U-Net; BCE + Dice; AdamW and OneCycle, up to 1e-3 and for
-  the encoder 3e-4; flips and quarter turns; MONAI's sliding window, Gaussian, overlap 0.25. It is
-  set up for Lite0 to Lite4, has not been tuned here, and takes void pixels for background.
+  the encoder 3e-4; random crops of the tiles with their margin, flips and quarter turns; MONAI's
+  sliding window, Gaussian, overlap 0.25. It is set up for Lite0 to Lite4, has not been tuned here,
+  and takes void pixels for background.
 
 Each number of steps (a budget) is a run of its own, with a learning rate that ends there, so each
 point of a curve is what somebody with that budget would get. Seconds are those of training, without
@@ -133,6 +134,14 @@ def build_peers(args: argparse.Namespace) -> Normalised:
     return Normalised(net, mean, std).to(args.device)
 
 
+def flipped_crop(image: Tensor, size: int) -> Tensor:
+    """A random crop of `size` pixels of an image (C, H, W), flipped and turned at random."""
+    y, x = (int(torch.randint(length - size + 1, ())) for length in image.shape[1:])
+    crop = image[:, y : y + size, x : x + size]
+    crop = crop.flip(-1) if torch.rand(()) < 0.5 else crop
+    return crop.rot90(int(torch.randint(4, ())), (-2, -1))
+
+
 def train_peers(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
                 steps: int) -> tuple[nn.Module, float]:
     """The peers' recipe. Returns the network, and seconds."""
@@ -144,17 +153,15 @@ def train_peers(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
     optimizer = torch.optim.AdamW([{"params": encoder}, {"params": others}])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [ENCODER_RATE, RATE], steps)
     bce, dice = nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary")
-    dtype, margin = autocast_dtype(device), (tiles.size - args.tile) // 2
+    dtype = autocast_dtype(device)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and dtype == torch.float16)
     steps_of = make_sampler(args, tiles, train_on)
     start = time.monotonic()
     epochs = math.ceil(steps / len(steps_of(0)))
     batches = [batch for epoch in range(epochs) for [batch] in steps_of(epoch)][:steps]
     for images, masks in tiles.batches(batches, args.device, args.workers):
-        both = torch.cat([images, masks], 1)[..., margin:-margin, margin:-margin]
-        both = torch.stack([(tile.flip(-1) if flip else tile).rot90(turns, (-2, -1)) for
-                            tile, turns, flip in zip(both, torch.randint(4, (len(both),)).tolist(),
-                                                     torch.randint(2, (len(both),)).tolist())])
+        both = torch.stack([flipped_crop(tile, args.tile)
+                            for tile in torch.cat([images, masks], 1)])
         images, masks = both[:, :3] / 255, (both[:, 3:] == 1).float()
         with torch.autocast(device.type, dtype, enabled=args.amp):
             logits = net(images)
@@ -342,11 +349,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.images = None  # of each group
     args.tuned_on = tuned_on(args.name, args.docs / "results")
     args.contestants = [MINSEG, *args.changes]
-    if all(find_spec(name) for name in ("segmentation_models_pytorch", "monai", "timm")):
+    if has_peers():
         args.contestants.insert(0, PEERS)
-    else:
-        print("minseg runs alone: the peers are not installed (pip install -e '.[audit]')")
     return args
+
+
+def has_peers() -> bool:
+    """Whether the peers are installed. If not, says so."""
+    found = all(find_spec(name) for name in ("segmentation_models_pytorch", "monai", "timm"))
+    if not found:
+        print("minseg runs alone: the peers are not installed (pip install -e '.[audit]')")
+    return found
 
 
 def leave_out_half(args: argparse.Namespace) -> list[str]:

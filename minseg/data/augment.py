@@ -9,7 +9,9 @@ so that 0 and 1 stay 0 and 1):
 
     source = scale * R(quarter turn + small angle) * flip * output + offset
 
-Tiles come with a margin on every side, so that rotated corners and shifted edges show real pixels.
+Tiles come with a margin of a quarter of their size on every side, and are shifted by up to that
+much. With tiles half their size apart, an object can so lie anywhere in a tile. Few pixels lie
+beyond the margin, where a tile is turned as well; they are mirrored.
 
 **Stain.** A dye of concentration c transmits I = 255 exp(-c a) of the light, where a is its
 absorbance in red, green and blue (the Beer-Lambert law). In optical density, D = -log(I / 255),
@@ -68,10 +70,11 @@ def move(images: Tensor, masks: Tensor, tile: int, generator: torch.Generator,
     small_angle, stretch, right, down = torch.rand(4, n, generator=generator) * 2 - 1
     angle = quarter_turn + small_angle * math.radians(strength * ANGLE)
     stretch = (stretch * (strength * SCALE)).exp() * (tile / size)
-    max_shift = (size - tile) / 2 / size  # half the margin, in grid_sample's unit: S / 2 pixels
-    right, down = right * max_shift, down * max_shift
-    if strength == 0:  # nothing is turned out of the tile, so the whole margin can be used
-        right, down = ((shift * size).round() * (2 / size) for shift in (right, down))
+    margin, pixel = (size - tile) / 2, 2 / size  # a pixel in grid_sample's unit, half the image
+    right, down = right * margin, down * margin
+    if strength == 0:  # no pixel is resampled
+        right, down = right.round(), down.round()
+    right, down = right * pixel, down * pixel
     sin, cos = angle.sin() * stretch, angle.cos() * stretch
     x_row = torch.stack([cos * flip, -sin, right], 1)
     y_row = torch.stack([sin * flip, cos, down], 1)

@@ -218,7 +218,9 @@ def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict]
     """The facts about each image (`minseg.data.tiles.cut`), and the tiles of all images. Slides are
     cut once, for all folds and for all runs in the same parent folder. ValueError if the tiles do
     not fit in memory."""
-    cache, margin = args.out.parent / "tiles", args.tile // 8
+    # `augment` shifts each tile by up to its margin: with the usual stride, half a tile, it can be
+    # anywhere then.
+    cache, margin = args.out.parent / "tiles", args.tile // 4
     cache.mkdir(parents=True, exist_ok=True)
     progress = Progress(len(items), "cutting slides")
     try:
