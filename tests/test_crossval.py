@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minseg import best_threshold, dice_score, group_folds
-from minseg.crossval import count_levels, cross_validate
+from minseg.crossval import count_levels, cross_validate, dice_parts
 
 
 def random_groups(seed):
@@ -213,3 +213,11 @@ def test_a_patient_with_most_of_the_positives_does_not_keep_healthy_ones_out():
         folds = group_folds(groups, [900_000, 9000, 8000, 7000, 6000] + [10] * 15, 3, seed)
         healthy = [folds[5:].count(fold) for fold in range(3)]
         assert max(healthy) - min(healthy) <= 3
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.6, 1.0])  # 51, 102, 153 and 255 steps
+def test_a_probability_that_equals_the_threshold_is_positive(threshold):
+    level = round(255 * threshold)
+    probability = torch.tensor([level - 1, level, level], dtype=torch.uint8)
+    counts = count_levels(probability, torch.tensor([1, 1, 0]))
+    assert dice_parts(counts, threshold).tolist() == [2, 4]  # of two found ones, one is right

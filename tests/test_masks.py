@@ -116,6 +116,10 @@ NO_BACKGROUND = "make the background 0 and the objects 255"
     ((0, 128, 255), "values 0, 128, 255:", "if they are shades"), (range(3), "0, 1, 2:", NUMBERS),
     (range(6), "values 0, 1, 2, 3, 4, 5:", NUMBERS),
     (range(100), "values 0, 1, 2, 3, 4, 5, ...:", NUMBERS), ((0, 1, 254, 255), "0, 1, ", "JPEG"),
+    ((0, 31, 224, 255), "values 0, 31, 224, 255:", "JPEG"),
+    ((0, 32, 224, 255), "values 0, 32, 224, 255:", NUMBERS),
+    ((0, 31, 223, 255), "values 0, 31, 223, 255:", NUMBERS),
+    ((0, 31, 224), "values 0, 31, 224:", NUMBERS), ((0, 224, 225), "224, 225:", "JPEG"),
     ((*range(7), *range(250, 256)), "values 0, 1, 2, 3, 4, 5, ...:", "JPEG has changed them: make "
      "those below 128 into 0 and the others into 255, and save it as PNG"),
 ])

@@ -385,7 +385,8 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
           [[[1, 1], [2, float("nan")], [3, 3]]], [[[1, 1], [2, float("inf")], [3, 3]]],
           [[[1, 1], [2, True], [3, 3]]], [[[1, 1], [2, None], [3, 3]]], [[[1, 1], [2], [3, 3]]],
           [[[1], [2], [3]]], [[1, 2], [3, 4]], [["12", "34"]], [{"x": 1}], [[{"x": 1}]], [[]],
-          [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]], 7, None, [None])],
+          [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]],
+          [[[1, 1], [2, 1e9], [3, 3]]], [[[1, 1], [-1e9, 2], [3, 3]]], 7, None, [None])],
     ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are not rings of x, y"),
 ])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
@@ -514,3 +515,8 @@ def test_areas_are_those_of_each_ring_wherever_it_begins():
     rest = Polygon("a", [begun(boxed(0, 0, 400, 300), 2), *(begun(cell, 3) for cell in cells)])
     assert covers([rest, *(Polygon("a", [begun(cell, 1)]) for cell in cells)], 300, 400)
     assert not covers([rest, *(Polygon("a", [begun(cell, 1)]) for cell in cells[:90])], 300, 400)
+
+
+def test_a_polygon_that_was_read_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Polygon("a", None).name = "b"

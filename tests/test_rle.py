@@ -159,6 +159,8 @@ def test_the_error_for_a_long_bad_string_is_short():
     with pytest.raises(ValueError) as error:
         rle_decode("x" * 10_000, 2, 3)
     assert len(str(error.value)) < 150
+    with pytest.raises(ValueError, match=f"^run 1 {'9' * 78} leaves the image of 2 x 3 pixels"):
+        rle_decode("1 " + "9" * 10_000, 2, 3)
 
 
 @pytest.mark.parametrize("rle", ["", " ", "-1", "1 0", "nan", "NaN", "none"])
