@@ -1,6 +1,7 @@
 """What a run shows: one-line errors, quiet progress, outlines on the border, whole pictures."""
 
 import io
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,6 +209,17 @@ def test_without_a_target_only_the_prediction_is_painted():
     assert not (picture == BLUE).all(2).any()
 
 
+def test_void_is_hatched_and_its_border_is_that_of_no_object():
+    image, target = np.full((24, 40, 3), 9, np.uint8), np.zeros((24, 40), np.uint8)
+    target[4:20, 8:32] = 255
+    for width in (1, 2):
+        picture = np.asarray(draw_outlines(image, target == 7, target, width))
+        for y in range(24):  # from the lower left to the upper right, an eighth of all
+            for x in range(40):
+                hatched = target[y, x] == 255 and (x + y) // width % 8 == 0
+                assert (picture[y, x] == (40 if hatched else 9)).all()
+
+
 def test_lines_grow_with_the_image():
     mask = np.zeros((1200, 1300), bool)
     mask[100:1000, 100:1000] = True
@@ -255,6 +267,21 @@ def test_a_caption_with_a_line_break_is_drawn_on_one_line(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_a_contact_sheet_has_these_margins_and_its_captions_are_above_the_pictures(tmp_path):
+    texts, sizes, colours = [], {}, [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    pictures = [(Image.new("RGB", (90, 60), colour), f"a{colour[0]}") for colour in colours]
+    with writing(texts, sizes):
+        contact_sheet(tmp_path / "a.png", pictures, side=300)
+    with Image.open(tmp_path / "a.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (12 + 33 + 2 * (200 + 33 + 12), 12 + 2 * 312, 3)
+    assert texts == [("orange: prediction    blue: label", 12, 6), ("a1", 12, 45),
+                     ("a4", 324, 45), ("a7", 12, 290)]
+    assert [box(pixels, colour)[:4] for colour in colours] == [
+        (12, 78, 300, 200), (324, 78, 300, 200), (12, 323, 300, 200)]
+    assert set(sizes.values()) == {22}
+
+
 def test_pictures_of_a_contact_sheet_are_420_pixels_unless_told(tmp_path):
     contact_sheet(tmp_path / "a.png", [(Image.new("RGB", (900, 600), (1, 2, 3)), "a")])
     with Image.open(tmp_path / "a.png") as sheet:
@@ -280,19 +307,26 @@ def log(dice, loss=None, second=None):
             for i, (a, b) in enumerate(zip(dice, loss or [0.5] * len(dice)), 1)]
 
 
-def drawn(path, rows, title="title", losses="", texts=None):
-    """The picture of curves; `texts` collects what is written: (text, x, y), and each must fit."""
+@contextmanager
+def writing(texts, sizes):
+    """Collects what is written: (text, x, y), and the font's size of each text. Each must fit."""
     text_of = report.ImageDraw.ImageDraw.text
 
     def text(draw, xy, words, fill, font, anchor="la"):
         box = draw.textbbox(xy, words, font, anchor)
-        assert box[0] >= 0 and box[2] <= 1200 and box[3] <= draw.im.size[1], words
-        if texts is not None:
-            texts.append((words, *xy))
+        assert box[0] >= 0 and box[2] <= draw.im.size[0] and box[3] <= draw.im.size[1], words
+        texts.append((words, *xy))
+        sizes[words] = font.size
         text_of(draw, xy, words, fill, font, anchor)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report.ImageDraw.ImageDraw, "text", text)
+        yield
+
+
+def drawn(path, rows, title="title", losses="", texts=None, sizes=None):
+    """The picture of curves; `texts` and `sizes` are those of `writing`."""
+    with writing([] if texts is None else texts, {} if sizes is None else sizes):
         draw_curves(path, rows, title, losses)
     with Image.open(path) as image:
         assert (image.format, image.mode, image.width) == ("PNG", "RGB", 1200)
@@ -317,6 +351,40 @@ def test_a_dice_is_drawn_at_its_height_between_0_and_1(tmp_path, dice, epochs):
     for y in ticks.values():
         assert (pixels[round(y), LEFT + 2 : LEFT + 8] == report.FAINT).all() or y > rows.min() - 2
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def lengths(line):
+    """How long the runs of True in a line of pixels are, and where the first begins."""
+    edges = np.flatnonzero(np.diff(np.pad(line.astype(int), 1)))
+    return (edges[1::2] - edges[::2]).tolist(), int(edges[0])
+
+
+def test_curves_are_drawn_at_these_places_and_in_these_sizes_and_colours(tmp_path):
+    texts, sizes = [], {}
+    rows = log([0.2, 0.5, 0.5, 0.5], [1.2, 0.5, 0.5, 0.5], second=4)
+    pixels = drawn(tmp_path / "a.png", rows, "a title", "first, then second", texts, sizes)
+    assert pixels.shape == (1016, 1200, 3) and (pixels[0, 0] == 255).all()
+    assert texts == [
+        ("a title", 20, 14), ("first, then second", 900, 106), ("held-out Dice", 130, 176),
+        *[(f"{n / 5:g}", 114, 526 - 66 * n) for n in range(6)], ("0.500", 1034, 361),
+        ("loss", 130, 596), *[(f"{n / 2:g}", 114, 946 - 110 * n) for n in range(4)],
+        ("0.500", 1034, 836), *[(str(n), 130 + 220 * n, 962) for n in range(5)],
+        ("epoch", 1180, 962)]
+    assert {words for words, size in sizes.items() if size == 36} == {
+        "a title", "first, then second", "held-out Dice", "0.500", "loss"}
+    assert {size for size in sizes.values() if size != 36} == {34}
+    for top, name, colour in ((196, "Dice", (0, 114, 178)), (616, "loss", (230, 159, 0))):
+        grid = (pixels[:, 180] == 220).all(1)[top - 9 : top + 339]
+        assert lengths(grid) == ([3] * (6 if name == "Dice" else 4), 8)
+        assert lengths((pixels[:, 720] == colour).all(1))[0] == [7]  # the curve
+        assert lengths((pixels[:, 790] == colour).all(1))[0] == [19]  # a dot
+        line, place = pixels[top : top + 350, 899], np.arange(350)
+        dashes = (place % 28 < 15) & (place < 330)
+        assert (line[dashes].max(1) < 255).all()  # also where the grid or the curve is over them
+        assert (line[~dashes].min(1) != 40).all()
+        assert lengths((pixels[top + 7, 850:950] == 40).all(1)) == ([4], 49)
+    assert len(drawn(tmp_path / "b.png", log([0.5]), "a title\nof two lines")) == 956
+    assert len(drawn(tmp_path / "b.png", log([0.5]), "a title of two lines " * 6)) == 1002
 
 
 @pytest.mark.parametrize("loss, ticks", [
@@ -359,19 +427,24 @@ def test_a_dashed_line_shows_where_the_second_stage_begins(tmp_path, epochs, sec
         column = (pixels[top : top + HEIGHT, round(x)] == report.INK).all(1)
         assert 0.3 < column.mean() < 0.7 and np.diff(column).sum() > 20
     [(_, middle, y)] = [text for text in texts if text[0].startswith("bce+dice")]
-    assert y < panel_tops(texts)[0] and abs(middle - x) < 220
+    half = report.font(36).getlength("bce+dice, then bce+lovasz") / 2
+    assert middle == pytest.approx(np.clip(x, 20 + half, 1180 - half))  # whole, with a margin
+    assert y < panel_tops(texts)[0]
     one_stage = drawn(tmp_path / "b.png", log([0.5] * epochs), losses="bce", texts=texts)
     assert len(one_stage) < len(pixels) and "bce" not in [words for words, _, _ in texts]
 
 
 @pytest.mark.parametrize("title", [
-    "short", "efficientnet-lite0, bce, " + "/a/long/path" * 20, "M" * 150, "many words " * 20])
+    "short", "efficientnet-lite0, bce, " + "/a/long/path" * 20, "M" * 150, "M" * 151,
+    "many words " * 20])
 def test_a_long_title_goes_on_in_more_lines_and_none_of_it_is_lost(tmp_path, title):
     texts = []
     drawn(tmp_path / "a.png", log([0.5]), title, texts=texts)  # which checks that each line fits
     lines = [(words, y) for words, _, y in texts if y < panel_tops(texts)[0] - 20]
     assert "".join(words for words, _ in lines).replace(" ", "") == title.replace(" ", "")
     assert all(np.diff([y for _, y in lines]) >= 40)
+    if title[0] == "M":  # lines are as long as they may be
+        assert report.font(36).getlength(lines[0][0] + "M") > 1160
 
 
 def test_cuda_without_a_number_is_the_current_device(monkeypatch):

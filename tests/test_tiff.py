@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from minseg.data.slides import open_slide
-from minseg.data.tiff import Segments
+from minseg.data.slides import open_slide, open_source
+from minseg.data.tiff import Mapped, Segments
 
 
 def noise(*shape, dtype=np.uint8, highest=None, seed=0):
@@ -332,9 +332,11 @@ def test_a_note_tells_of_values_above_white(tmp_path, says):
 
 
 def test_a_note_tells_of_sixteen_bit_values_above_a_white_of_255(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16, highest=4095),
-                     metadata=None, extratags=[(341, 3, 1, 255, True)])
+    values = noise(48, 64, dtype=np.uint16, highest=600)
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata=None,
+                     extratags=[(341, 3, 1, 255, True)])
     assert "above 255" in open_slide(tmp_path / "a.tif").notes[0]
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], np.minimum(values, 255))
 
 
 @pytest.mark.parametrize("metadata", [{"PhysicalSizeX": "0,5"}, {"SignificantBits": "eight"},
@@ -775,3 +777,23 @@ def test_an_opaque_alpha_does_not_hide_that_16_bit_colours_are_dark(tmp_path):
     values[..., 3] = 65535
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"])
     assert any("pass --white 4095" in note for note in open_slide(tmp_path / "a.tif").notes)
+
+
+@pytest.mark.parametrize("code", [7, 33007, 34892])
+def test_each_kind_of_jpeg_is_decoded_with_the_tables_that_its_tiles_share(tmp_path, code):
+    pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
+    Image.fromarray(GREY // 8 + 99).save(tmp_path / "a.tif", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        assert file.pages[0].jpegtables and file.pages[0].compression == 7
+        wanted = file.pages[0].asarray()
+        file.pages[0].tags["Compression"].overwrite(code)
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], wanted)
+
+
+@pytest.mark.parametrize("held, kind", [(1536, Segments), (1535, Mapped)])
+def test_a_strip_larger_than_twice_what_is_held_is_unpacked_into_a_file(
+        tmp_path, held, kind, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    tifffile.imwrite(tmp_path / "a.tif", GREY, compression="zlib", rowsperstrip=48)
+    assert isinstance(open_source(tmp_path / "a.tif").pixels, kind)
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], GREY)
