@@ -2,6 +2,7 @@
 
 import io
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -459,3 +460,34 @@ def test_cuda_without_a_number_is_the_current_device(monkeypatch):
     assert chosen == []
     assert report.Parser().device("cuda:1") == "cuda:1"
     assert chosen == [1]
+
+
+def test_what_a_run_depends_on_is_noted(monkeypatch, tmp_path):
+    found, today = report.environment("cpu"), report.date.today()
+    assert found["threads"] == torch.get_num_threads() and found["torch"] == torch.__version__
+    assert abs(today - report.date.fromisoformat(found["date"])).days <= 1
+    assert {"numpy", "pillow", "tifffile", "python", "commit", "device"} <= found.keys()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in cpuinfo.read_text():
+        assert found["device"] and f": {found['device']}\n" in cpuinfo.read_text()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert report.environment("cuda:1")["device"] == "a GPU"
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_other_repository(monkeypatch, tmp_path):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        if command[0] == "gone":
+            raise FileNotFoundError
+        return SimpleNamespace(stdout="0123456789ab-dirty\n")
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "minseg" / "run" / "report.py"))
+    assert report.environment("cpu")["commit"] == "" and commands == []
+    (tmp_path / ".git").touch()
+    assert report.environment("cpu")["commit"] == "0123456789ab-dirty"
+    assert commands[0][:4] == ["git", "-C", str(tmp_path), "describe"]
+    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: run(["gone"]))
+    assert report.environment("cpu")["commit"] == ""
