@@ -1,6 +1,7 @@
 """What is said about a data set: the lines, and when each of them is printed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +68,35 @@ def test_files_that_have_no_effect_are_named_and_groups_recommended_beside_a_tab
     assert "together" not in said(report_unused, tmp_path, names)[0]
 
 
+def geojson(path, *shapes):
+    """Writes triangles as wide and high as given, each of a class, and returns the item."""
+    path.write_text(json.dumps([{
+        "type": "Feature", "properties": {"classification": name},
+        "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [side, 0], [side, min(5, side)], [0, 0]]]}}
+        for side, name in shapes]))
+    return Item(path.stem, path, path, "g")
+
+
+def test_of_each_class_of_polygons_it_is_told_how_it_is_used(said, tmp_path):
+    classes = [(30, "cell")] * 3 + [(30, "fold")] * 2 + [(30, "Region*")]
+    item = geojson(tmp_path / "a.geojson", *classes)
+    for options, uses in (({}, ("to be found", "to be found", "not used")),
+                          ({"ignore": ("fold",)}, ("to be found", "void", "not used")),
+                          ({"labels": ("fold",)}, ("not used", "to be found", "not used")),
+                          ({"labels": ("cell",), "ignore": ("Region*",)},
+                           ("to be found", "not used", "void"))):
+        assert said(report_data, [replace(item, **options)], facts({})) == [
+            "polygons: 3 cell ({}), 2 fold ({}), 1 Region* ({})".format(*uses)]
+    beside = replace(item, runs="", mask=tmp_path / "train.csv", polygons=item.mask)
+    assert said(report_data, [beside], facts({})) == [
+        "polygons: 3 cell (not used), 2 fold (not used), 1 Region* (not used)"]
+    many = geojson(tmp_path / "b.geojson", *[(30, f"c{i:02d}") for i in range(21)])
+    line, = said(report_data, [many], facts({}))
+    assert line.endswith("1 c19 (to be found), ...") and line.count("found") == 20
+    corner = geojson(tmp_path / "c.geojson", *[(9, "cell")] * 3)
+    assert len(said(report_data, [corner, corner], facts({}, {}))) == 2
+
+
 def test_void_is_told_as_a_share_and_a_note_once_for_all_its_files(said):
     lines = said(report_data, items(3), facts(
         {"void": 500, "notes": ["is dark"]}, {"notes": ["is dark", "is odd"]}, {}))
@@ -75,22 +105,23 @@ def test_void_is_told_as_a_share_and_a_note_once_for_all_its_files(said):
 
 
 def test_the_agreement_of_polygons_is_that_of_all_pixels_and_of_the_worst_image(said):
-    lines = said(report_data, items(3, runs=""), facts(
-        {"agreement": (300, 1000)}, {"agreement": (100, 400)}, {}))
-    assert lines == ["run-length code is used; the polygons beside it agree to a Dice of 0.5714, "
+    lines = said(report_data, items(4, runs=""), facts(
+        {"agreement": (300, 1000)}, {"agreement": (100, 400)}, {"agreement": (5, 10)}, {}))
+    assert lines == ["run-length code is used; the polygons beside it agree to a Dice of 0.5745, "
                      "in a1 0.5000"]
 
 
 def test_colours_and_values_that_contradict_each_other_are_refused(said):
     for changes, words in (
             (({"colour": "#ff0000"}, {"colour": "#00ff00"}), "objects are #00ff00, but #ff0000 in"),
+            (({"colour": "#ff0000"}, {"colour": "#00ff00"}, {"colour": "#0000ff"}), "#ff0000 in"),
             (({"kind": "7"}, {"kind": "255"}), "a0.png: objects are 7, but 255 in m/a1.png"),
             (({"kind": "void"}, {"kind": "7"}), "a1.png: objects are 7, but 1 in m/a0.png"),
             (({"kind": "void"}, {"kind": "255"}), "a1.png: holds 0 and 255, m/a0.png also 1")):
         with pytest.raises(ValueError, match=words):
-            report_values(items(2), facts(*changes))
+            report_values(items(len(changes)), facts(*changes))
         with pytest.raises(ValueError, match=words):
-            report_data(items(2), facts(*changes))
+            report_data(items(len(changes)), facts(*changes))
     assert said(report_values, items(2), facts({"kind": "1"}, {"kind": "void"})) == []
     one_colour = facts({"kind": "1", "colour": "#ff0000"}, {"kind": "1", "colour": "#ff0000"})
     assert said(report_values, items(2), one_colour) == []
@@ -98,22 +129,19 @@ def test_colours_and_values_that_contradict_each_other_are_refused(said):
         "m/a0.png holds 0 and 1, m/a1.png 0 and 255: both are taken for objects; if 255 is void, "
         "say --ignore 255"]
     for ignore, beside in (((), "0"), (("255",), "0 and 255")):
-        assert said(report_values, items(2, ignore=ignore), facts({"kind": "7"}, {"kind": "7"})
-                    ) == [f"objects are 7 in the masks, the only value beside {beside}"]
+        line, = said(report_values, items(1, ignore=ignore), facts({"kind": "7"}))
+        assert line == f"objects are 7 in the masks, the only value beside {beside}"
 
 
 @pytest.mark.parametrize("corners, images, share", [
-    ((19, 19, 19), 2, "38%"), ((24, 9, 9), 2, "48%"), ((25, 9, 9), 2, None),
+    ((9, 19, 9), 2, "38%"), ((24, 9, 9), 2, "48%"), ((25, 9, 9), 2, None), ((0, 0, 0), 2, None),
     ((9, 9, 9), 1, None), ((9, 9), 2, None)])
 def test_three_polygons_of_two_images_in_the_upper_left_quarter_get_a_line(
         said, tmp_path, corners, images, share):
     found = []
     for i in range(images):
-        own = [[[0, 0], [c, 0], [c, 5], [0, 0]] for c in corners[i::images]]
-        path = tmp_path / f"a{i}.geojson"
-        path.write_text(json.dumps([{"type": "Feature", "properties": {}, "geometry": {
-            "type": "Polygon", "coordinates": [ring]}} for ring in own]))
-        found.append(Item(f"a{i}", path, path, "g"))
+        shapes = [(side, "a") for side in corners[i::images]]
+        found.append(geojson(tmp_path / f"a{i}.geojson", *shapes))
     lines = said(report_corner, found, facts(*[{"height": 50}] * images))
     assert [f"within {share} of their size" in line for line in lines] == [True] * bool(share)
     if share == "38%":
@@ -194,7 +222,10 @@ def test_copies_in_different_folds_are_named(said):
 
 @pytest.mark.parametrize("sizes, median, lines", [
     ((0.5, 0.5), 0.5, []), ((1.0, 1.1), 1.05, []), ((None, None), None, []),
-    ((0.5, None, 0.52), 0.51,
+    ((0.5, 0.56), None, ["images of different pixel size: 0.5 µm (a0); 0.56 µm (a1): resample them "
+                         "to one size, or leave some out with --exclude; model.pt will state no "
+                         "pixel size"]),
+    ((2.0, 2.1), 2.05, []), ((0.5, None, 0.52), 0.51,
      ["a1: no pixel size in the file, unlike the others: is it the same?"]),
     ((1.0, 1.11, 1.05), None, [
         "images of different pixel size: 1.02 µm (a0, a2); 1.11 µm (a1): resample them to one "

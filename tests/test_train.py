@@ -3,10 +3,12 @@ import csv
 import itertools
 import json
 import os
+import runpy
 import shlex
 import shutil
 import signal
 import statistics
+import sys
 from contextlib import nullcontext
 from datetime import date
 from types import SimpleNamespace
@@ -1511,3 +1513,19 @@ def test_activations_are_recomputed_if_asked_for(data, tmp_path, monkeypatch, as
     train.main(["--data", str(data), "--out", str(tmp_path / "run"), *QUICK,
                 *["--checkpoint-activations"] * asked])
     assert len(seen) == asked
+
+
+def test_started_as_a_program_it_runs_and_ctrl_c_ends_it_in_one_line(monkeypatch, capsys):
+    path = train.__file__
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert not end.value.code and "Train a U-Net on slides" in capsys.readouterr().out
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "train_options", interrupted)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert end.value.code == 130 and capsys.readouterr().err == "\ntrain.py: stopped\n"
