@@ -95,6 +95,7 @@ def test_of_each_class_of_polygons_it_is_told_how_it_is_used(said, tmp_path):
     assert line.endswith("1 c19 (to be found), ...") and line.count("found") == 20
     corner = geojson(tmp_path / "c.geojson", *[(9, "cell")] * 3)
     assert len(said(report_data, [corner, corner], facts({}, {}))) == 2
+    assert len(said(report_data, [corner, corner, *items(1)], facts({}, {}, {}))) == 2
 
 
 def test_void_is_told_as_a_share_and_a_note_once_for_all_its_files(said):
@@ -206,6 +207,7 @@ def test_objects_of_less_than_half_a_block_are_too_small_for_a_scale(said):
         "1 of 3 objects are smaller than half a pixel at --scale 4, too small to be seen there: "
         "use a smaller --scale"]
     assert len(said(report_objects, items(1), facts({"objects": [8, 400]}), 4, 9)) == 1
+    assert "1 of 2 objects" in said(report_objects, items(1), facts({"objects": [1, 2]}), 2, 9)[1]
     gone = {"objects": [8], "area": [0, 0]}
     assert said(report_objects, items(2), facts(gone, {"positive": 0, "area": [0]}), 4, 9)[1] == (
         "0 of 2 objects are smaller than half a pixel at --scale 4, too small to be seen there; "
