@@ -72,7 +72,8 @@ def geojson(path, *shapes):
     """Writes triangles as wide and high as given, each of a class, and returns the item."""
     path.write_text(json.dumps([{
         "type": "Feature", "properties": {"classification": name},
-        "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [side, 0], [side, min(5, side)], [0, 0]]]}}
+        "geometry": {"type": "Polygon",
+                     "coordinates": [[[0, 0], [side, 0], [side, min(5, side)], [0, 0]]]}}
         for side, name in shapes]))
     return Item(path.stem, path, path, "g")
 

@@ -1,6 +1,8 @@
 """What a run shows: one-line errors, quiet progress, outlines on the border, whole pictures."""
 
 import io
+import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,6 +154,31 @@ def test_a_terminal_shows_one_line_redrawn_and_cleared_at_the_end(clock, monkeyp
     assert "100/100" in text
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_shown_is_seen_at_once(clock, monkeypatch, live):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), write_through=False)
+               for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        stream.isatty = lambda: live
+        monkeypatch.setattr(sys, name, stream)
+    progress = Progress(2, "slides")
+    clock.now += 31
+    progress.step(text="a")
+    shown = streams["stderr"].buffer.getvalue()
+    assert shown == (b"\rslides  1/2  31 s left  a\x1b[K" if live else
+                     f"slides  1/2  31 s left  a{os.linesep}".encode())
+    progress.say("a line that stays")
+    assert streams["stderr"].buffer.getvalue() == shown + b"\r\x1b[K" * live
+    assert streams["stdout"].buffer.getvalue().rstrip() == b"a line that stays"
+
+
+def test_every_program_can_print_any_name(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    Parser(prog="tool")
+    assert stream.errors == "backslashreplace"
+
+
 # Outlines
 
 
@@ -266,6 +293,13 @@ def test_a_caption_with_a_line_break_is_drawn_on_one_line(tmp_path):
     for name, caption in (("a", "new\nline: Dice 1"), ("b", "new line: Dice 1")):
         contact_sheet(tmp_path / f"{name}.png", [(Image.new("RGB", (420, 9), BLUE), caption)])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_of_a_caption_that_is_always_too_wide_a_letter_stays(tmp_path):
+    texts = []
+    with writing(texts, {}):
+        contact_sheet(tmp_path / "a.png", [(Image.new("RGB", (9, 9)), "longer")], 16, legend="")
+    assert texts[-1][0] == "...r"
 
 
 def test_a_contact_sheet_has_these_margins_and_its_captions_are_above_the_pictures(tmp_path):
@@ -409,6 +443,7 @@ def test_the_loss_has_an_axis_of_round_numbers_that_includes_zero(tmp_path, loss
 
 def test_of_many_epochs_no_dots_merge_and_few_numbers_are_written(tmp_path):
     for epochs, dots, numbers in ((12, True, [0, 2, 4, 6, 8, 10, 12]), (7, True, range(8)),
+                                  (30, True, range(0, 31, 5)), (31, False, range(0, 31, 5)),
                                   (200, False, [0, 50, 100, 150, 200]), (1, True, [0, 1])):
         texts = []
         pixels = drawn(tmp_path / "a.png", log([0.5] * epochs), texts=texts)
@@ -481,6 +516,7 @@ def test_the_commit_is_that_of_the_checkout_and_of_no_other_repository(monkeypat
         commands.append(command)
         if command[0] == "gone":
             raise FileNotFoundError
+        assert options["capture_output"] and options["text"]
         return SimpleNamespace(stdout="0123456789ab-dirty\n")
 
     monkeypatch.setattr(report.subprocess, "run", run)
