@@ -375,6 +375,7 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
     ({"type": "FeatureCollection"}, "is JSON, but not GeoJSON"),
     ({"type": "Point", "coordinates": [1, 1]}, "is JSON, but not GeoJSON"),
     ([[1, 2]], "its entry 1 is not a GeoJSON feature"),
+    ([[[1, 2], 3]], "its entry 1 is not a GeoJSON feature"),
     ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is not a GeoJSON feature"),
     ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
      'has map coordinates ("crs"): if they are pixels of the full image, delete "crs"'),
@@ -520,3 +521,19 @@ def test_areas_are_those_of_each_ring_wherever_it_begins():
 def test_a_polygon_that_was_read_cannot_be_changed():
     with pytest.raises(AttributeError):
         Polygon("a", None).name = "b"
+
+
+def test_polygons_that_fill_a_small_image_to_the_pixel_cover_it():
+    shell = np.array([[0, 0], [5, 0], [5, 5], [0, 5], [0, 0.0]])
+    hole = np.array([[1, 1], [1, 3], [3, 3], [3, 1], [1, 1.0]])
+    assert covers([Polygon("a", [shell, hole]), Polygon("b", [hole[::-1]])], 5, 5)
+    assert not covers([Polygon("a", [shell, hole]), Polygon("b", [hole[:3][[0, 1, 2, 0]]])], 5, 5)
+
+
+def test_only_polygons_all_within_the_first_pixel_are_taken_for_shares_of_the_size():
+    ring = np.array([[0.2, 0.2], [1.0, 0.4], [0.5, 1.0], [0.2, 0.2]])
+    with pytest.raises(ValueError, match="all its coordinates lie between 0 and 1"):
+        Polygons([Polygon("a", [ring])], 9, 9)
+    assert Polygons([Polygon("a", [ring * 1.5])], 9, 9).window(0, 0, 9, 9).sum() == 1
+    whole = Polygon("a", [np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0.0]])])
+    assert Polygons([whole], 9, 9).window(0, 0, 9, 9).sum() == 1  # a single pixel
