@@ -377,6 +377,14 @@ def test_omes_significant_bits_are_used(tmp_path):
     assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], wanted)
 
 
+def test_a_largest_value_below_that_of_omes_bits_is_white(tmp_path):
+    values = noise(48, 64, dtype=np.uint16, highest=255)
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 9},
+                     extratags=[(341, 3, 1, 255, True)])
+    assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], values)
+    assert open_slide(tmp_path / "a.ome.tif").notes == []
+
+
 def test_a_note_tells_of_dark_sixteen_bit_values_and_white_remedies_them(tmp_path):
     values = noise(480, 640, 3, dtype=np.uint16, highest=4000)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
@@ -460,6 +468,14 @@ def test_a_missing_tile_has_the_nodata_value(tmp_path, dtype, nodata, value):
     assert isinstance(open_slide(tmp_path / "a.tif")._source.pixels, Segments)
     wanted = image if dtype == np.uint8 else np.round(image / 257)
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
+
+
+def test_a_missing_tile_of_philips_is_white(tmp_path):
+    image = np.full((48, 64, 3), 255, np.uint8)
+    image[:16, :16] = noise(16, 16, 3)
+    write_sparse(tmp_path / "a.tiff", image, "0", photometric="rgb", software="Philips DP v1.0",
+                 description="<?xml version='1.0' ?><DataObject></DataObject>")
+    assert np.array_equal(read(tmp_path / "a.tiff"), image)
 
 
 @pytest.mark.parametrize("options", [
@@ -568,11 +584,13 @@ def test_the_square_of_the_pixel_size_is_the_area_of_a_pixel(tmp_path, source):
                                 "square"] if shown else [])
 
 
-def test_of_a_slide_on_its_side_width_and_height_are_those_that_are_shown(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_of_a_slide_on_its_side_width_and_height_are_those_that_are_shown(tmp_path, orientation):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None,
                      resolution=(20_000, 40_000), resolutionunit=3,
-                     extratags=[(274, 3, 1, 6, True)])
-    assert any("0.25 x 0.5 µm (x, y)" in note for note in open_slide(tmp_path / "a.tif").notes)
+                     extratags=[(274, 3, 1, orientation, True)])
+    shown = "0.25 x 0.5 µm (x, y)" if 4 < orientation < 9 else "0.5 x 0.25 µm (x, y)"
+    assert any(shown in note for note in open_slide(tmp_path / "a.tif").notes)
 
 
 @pytest.mark.parametrize("unit, size, microns", [
