@@ -470,6 +470,24 @@ def test_a_missing_tile_has_the_nodata_value(tmp_path, dtype, nodata, value):
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
 
 
+def test_a_tile_that_is_too_short_is_an_error_of_the_file_and_needs_no_codec(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY, tile=(16, 16), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        counts = file.pages[0].databytecounts
+        file.pages[0].tags["TileByteCounts"].overwrite((100, *counts[1:]))
+    text = refusal(tmp_path / "a.tif")
+    assert text.startswith("cannot be read (") and "codecs" not in text
+
+
+@pytest.mark.parametrize("photometric, words", [
+    ("miniswhite", "its colours are MINISWHITE, where 0 is white: save a slide as RGB, a mask"),
+    ("cielab", "its colours are CIELAB: save it as RGB or grey")])
+def test_other_colours_are_refused_with_a_remedy_of_their_own(tmp_path, photometric, words):
+    image = GREY if photometric == "miniswhite" else RGB
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric=photometric, metadata=None)
+    assert refusal(tmp_path / "a.tif").startswith(words)
+
+
 def test_a_missing_tile_of_philips_is_white(tmp_path):
     image = np.full((48, 64, 3), 255, np.uint8)
     image[:16, :16] = noise(16, 16, 3)
