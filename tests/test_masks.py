@@ -13,6 +13,7 @@ from minseg.data import masks
 from minseg.data.datasets import Item
 from minseg.data.masks import Mask, drawn_instead
 from minseg.data.rle import rle_encode
+from minseg.data.tiff import Mapped
 
 
 def noise(*shape, seed=0):
@@ -115,6 +116,7 @@ NO_BACKGROUND = "make the background 0 and the objects 255"
     ((0, 1, 2, 255), "values 0, 1, 2, 255", "are shades"),
     ((0, 128, 255), "values 0, 128, 255:", "if they are shades"), (range(3), "0, 1, 2:", NUMBERS),
     (range(6), "values 0, 1, 2, 3, 4, 5:", NUMBERS),
+    (range(7), "values 0, 1, 2, 3, 4, 5, ...:", NUMBERS),
     (range(100), "values 0, 1, 2, 3, 4, 5, ...:", NUMBERS), ((0, 1, 254, 255), "0, 1, ", "JPEG"),
     ((0, 31, 224, 255), "values 0, 31, 224, 255:", "JPEG"),
     ((0, 32, 224, 255), "values 0, 32, 224, 255:", NUMBERS),
@@ -196,6 +198,7 @@ def test_fractions_and_negative_numbers_are_not_a_mask(tmp_path, pixels):
     item = file_mask(tmp_path / "a.tif", pixels)
     text = error_of(Mask, item, 1, 3)
     assert text.startswith(f"{item.mask}: contains the values ")
+    assert text.endswith("make its objects 255 and everything else 0, in whole numbers")
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -533,3 +536,13 @@ def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
     assert masks.classes_of(path) == {"c": 1}
     assert Mask(item, *MASK.shape).read(0, 0, *MASK.shape).sum() == 25
     assert parsed == ["a.geojson"] * 2
+
+
+def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", 4 * MASK.shape[1])
+    seen, window = [], Mapped.window
+    monkeypatch.setattr(Mapped, "window", lambda self, y, x, h, w: (
+        seen.append((y, x, h, w)), window(self, y, x, h, w))[1])
+    Mask(file_mask(tmp_path / "a.png", MASK * 255), *MASK.shape)
+    height, width = MASK.shape
+    assert seen == [(y, 0, min(4, height - y), width) for y in range(0, height, 4)]
