@@ -247,6 +247,16 @@ def test_white_is_an_object_whatever_the_number_of_bits(tmp_path, white, dtype):
     equals(Mask(Item("a", tmp_path, tmp_path / "a.tif", "a"), *MASK.shape))
 
 
+@pytest.mark.parametrize("values, near", [
+    ((0, 500, 3500, 4000), True), ((0, 501, 3500, 4000), False), ((0, 500, 3499, 4000), False),
+    ((0, 500, 3500, 4001), False)])
+def test_what_jpeg_changes_is_an_eighth_of_white_or_less(tmp_path, values, near):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[*values]], np.uint16), metadata=None,
+                     extratags=[(341, 3, 1, 4000, True)])
+    text = error_of(Mask, Item("a", tmp_path, tmp_path / "a.tif", "a"), 1, 4)
+    assert ("JPEG has changed them: make those below 2001 into 0" in text) == near
+
+
 def rgba(colour, alpha):
     return np.dstack([np.asarray(colour, np.uint8)] * 3 + [np.asarray(alpha, np.uint8)])
 
@@ -333,7 +343,10 @@ def test_a_mask_whose_objects_are_nodata_is_refused(tmp_path, value, nodata, kin
     if kind:
         assert Mask(item, *MASK.shape).kind == kind
     else:
-        assert f"marks objects with {value}, which its NODATA" in error_of(Mask, item, *MASK.shape)
+        remedy = "use --ignore 255 if that is void, else " if value == 255 else ""
+        assert error_of(Mask, item, *MASK.shape) == (
+            f"{item.mask}: marks objects with {value}, which its NODATA tag declares empty: "
+            f"{remedy}save it as PNG, which has no such tag")
     if value == nodata == 255:
         equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
 

@@ -51,9 +51,16 @@ def test_the_best_threshold_does_find_objects_of_a_different_colour():
     assert best_dice(255 - image[..., 0].ravel(), mask) == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_glass_surrounds_the_tissue_and_colour_alone_does_not_find_the_glomeruli(seed):
+@pytest.mark.parametrize("seed, mean, spread, positive", [
+    (0, (176.84, 140.71, 202.28), (54.78, 81.66, 30.94), 86395),
+    (1, (189.04, 146.24, 186.17), (38.76, 71.14, 37.62), 73971)])
+def test_glass_surrounds_the_tissue_and_colour_alone_does_not_find_the_glomeruli(
+        seed, mean, spread, positive):
     image, mask = synthetic_slide(seed)
+    # Every kind of structure is on these: the slides of the published studies.
+    assert image.mean((0, 1)) == pytest.approx(mean, abs=0.02)
+    assert image.std((0, 1)) == pytest.approx(spread, abs=0.02)
+    assert np.count_nonzero(mask) == pytest.approx(positive, abs=20)
     assert image.shape == (1024, 1024, 3) and mask.shape == (1024, 1024)
     assert image.dtype == mask.dtype == np.uint8
     assert set(np.unique(mask)) == {0, 1}
@@ -108,6 +115,14 @@ def test_any_size_works(height, width):
         image, mask = synthetic_slide(seed, height, width)
         assert image.shape == (height, width, 3) and mask.shape == (height, width)
         assert mask.any() or min(height, width) < 256
+
+
+def test_a_slide_of_256_pixels_has_a_glomerulus_and_a_narrower_one_only_by_its_area():
+    for seed in range(2):
+        assert synthetic_slide(seed, 256, 256)[1].any()
+        assert not synthetic_slide(seed, 100, 300)[1].any()
+        assert not synthetic_slide(seed, 300, 100)[1].any()
+        assert synthetic_slide(seed, 160, 300, glomeruli=(40, 40))[1].any()
 
 
 @pytest.mark.parametrize(
