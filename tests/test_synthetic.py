@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minseg.data import synthetic
-from minseg.data.synthetic import synthetic_slide, write_slides
+from minseg.data.synthetic import photograph, synthetic_slide, write_slides
 
 
 def features(image, mask):
@@ -213,3 +213,25 @@ def test_slides_are_those_that_the_published_studies_were_measured_on(
     assert image.std((0, 1)) == pytest.approx(spread, abs=0.02)
     assert np.count_nonzero(mask) == pytest.approx(positive, abs=5)
     assert abs(np.diff(image.astype(int), axis=1)).mean() == pytest.approx(edges, abs=0.005)
+
+
+def test_a_data_set_has_ten_slides_of_1024_pixels_unless_told_otherwise(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(seed, *size, patient, glomeruli):
+        drawn.append((seed, patient, *size, glomeruli))
+        return np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
+
+    monkeypatch.setattr(synthetic, "synthetic_slide", draw)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    write_slides(tmp_path / "data")
+    seeds, patients, *rest = zip(*drawn)
+    assert rest == [(1024,) * 10, (1024,) * 10, ((8, 16),) * 10]
+    assert len(set(seeds)) == 10 and patients == tuple(np.repeat(seeds[::2], 2))
+    assert (tmp_path / "data" / "groups.csv").read_text().endswith("slide09,patient04\n")
+
+
+def test_glass_that_is_too_bright_stays_white():
+    image = photograph(np.random.default_rng(0), np.zeros((64, 64, 2), np.float32),
+                       np.ones((2, 3), np.float32), np.float32([1.0, 1.2, 1.5]))
+    assert image.min() > 200
