@@ -225,10 +225,9 @@ def test_levels_may_be_rounded_either_way(tmp_path, rounding):
         assert last.tolist() == [[[value] * 3]]
 
 
-@pytest.mark.parametrize("size", [(60, 48), (63, 48), (65, 48), (64, 47), (64, 49)])
-def test_a_smaller_page_that_is_not_a_level_is_not_used(tmp_path, size):
+def test_a_smaller_page_that_is_not_a_level_is_not_used(tmp_path):
     image = noise(128, 96, 3)
-    pyramid(tmp_path / "a.tif", image, [size])  # not the same picture: another shape
+    pyramid(tmp_path / "a.tif", image, [(60, 48)])  # not the same picture: another shape
     check_windows(tmp_path / "a.tif", image, scales=[2])
 
 

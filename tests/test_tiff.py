@@ -82,6 +82,19 @@ def test_label_and_macro_image_of_an_aperio_file_are_not_the_scan(tmp_path):
     assert open_slide(tmp_path / "a.svs").microns == 0.499
 
 
+@pytest.mark.parametrize("size", [(63, 48), (65, 48), (64, 47), (64, 49), (64, 48)])
+def test_a_level_may_be_off_by_less_than_a_pixel(tmp_path, size):
+    image = np.zeros((128, 96, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        options = {"photometric": "rgb", "metadata": None,
+                   "description": "Aperio Image Library v11\r\n96x128"}
+        file.write(image, tile=(32, 32), **options)
+        file.write(image[:12, :9], **options)  # the thumbnail
+        file.write(np.full((*size, 3), 10, np.uint8), tile=(32, 32), **options)
+    used = open_slide(tmp_path / "a.svs", 2).read_all()
+    assert (used == (10 if size == (64, 48) else 0)).all() and used.shape == (64, 48, 3)
+
+
 def test_a_transparency_mask_is_not_the_image(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(GREY > 9, subfiletype=4, photometric="minisblack", metadata=None)
