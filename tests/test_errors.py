@@ -94,3 +94,7 @@ def test_a_warning_names_the_program(capsys, monkeypatch):
     monkeypatch.setattr(errors.sys, "argv", ["some/where/infer.py"])
     warn("a line")
     assert capsys.readouterr().err == "infer.py: a line\n"
+    stream = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stderr", stream)
+    warn("seen at once")
+    assert stream.buffer.getvalue().rstrip() == b"infer.py: seen at once"

@@ -141,6 +141,7 @@ def test_windows_of_any_runs_are_those_of_the_pixels_they_name(seed):
     ("7 1", "run 7 1 leaves the image"),
     ("6 2", "run 6 2 leaves the image"),
     ("1 2 5 3", "run 5 3 leaves the image"),
+    ("1 2 0 5", "run 0 5 begins at pixel 0"), ("1 2 3 1 5 0", "run 5 0 has no pixel: delete it"),
     ("2 0", "run 2 0 has no pixel: delete it"),
     ("3 -2", "run 3 -2 leaves the image"),
 ])
