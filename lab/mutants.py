@@ -45,6 +45,12 @@ TESTS = {"loop": "step train config", "prepare": "train datasets layouts",
          "checkpoint": "infer", "unet": "train"}
 # Survivors that change nothing that anybody could see, as "FILE: BEFORE -> AFTER".
 REASONS: dict[str, str] = {
+    "minseg/data/augment.py: x_row = torch.stack([cos * flip, -sin, right], 1) -> x_row = "
+    "torch.stack([cos / flip, -sin, right], 1)":
+        "The flip is 1 or -1, so dividing by it is multiplying by it.",
+    "minseg/data/augment.py: y_row = torch.stack([sin * flip, cos, down], 1) -> y_row = "
+    "torch.stack([sin / flip, cos, down], 1)":
+        "The flip is 1 or -1, so dividing by it is multiplying by it.",
     "minseg/data/files.py: while block := file.read(2**20): -> while block := file.read(2**21):":
         "The hash is that of all bytes, however many are read at a time.",
     "minseg/data/files.py: while block := file.read(2**20): -> while block := file.read(3**20):":
@@ -75,6 +81,60 @@ REASONS: dict[str, str] = {
     "minseg/data/synthetic.py: radius = 1.05 * self.reach(AROUND).max() + 1 -> radius = 1.05 * "
     "self.reach(AROUND).max() + 2":
         "Beyond its outline a blob draws nothing, however large its window is.",
+    "minseg/data/synthetic.py: canvas.mask[window] |= rho <= 1 -> canvas.mask[window] |= rho < 1":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + "
+    "np.clip(edge, -0.3, 0.13) -> self.tissue = np.sqrt(np.hypot(y**2, x**2)) <= 0.84 + "
+    "np.clip(edge, -0.3, 0.13)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: canvas.taken[window] |= blob.rho(window) <= 1 -> "
+    "canvas.taken[window] |= blob.rho(window) < 1":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: amount = np.where(rho + 0.07 * canvas.grain[window] < lumen, "
+    "filling, wall * (1.1 - 0.2 * rho)) -> amount = np.where(rho + 0.07 * canvas.grain[window] "
+    "<= lumen, filling, wall * (1.1 - 0.2 * rho))":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: amount[rho > 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85) -> "
+    "amount[rho >= 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: cells, proximal = int(blob.radius * rng.uniform(0.3, 0.6)), "
+    "rng.random() < 0.68 -> cells, proximal = int(blob.radius * rng.uniform(0.3, 0.6)), "
+    "rng.random() <= 0.68":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: amount = np.where(rho > 1 - 2.2 / blob.radius, rng.uniform(0.6, "
+    "0.8), 0.03) -> amount = np.where(rho >= 1 - 2.2 / blob.radius, rng.uniform(0.6, 0.8), 0.03)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < "
+    "0.8) -> is_open = (nearest <= 3.2) & (canvas.grain[window][rows, cols] < 0.8)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < "
+    "0.8) -> is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] <= 0.8)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: loops[second - nearest < 2] = rng.uniform(0.45, 0.65) -> "
+    "loops[second - nearest <= 2] = rng.uniform(0.45, 0.65)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: paint(canvas, window, rho <= 1, amount) -> paint(canvas, window, "
+    "rho < 1, amount)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: paint(canvas, window, (rho <= 1) & ~canvas.mask[window], amount) "
+    "-> paint(canvas, window, (rho < 1) & ~canvas.mask[window], amount)":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95)) "
+    "-> rows, cols = np.nonzero((tuft.rho(window) <= 1) & (rho < 0.95))":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95)) "
+    "-> rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho <= 0.95))":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: canvas.nuclei.append(gaps[rng.random(len(gaps)) < 1 / 180]) -> "
+    "canvas.nuclei.append(gaps[rng.random(len(gaps)) <= 1 / 180])":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: if (space < 1.1 * reach).any(): -> if (space <= 1.1 * "
+    "reach).any():":
+        "A random number is never exactly at the limit.",
+    "minseg/data/synthetic.py: distance = np.maximum(np.abs(offset), 1e-3) -> distance = "
+    "np.maximum(np.abs(offset), 1.001)":
+        "Only at the centre of a blob is the distance smaller, and there nothing changes with "
+        "it.",
     "minseg/data/tiff.py: def scratch_file(buffering: int = -1) -> IO[bytes]: -> def "
     "scratch_file(buffering: int = -2) -> IO[bytes]:":
         "Any number below 0 means the buffer of the system's choice.",
@@ -90,6 +150,10 @@ REASONS: dict[str, str] = {
     "minseg/data/tiff.py: page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 1 -> "
     "page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 2":
         "For JPEG, tifffile goes by the colours and the stream, not by this number.",
+    "minseg/data/tiff.py: if planes and page.compression == COMPRESSION.JPEG and "
+    "page.samplesperpixel > 1: -> if planes and page.compression == COMPRESSION.JPEG and "
+    "page.samplesperpixel >= 1:":
+        "A page of one sample is grey already.",
     "minseg/data/tiles.py: text = json.dumps([5, source, item.runs, *map(identity, "
     "files_of(item).values())]) -> text = json.dumps([6, source, item.runs, *map(identity, "
     "files_of(item).values())])":
@@ -106,6 +170,9 @@ REASONS: dict[str, str] = {
     'minseg/run/describe.py: positive = sum(fact["positive"] for fact in facts) / max(1, '
     'labelled) -> positive = sum(fact["positive"] for fact in facts) / max(2, labelled)':
         "Without a labelled pixel none is positive, and 0 / 2 is 0, too.",
+    "minseg/run/errors.py: return f\"{where}{error.strerror}{remedy.get(error.errno or 0, '')}\" "
+    "-> return f\"{where}{error.strerror}{remedy.get(error.errno or 1, '')}\"":
+        "Neither 0 nor 1 has a remedy.",
     "minseg/run/loop.py: or time.monotonic() - self.last_save > SAVE_EVERY)): -> or "
     "time.monotonic() - self.last_save >= SAVE_EVERY)):":
         "A clock with nanoseconds never shows exactly 300 seconds.",

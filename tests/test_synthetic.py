@@ -1,6 +1,8 @@
 """Synthetic slides: repeatable, plausible, and not solvable by colour alone."""
 
 import os
+from contextlib import nullcontext
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -160,6 +162,22 @@ def test_slides_drawn_on_many_cores_are_those_drawn_on_one(tmp_path, monkeypatch
     one, many = ({path.relative_to(tmp_path / cores): path.read_bytes()
                   for path in (tmp_path / cores).rglob("*.*")} for cores in "13")
     assert one == many and len(one) == 17
+
+
+@pytest.mark.parametrize("count, cores, others", [(7, 3, 0), (8, 3, 2), (8, 1, 0), (9, None, 0)])
+def test_from_eight_slides_on_all_cores_are_used(tmp_path, monkeypatch, count, cores, others):
+    jobs = []
+
+    def process(folder, its_jobs):
+        jobs.append([number for number, *_ in its_jobs])
+        return nullcontext()
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(synthetic, "in_another_process", process)
+    monkeypatch.setattr(synthetic, "draw_files", lambda _, its_jobs: jobs.append(
+        [number for number, *_ in its_jobs]))
+    write_slides(tmp_path / "data", count, height=64, width=64)
+    assert len(jobs) == others + 1 and sorted(chain(*jobs)) == list(range(count))
 
 
 def test_a_failure_in_another_process_leaves_nothing_behind(tmp_path, monkeypatch):
