@@ -6,18 +6,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from minseg import rle_encode
+from minseg import open_slide, rle_encode
+from minseg.data.polygons import Polygons, read_polygons
 from minseg.run.bands import write_tiff
 from minseg.run.outputs import (
     Preview,
     carried_provenance,
+    check_outputs,
     encode_finished,
+    finished_slides,
     output_files,
     read_csv,
     refuse_data_folder,
     write_csv,
+    write_outputs,
 )
 
 ORANGE = (230, 159, 0)
@@ -128,3 +133,101 @@ def test_a_file_of_another_program_carries_no_provenance(tmp_path):
     with write_tiff(tmp_path / "a.tiff", 9, 9, "a note") as write:
         write(np.zeros((9, 9), np.uint8))
     assert carried_provenance(tmp_path / "a.tiff") == "a note"
+
+
+@pytest.fixture
+def segmented(tmp_path):
+    """Writes the outputs of a small slide. Also the ensemble, the arguments, the probabilities."""
+    generator, path = np.random.default_rng(0), tmp_path / "a.png"
+    Image.fromarray(generator.integers(0, 200, (40, 50, 3), np.uint8)).save(path)
+    probability = (generator.integers(0, 256, (40, 50)) / 255).astype(np.float32)
+    probability[0, :3] = 0.5, 0.4999, 0.5  # at the threshold is positive
+    ensemble = SimpleNamespace(hashes=["h"], threshold=0.5, scale=1, tile=32, white=None,
+                               label="gland")
+    args = SimpleNamespace(out=tmp_path / "o", slides=[path], probabilities=True, geojson=True,
+                           rle=None, min_area=0, overlap=0.5, window="linear", tta=False,
+                           skip_flat=False, amp=False)
+    args.out.mkdir()
+
+    def run(in_between=lambda: None):
+        with write_outputs(path, open_slide(path), ensemble, args) as outputs:
+            for y in range(0, 40, 16):
+                rows = min(16, 40 - y)
+                assert outputs.read(y, 0, rows, 50).shape == (rows, 50, 3)
+                outputs.write(probability[y : y + rows])
+            in_between()
+        return outputs.encoder
+
+    return run, ensemble, args, probability
+
+
+def test_all_files_of_a_slide_show_the_same_objects(segmented):
+    run, ensemble, args, probability = segmented
+    for label in ("gland", None):
+        ensemble.label = label
+        encoder, mask = run(), probability >= 0.5
+        assert encoder.encode() == rle_encode(mask)
+        assert np.array_equal(tifffile.imread(args.out / "a.tiff"), mask * 255)
+        assert np.array_equal(tifffile.imread(args.out / "a.probabilities.tiff"),
+                              np.floor(probability * 255 + 0.5))
+        with Image.open(args.out / "a.preview.png") as image:
+            painted = (np.asarray(image) == ORANGE).all(2)
+        assert image.size == (50, 40) and painted.any() and mask[painted].all()
+        polygons = read_polygons(args.out / "a.geojson")
+        assert np.array_equal(Polygons(polygons, 40, 50).window(0, 0, 40, 50), mask)
+        assert {each.name for each in polygons} == {label or "object"}
+        assert finished_slides(ensemble, args) == set(args.slides)
+        check_outputs(ensemble, args)
+
+
+def test_files_are_recognised_by_slide_and_settings_and_others_refused(segmented):
+    run, ensemble, args, _ = segmented
+    run()
+    args.min_area = 9
+    assert finished_slides(ensemble, args) == set()
+    with pytest.raises(ValueError, match="a.geojson: exists already, made in another way"):
+        check_outputs(ensemble, args)
+    args.geojson = False  # in no other file the smallest area counts
+    assert finished_slides(ensemble, args) == set(args.slides)
+    ensemble.threshold = 0.6
+    with pytest.raises(ValueError, match="a.tiff: exists already, made in another way"):
+        check_outputs(ensemble, args)
+    ensemble.threshold = 0.5
+    (args.out / "a.preview.png").unlink()
+    assert finished_slides(ensemble, args) == set()
+    check_outputs(ensemble, args)
+    args.slides[0].unlink()
+    check_outputs(ensemble, args)  # it was done before it was moved away
+    ensemble.threshold = 0.6
+    with pytest.raises(ValueError, match="a.png: no such file, and .* was made in another way"):
+        check_outputs(ensemble, args)
+    args.slides *= 2
+    with pytest.raises(ValueError, match="a.png and .*a.png would both write it"):
+        check_outputs(ensemble, args)
+
+
+def test_a_slide_that_changes_meanwhile_leaves_no_files(segmented):
+    run, _, args, _ = segmented
+    with pytest.raises(ValueError, match="a.png: has changed while it was segmented"):
+        run(lambda: Image.new("RGB", (50, 40)).save(args.slides[0]))
+    assert list(args.out.iterdir()) == []
+    run(lambda: args.slides[0].chmod(0o600))  # changes the file, but not what is in it
+    assert len(list(args.out.iterdir())) == 4
+
+
+def test_the_table_is_no_other_file_and_no_table_of_other_slides(segmented, tmp_path):
+    _, ensemble, args, _ = segmented
+    for taken in (args.slides[0], args.out, args.out / "a.tiff", tmp_path):
+        args.rle = taken
+        with pytest.raises(ValueError, match="is the path of another file"):
+            check_outputs(ensemble, args)
+    args.rle = tmp_path / "table.csv"
+    check_outputs(ensemble, args)
+    for rows, refused in (([("a", "1 2")], False), ([("b", "")], True)):
+        write_csv(args.rle, rows)
+        if refused:
+            with pytest.raises(ValueError, match="table.csv: exists already: move it away"):
+                check_outputs(ensemble, args)
+        else:
+            check_outputs(ensemble, args)
+        args.rle.unlink()
