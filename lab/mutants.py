@@ -180,6 +180,14 @@ REASONS: dict[str, str] = {
     "between 0 and 1 -> first_stage(3, args.switch) # ValueError for a share that is not "
     "between 0 and 1":
         "Only the share is checked here, and three steps can be divided, too.",
+    "minseg/run/prepare.py: masks = items[0].mask if items[0].runs is not None else "
+    "items[0].mask.parent -> masks = items[0].mask if items[0].runs is not None else "
+    "items[1].mask.parent":
+        "In a data set all masks are in one folder, or all are run-length code.",
+    "minseg/run/prepare.py: masks = items[0].mask if items[0].runs is not None else "
+    "items[0].mask.parent -> masks = items[0].mask if items[1].runs is not None else "
+    "items[0].mask.parent":
+        "In a data set all masks are in one folder, or all are run-length code.",
     'minseg/run/report.py: share = (f"{self.done / (self.total or 1):.0%}" if '
     'isinstance(self.total, float) -> share = (f"{self.done / (self.total or 2):.0%}" if '
     "isinstance(self.total, float)":
