@@ -198,7 +198,7 @@ class EfficientNet(nn.Module):
 
         for m in self.modules():
             if isinstance(m, nn.Conv2d):  # keeps the variance of the gradients (He et al., 2015)
-                fan_out = m.kernel_size[0] ** 2 * m.out_channels // m.groups
+                fan_out = m.weight.numel() // m.in_channels  # k^2 C_out / groups
                 nn.init.normal_(m.weight, 0, math.sqrt(2 / fan_out))
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)

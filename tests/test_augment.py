@@ -239,3 +239,17 @@ def test_at_strength_0_tiles_are_only_flipped_turned_and_shifted_by_whole_pixels
     assert min(shifts) <= 2 and max(shifts) >= 14  # up to the whole margin
     full, _ = augment(images, masks, 32, seeded())
     assert not torch.allclose(full, augment(images, masks, 32, seeded(), 0.0)[0], atol=1e-2)
+
+
+def test_augmented_tiles_are_those_that_the_published_networks_were_trained_on():
+    ramp = torch.arange(48.0)
+    images = torch.stack([4 * ramp.expand(48, 48), 5 * ramp.expand(48, 48).T,
+                          20 + 2 * (ramp + ramp[:, None])]).byte().expand(3, -1, -1, -1)
+    masks = (images[:, :1] > 100).byte()
+    images, masks = augment(images, masks, 32, seeded(1))
+    mean, spread = (255 * part for part in (images.mean((2, 3)), images.std((2, 3))))
+    assert mean.tolist() == [pytest.approx(each, abs=0.1) for each in (
+        (93.9, 109.3, 117.1), (108.8, 143.3, 130.4), (101.5, 129.2, 118.7))]
+    assert spread.tolist() == [pytest.approx(each, abs=0.1) for each in (
+        (39.5, 44.5, 27.5), (34.3, 47.0, 23.9), (38.7, 53.0, 28.0))]
+    assert masks.sum((1, 2, 3)).tolist() == pytest.approx([495, 401, 441], abs=3)

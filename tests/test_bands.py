@@ -214,3 +214,12 @@ def test_a_thumbnail_keeps_no_band(image):
         wide[:] = 10 * value
         thumbnail.add(wide)
     assert thumbnail.image()[:, 0].tolist() == [5, 25, 45, 65, 85]
+
+
+def test_from_two_gibibytes_on_a_file_is_a_bigtiff(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(tifffile, "imwrite", lambda *_, **options: written.append(options))
+    for height, width in ((2**16, 2**15), (2**16 + 1, 2**15), (2**15, 2**16 + 1)):
+        with write_tiff(tmp_path / "a.tiff", height, width):
+            pass
+    assert [options["bigtiff"] for options in written] == [False, True, True]

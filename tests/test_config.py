@@ -316,3 +316,10 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(data, tmp_path, monkeypatch)
     monkeypatch.setattr("minseg.run.report.print", closed, raising=False)
     start(data, tmp_path / "runs" / "o", "--fold", 0)
     assert (tmp_path / "runs" / "o" / "fold0" / "model.pt").exists()
+
+
+def test_the_data_of_a_run_cannot_be_changed():
+    data = config.Data([], [0, 1], None, [0], [], None, {})
+    assert data.held_out(0) == []
+    with pytest.raises(AttributeError):
+        data.folds = [1, 0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minseg import best_threshold, dice_score, group_folds
-from minseg.crossval import count_levels, cross_validate
+from minseg.crossval import count_levels, cross_validate, dice_parts
 
 
 def random_groups(seed):
@@ -213,3 +213,29 @@ def test_a_patient_with_most_of_the_positives_does_not_keep_healthy_ones_out():
         folds = group_folds(groups, [900_000, 9000, 8000, 7000, 6000] + [10] * 15, 3, seed)
         healthy = [folds[5:].count(fold) for fold in range(3)]
         assert max(healthy) - min(healthy) <= 3
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.6, 1.0])  # 51, 102, 153 and 255 steps
+def test_a_probability_that_equals_the_threshold_is_positive(threshold):
+    level = round(255 * threshold)
+    probability = torch.tensor([level - 1, level, level], dtype=torch.uint8)
+    counts = count_levels(probability, torch.tensor([1, 1, 0]))
+    assert dice_parts(counts, threshold).tolist() == [2, 4]  # of two found ones, one is right
+
+
+@pytest.mark.parametrize("few, fold", [(6, "b"), (5, "a")])
+def test_more_than_a_tenth_of_a_folds_share_goes_to_the_fewest_positives(few, fold):
+    """p > 1/(10k) = 0.05: to the smaller P. Else to the smaller P p + N n: a has fewer images."""
+    groups, positives = ["a", *["b"] * 10, "c"], [50, *[0] * 9, 50 - few, few]
+    folds = dict(zip(groups, group_folds(groups, positives, k=2)))
+    assert folds["c"] == folds[fold] and folds["a"] != folds["b"]
+
+
+def test_few_positives_go_elsewhere_where_they_would_exceed_four_thirds():
+    groups, positives = ["a"], [100]  # fold 0 has few images, so it is offered all that is small
+    for i in range(13):
+        groups += [f"g{i}"] * (100 if i < 9 else 20)
+        positives += [95 if i < 9 else 9] + [0] * (99 if i < 9 else 19)
+    folds = group_folds(groups, positives, k=10)
+    sums = [sum(p for p, f in zip(positives, folds) if f == fold) for fold in range(10)]
+    assert max(sums) == 100 + 3 * 9  # a fourth would make it 136, and 4/3 of 100 are 133

@@ -19,6 +19,12 @@ def test_it_has_the_published_number_of_parameters(on_meta, name):
     assert sum(p.numel() for p in on_meta(name).parameters()) == PARAMETERS[name]
 
 
+def test_dropout_and_image_sizes_are_those_of_the_authors_code():
+    dropout, sizes = zip(*(scales[2:] for scales in SCALES.values()))
+    assert dropout == (0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.2, 0.2, 0.3, 0.3, 0.3)
+    assert sizes == (224, 240, 260, 300, 380, 456, 528, 600, 224, 240, 260, 280, 300)
+
+
 @pytest.mark.parametrize("name", PAPER_MULTIPLY_ADDS)
 def test_multiply_adds_are_within_6_percent_of_the_papers(on_meta, monkeypatch, name):
     # Norms have no multiply-adds that count, and take long without memory.

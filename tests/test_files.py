@@ -2,8 +2,10 @@
 changed is not taken for what it was."""
 
 import errno
+import hashlib
 import multiprocessing
 import os
+import random
 import shutil
 
 import pytest
@@ -262,3 +264,12 @@ def test_what_a_file_held_is_the_hash_of_its_bytes(tmp_path):
     assert noted["sha256"] == "ba7816bf8f01cfea414140de5dae2223"  # FIPS 180-2, appendix B.1
     with pytest.raises(ValueError, match="b: no such file"):
         is_same(tmp_path / "b", noted)
+
+
+@pytest.mark.parametrize("size", [300_000, 2**20, 3_000_001])
+def test_the_sample_of_a_file_is_16_blocks_of_64_kib_from_its_first_byte_to_its_last(
+        tmp_path, size):
+    data = random.Random(size).randbytes(size)
+    (tmp_path / "a").write_bytes(data)
+    blocks = [data[(size - 2**16) * i // 15 :][: 2**16] for i in range(16)]
+    assert content(tmp_path / "a")["sample"] == hashlib.sha256(b"".join(blocks)).hexdigest()[:16]

@@ -207,3 +207,8 @@ def test_a_strip_of_ndpi_wider_than_a_jpeg_may_be_is_read_by_its_restart_markers
     assert slide.microns == pytest.approx(0.25)
     assert abs(slide.read_all().astype(int) - image).max() <= 12
     assert abs(slide.read(3, 69000, 9, 700).astype(int) - image[3:12, 69000:69700]).max() <= 12
+
+
+def test_what_is_known_about_a_format_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        FORMATS[0].name = "another"

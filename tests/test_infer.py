@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import os
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -861,3 +862,19 @@ def test_a_pixel_at_the_threshold_is_positive(tmp_path):
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
     start([tmp_path / "a.png"], tmp_path / "m.pt", tmp_path / "o")
     assert (tifffile.imread(tmp_path / "o" / "a.tiff") == 255).all()
+
+
+def test_started_as_a_program_it_runs_and_ctrl_c_ends_it_in_one_line(monkeypatch, capsys):
+    path = infer.__file__
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert not end.value.code and "Segment slides of any size" in capsys.readouterr().out
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "infer_options", interrupted)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert end.value.code == 130 and capsys.readouterr().err == "\ninfer.py: stopped\n"

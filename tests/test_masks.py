@@ -13,6 +13,7 @@ from minseg.data import masks
 from minseg.data.datasets import Item
 from minseg.data.masks import Mask, drawn_instead
 from minseg.data.rle import rle_encode
+from minseg.data.tiff import Mapped
 
 
 def noise(*shape, seed=0):
@@ -115,7 +116,12 @@ NO_BACKGROUND = "make the background 0 and the objects 255"
     ((0, 1, 2, 255), "values 0, 1, 2, 255", "are shades"),
     ((0, 128, 255), "values 0, 128, 255:", "if they are shades"), (range(3), "0, 1, 2:", NUMBERS),
     (range(6), "values 0, 1, 2, 3, 4, 5:", NUMBERS),
+    (range(7), "values 0, 1, 2, 3, 4, 5, ...:", NUMBERS),
     (range(100), "values 0, 1, 2, 3, 4, 5, ...:", NUMBERS), ((0, 1, 254, 255), "0, 1, ", "JPEG"),
+    ((0, 31, 224, 255), "values 0, 31, 224, 255:", "JPEG"),
+    ((0, 32, 224, 255), "values 0, 32, 224, 255:", NUMBERS),
+    ((0, 31, 223, 255), "values 0, 31, 223, 255:", NUMBERS),
+    ((0, 31, 224), "values 0, 31, 224:", NUMBERS), ((0, 224, 225), "224, 225:", "JPEG"),
     ((*range(7), *range(250, 256)), "values 0, 1, 2, 3, 4, 5, ...:", "JPEG has changed them: make "
      "those below 128 into 0 and the others into 255, and save it as PNG"),
 ])
@@ -192,6 +198,7 @@ def test_fractions_and_negative_numbers_are_not_a_mask(tmp_path, pixels):
     item = file_mask(tmp_path / "a.tif", pixels)
     text = error_of(Mask, item, 1, 3)
     assert text.startswith(f"{item.mask}: contains the values ")
+    assert text.endswith("make its objects 255 and everything else 0, in whole numbers")
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -238,6 +245,16 @@ def test_white_is_an_object_whatever_the_number_of_bits(tmp_path, white, dtype):
     tags = [] if white == 65535 else [(341, 3, 1, white, True)]
     tifffile.imwrite(tmp_path / "a.tif", MASK.astype(dtype) * white, metadata=None, extratags=tags)
     equals(Mask(Item("a", tmp_path, tmp_path / "a.tif", "a"), *MASK.shape))
+
+
+@pytest.mark.parametrize("values, near", [
+    ((0, 500, 3500, 4000), True), ((0, 501, 3500, 4000), False), ((0, 500, 3499, 4000), False),
+    ((0, 500, 3500, 4001), False)])
+def test_what_jpeg_changes_is_an_eighth_of_white_or_less(tmp_path, values, near):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[*values]], np.uint16), metadata=None,
+                     extratags=[(341, 3, 1, 4000, True)])
+    text = error_of(Mask, Item("a", tmp_path, tmp_path / "a.tif", "a"), 1, 4)
+    assert ("JPEG has changed them: make those below 2001 into 0" in text) == near
 
 
 def rgba(colour, alpha):
@@ -326,7 +343,10 @@ def test_a_mask_whose_objects_are_nodata_is_refused(tmp_path, value, nodata, kin
     if kind:
         assert Mask(item, *MASK.shape).kind == kind
     else:
-        assert f"marks objects with {value}, which its NODATA" in error_of(Mask, item, *MASK.shape)
+        remedy = "use --ignore 255 if that is void, else " if value == 255 else ""
+        assert error_of(Mask, item, *MASK.shape) == (
+            f"{item.mask}: marks objects with {value}, which its NODATA tag declares empty: "
+            f"{remedy}save it as PNG, which has no such tag")
     if value == nodata == 255:
         equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
 
@@ -529,3 +549,13 @@ def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
     assert masks.classes_of(path) == {"c": 1}
     assert Mask(item, *MASK.shape).read(0, 0, *MASK.shape).sum() == 25
     assert parsed == ["a.geojson"] * 2
+
+
+def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", 4 * MASK.shape[1])
+    seen, window = [], Mapped.window
+    monkeypatch.setattr(Mapped, "window", lambda self, y, x, h, w: (
+        seen.append((y, x, h, w)), window(self, y, x, h, w))[1])
+    Mask(file_mask(tmp_path / "a.png", MASK * 255), *MASK.shape)
+    height, width = MASK.shape
+    assert seen == [(y, 0, min(4, height - y), width) for y in range(0, height, 4)]

@@ -6,7 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minseg.data.objects import Labeller, Outlines, count_objects, object_f1, overlapping
+from minseg.data.objects import (
+    Labeller,
+    Object,
+    Outlines,
+    count_objects,
+    object_f1,
+    overlapping,
+)
 from minseg.data.polygons import Polygon, Polygons
 
 
@@ -310,3 +317,8 @@ def test_f1_weighs_missed_and_invented_objects_alike():
     assert object_f1({"found": 3, "missed": 1, "invented": 2}) == pytest.approx(6 / 9)
     assert object_f1({"found": 0, "missed": 1, "invented": 0}) == 0
     assert object_f1({"found": 0, "missed": 0, "invented": 0}) == 1
+
+
+def test_an_object_that_was_handed_out_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Object(1, 0.5, []).area = 2

@@ -375,6 +375,7 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
     ({"type": "FeatureCollection"}, "is JSON, but not GeoJSON"),
     ({"type": "Point", "coordinates": [1, 1]}, "is JSON, but not GeoJSON"),
     ([[1, 2]], "its entry 1 is not a GeoJSON feature"),
+    ([[[1, 2], 3]], "its entry 1 is not a GeoJSON feature"),
     ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is not a GeoJSON feature"),
     ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
      'has map coordinates ("crs"): if they are pixels of the full image, delete "crs"'),
@@ -385,7 +386,8 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
           [[[1, 1], [2, float("nan")], [3, 3]]], [[[1, 1], [2, float("inf")], [3, 3]]],
           [[[1, 1], [2, True], [3, 3]]], [[[1, 1], [2, None], [3, 3]]], [[[1, 1], [2], [3, 3]]],
           [[[1], [2], [3]]], [[1, 2], [3, 4]], [["12", "34"]], [{"x": 1}], [[{"x": 1}]], [[]],
-          [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]], 7, None, [None])],
+          [[[1, 1], [2, 10**400], [3, 3]]], [[[1, 1], [2, 1e300], [3, 3]]],
+          [[[1, 1], [2, 1e9], [3, 3]]], [[[1, 1], [-1e9, 2], [3, 3]]], 7, None, [None])],
     ([drawn_feature(kind="MultiPolygon", coordinates=[SQUARE])], "that are not rings of x, y"),
 ])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, content, words):
@@ -514,3 +516,24 @@ def test_areas_are_those_of_each_ring_wherever_it_begins():
     rest = Polygon("a", [begun(boxed(0, 0, 400, 300), 2), *(begun(cell, 3) for cell in cells)])
     assert covers([rest, *(Polygon("a", [begun(cell, 1)]) for cell in cells)], 300, 400)
     assert not covers([rest, *(Polygon("a", [begun(cell, 1)]) for cell in cells[:90])], 300, 400)
+
+
+def test_a_polygon_that_was_read_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Polygon("a", None).name = "b"
+
+
+def test_polygons_that_fill_a_small_image_to_the_pixel_cover_it():
+    shell = np.array([[0, 0], [5, 0], [5, 5], [0, 5], [0, 0.0]])
+    hole = np.array([[1, 1], [1, 3], [3, 3], [3, 1], [1, 1.0]])
+    assert covers([Polygon("a", [shell, hole]), Polygon("b", [hole[::-1]])], 5, 5)
+    assert not covers([Polygon("a", [shell, hole]), Polygon("b", [hole[:3][[0, 1, 2, 0]]])], 5, 5)
+
+
+def test_only_polygons_all_within_the_first_pixel_are_taken_for_shares_of_the_size():
+    ring = np.array([[0.2, 0.2], [1.0, 0.4], [0.5, 1.0], [0.2, 0.2]])
+    with pytest.raises(ValueError, match="all its coordinates lie between 0 and 1"):
+        Polygons([Polygon("a", [ring])], 9, 9)
+    assert Polygons([Polygon("a", [ring * 1.5])], 9, 9).window(0, 0, 9, 9).sum() == 1
+    whole = Polygon("a", [np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0.0]])])
+    assert Polygons([whole], 9, 9).window(0, 0, 9, 9).sum() == 1  # a single pixel

@@ -1,6 +1,10 @@
 """What a run shows: one-line errors, quiet progress, outlines on the border, whole pictures."""
 
 import io
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,6 +154,31 @@ def test_a_terminal_shows_one_line_redrawn_and_cleared_at_the_end(clock, monkeyp
     assert "100/100" in text
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_shown_is_seen_at_once(clock, monkeypatch, live):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), write_through=False)
+               for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        stream.isatty = lambda: live
+        monkeypatch.setattr(sys, name, stream)
+    progress = Progress(2, "slides")
+    clock.now += 31
+    progress.step(text="a")
+    shown = streams["stderr"].buffer.getvalue()
+    assert shown == (b"\rslides  1/2  31 s left  a\x1b[K" if live else
+                     f"slides  1/2  31 s left  a{os.linesep}".encode())
+    progress.say("a line that stays")
+    assert streams["stderr"].buffer.getvalue() == shown + b"\r\x1b[K" * live
+    assert streams["stdout"].buffer.getvalue().rstrip() == b"a line that stays"
+
+
+def test_every_program_can_print_any_name(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    Parser(prog="tool")
+    assert stream.errors == "backslashreplace"
+
+
 # Outlines
 
 
@@ -208,6 +237,17 @@ def test_without_a_target_only_the_prediction_is_painted():
     assert not (picture == BLUE).all(2).any()
 
 
+def test_void_is_hatched_and_its_border_is_that_of_no_object():
+    image, target = np.full((24, 40, 3), 9, np.uint8), np.zeros((24, 40), np.uint8)
+    target[4:20, 8:32] = 255
+    for width in (1, 2):
+        picture = np.asarray(draw_outlines(image, target == 7, target, width))
+        for y in range(24):  # from the lower left to the upper right, an eighth of all
+            for x in range(40):
+                hatched = target[y, x] == 255 and (x + y) // width % 8 == 0
+                assert (picture[y, x] == (40 if hatched else 9)).all()
+
+
 def test_lines_grow_with_the_image():
     mask = np.zeros((1200, 1300), bool)
     mask[100:1000, 100:1000] = True
@@ -255,6 +295,28 @@ def test_a_caption_with_a_line_break_is_drawn_on_one_line(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_of_a_caption_that_is_always_too_wide_a_letter_stays(tmp_path):
+    texts = []
+    with writing(texts, {}):
+        contact_sheet(tmp_path / "a.png", [(Image.new("RGB", (9, 9)), "longer")], 16, legend="")
+    assert texts[-1][0] == "...r"
+
+
+def test_a_contact_sheet_has_these_margins_and_its_captions_are_above_the_pictures(tmp_path):
+    texts, sizes, colours = [], {}, [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    pictures = [(Image.new("RGB", (90, 60), colour), f"a{colour[0]}") for colour in colours]
+    with writing(texts, sizes):
+        contact_sheet(tmp_path / "a.png", pictures, side=300)
+    with Image.open(tmp_path / "a.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (12 + 33 + 2 * (200 + 33 + 12), 12 + 2 * 312, 3)
+    assert texts == [("orange: prediction    blue: label", 12, 6), ("a1", 12, 45),
+                     ("a4", 324, 45), ("a7", 12, 290)]
+    assert [box(pixels, colour)[:4] for colour in colours] == [
+        (12, 78, 300, 200), (324, 78, 300, 200), (12, 323, 300, 200)]
+    assert set(sizes.values()) == {22}
+
+
 def test_pictures_of_a_contact_sheet_are_420_pixels_unless_told(tmp_path):
     contact_sheet(tmp_path / "a.png", [(Image.new("RGB", (900, 600), (1, 2, 3)), "a")])
     with Image.open(tmp_path / "a.png") as sheet:
@@ -280,19 +342,26 @@ def log(dice, loss=None, second=None):
             for i, (a, b) in enumerate(zip(dice, loss or [0.5] * len(dice)), 1)]
 
 
-def drawn(path, rows, title="title", losses="", texts=None):
-    """The picture of curves; `texts` collects what is written: (text, x, y), and each must fit."""
+@contextmanager
+def writing(texts, sizes):
+    """Collects what is written: (text, x, y), and the font's size of each text. Each must fit."""
     text_of = report.ImageDraw.ImageDraw.text
 
     def text(draw, xy, words, fill, font, anchor="la"):
         box = draw.textbbox(xy, words, font, anchor)
-        assert box[0] >= 0 and box[2] <= 1200 and box[3] <= draw.im.size[1], words
-        if texts is not None:
-            texts.append((words, *xy))
+        assert box[0] >= 0 and box[2] <= draw.im.size[0] and box[3] <= draw.im.size[1], words
+        texts.append((words, *xy))
+        sizes[words] = font.size
         text_of(draw, xy, words, fill, font, anchor)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report.ImageDraw.ImageDraw, "text", text)
+        yield
+
+
+def drawn(path, rows, title="title", losses="", texts=None, sizes=None):
+    """The picture of curves; `texts` and `sizes` are those of `writing`."""
+    with writing([] if texts is None else texts, {} if sizes is None else sizes):
         draw_curves(path, rows, title, losses)
     with Image.open(path) as image:
         assert (image.format, image.mode, image.width) == ("PNG", "RGB", 1200)
@@ -319,6 +388,40 @@ def test_a_dice_is_drawn_at_its_height_between_0_and_1(tmp_path, dice, epochs):
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
+def lengths(line):
+    """How long the runs of True in a line of pixels are, and where the first begins."""
+    edges = np.flatnonzero(np.diff(np.pad(line.astype(int), 1)))
+    return (edges[1::2] - edges[::2]).tolist(), int(edges[0])
+
+
+def test_curves_are_drawn_at_these_places_and_in_these_sizes_and_colours(tmp_path):
+    texts, sizes = [], {}
+    rows = log([0.2, 0.5, 0.5, 0.5], [1.2, 0.5, 0.5, 0.5], second=4)
+    pixels = drawn(tmp_path / "a.png", rows, "a title", "first, then second", texts, sizes)
+    assert pixels.shape == (1016, 1200, 3) and (pixels[0, 0] == 255).all()
+    assert texts == [
+        ("a title", 20, 14), ("first, then second", 900, 106), ("held-out Dice", 130, 176),
+        *[(f"{n / 5:g}", 114, 526 - 66 * n) for n in range(6)], ("0.500", 1034, 361),
+        ("loss", 130, 596), *[(f"{n / 2:g}", 114, 946 - 110 * n) for n in range(4)],
+        ("0.500", 1034, 836), *[(str(n), 130 + 220 * n, 962) for n in range(5)],
+        ("epoch", 1180, 962)]
+    assert {words for words, size in sizes.items() if size == 36} == {
+        "a title", "first, then second", "held-out Dice", "0.500", "loss"}
+    assert {size for size in sizes.values() if size != 36} == {34}
+    for top, name, colour in ((196, "Dice", (0, 114, 178)), (616, "loss", (230, 159, 0))):
+        grid = (pixels[:, 180] == 220).all(1)[top - 9 : top + 339]
+        assert lengths(grid) == ([3] * (6 if name == "Dice" else 4), 8)
+        assert lengths((pixels[:, 720] == colour).all(1))[0] == [7]  # the curve
+        assert lengths((pixels[:, 790] == colour).all(1))[0] == [19]  # a dot
+        line, place = pixels[top : top + 350, 899], np.arange(350)
+        dashes = (place % 28 < 15) & (place < 330)
+        assert (line[dashes].max(1) < 255).all()  # also where the grid or the curve is over them
+        assert (line[~dashes].min(1) != 40).all()
+        assert lengths((pixels[top + 7, 850:950] == 40).all(1)) == ([4], 49)
+    assert len(drawn(tmp_path / "b.png", log([0.5]), "a title\nof two lines")) == 956
+    assert len(drawn(tmp_path / "b.png", log([0.5]), "a title of two lines " * 6)) == 1002
+
+
 @pytest.mark.parametrize("loss, ticks", [
     ([1.02, 0.5], "0 0.5 1 1.5"), ([0.93, 0.95], "0 0.2 0.4 0.6 0.8 1"), ([0.0, 0.0], "0 0.2"),
     ([0.0041, 0.003], "0 0.001 0.002 0.003 0.004 0.005"), ([37, 12], "0 10 20 30 40"),
@@ -340,6 +443,7 @@ def test_the_loss_has_an_axis_of_round_numbers_that_includes_zero(tmp_path, loss
 
 def test_of_many_epochs_no_dots_merge_and_few_numbers_are_written(tmp_path):
     for epochs, dots, numbers in ((12, True, [0, 2, 4, 6, 8, 10, 12]), (7, True, range(8)),
+                                  (30, True, range(0, 31, 5)), (31, False, range(0, 31, 5)),
                                   (200, False, [0, 50, 100, 150, 200]), (1, True, [0, 1])):
         texts = []
         pixels = drawn(tmp_path / "a.png", log([0.5] * epochs), texts=texts)
@@ -359,19 +463,24 @@ def test_a_dashed_line_shows_where_the_second_stage_begins(tmp_path, epochs, sec
         column = (pixels[top : top + HEIGHT, round(x)] == report.INK).all(1)
         assert 0.3 < column.mean() < 0.7 and np.diff(column).sum() > 20
     [(_, middle, y)] = [text for text in texts if text[0].startswith("bce+dice")]
-    assert y < panel_tops(texts)[0] and abs(middle - x) < 220
+    half = report.font(36).getlength("bce+dice, then bce+lovasz") / 2
+    assert middle == pytest.approx(np.clip(x, 20 + half, 1180 - half))  # whole, with a margin
+    assert y < panel_tops(texts)[0]
     one_stage = drawn(tmp_path / "b.png", log([0.5] * epochs), losses="bce", texts=texts)
     assert len(one_stage) < len(pixels) and "bce" not in [words for words, _, _ in texts]
 
 
 @pytest.mark.parametrize("title", [
-    "short", "efficientnet-lite0, bce, " + "/a/long/path" * 20, "M" * 150, "many words " * 20])
+    "short", "efficientnet-lite0, bce, " + "/a/long/path" * 20, "M" * 150, "M" * 151,
+    "many words " * 20])
 def test_a_long_title_goes_on_in_more_lines_and_none_of_it_is_lost(tmp_path, title):
     texts = []
     drawn(tmp_path / "a.png", log([0.5]), title, texts=texts)  # which checks that each line fits
     lines = [(words, y) for words, _, y in texts if y < panel_tops(texts)[0] - 20]
     assert "".join(words for words, _ in lines).replace(" ", "") == title.replace(" ", "")
     assert all(np.diff([y for _, y in lines]) >= 40)
+    if title[0] == "M":  # lines are as long as they may be
+        assert report.font(36).getlength(lines[0][0] + "M") > 1160
 
 
 def test_cuda_without_a_number_is_the_current_device(monkeypatch):
@@ -386,3 +495,35 @@ def test_cuda_without_a_number_is_the_current_device(monkeypatch):
     assert chosen == []
     assert report.Parser().device("cuda:1") == "cuda:1"
     assert chosen == [1]
+
+
+def test_what_a_run_depends_on_is_noted(monkeypatch, tmp_path):
+    found, today = report.environment("cpu"), report.date.today()
+    assert found["threads"] == torch.get_num_threads() and found["torch"] == torch.__version__
+    assert abs(today - report.date.fromisoformat(found["date"])).days <= 1
+    assert {"numpy", "pillow", "tifffile", "python", "commit", "device"} <= found.keys()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in cpuinfo.read_text():
+        assert found["device"] and f": {found['device']}\n" in cpuinfo.read_text()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert report.environment("cuda:1")["device"] == "a GPU"
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_other_repository(monkeypatch, tmp_path):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        if command[0] == "gone":
+            raise FileNotFoundError
+        assert options["capture_output"] and options["text"]
+        return SimpleNamespace(stdout="0123456789ab-dirty\n")
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "minseg" / "run" / "report.py"))
+    assert report.environment("cpu")["commit"] == "" and commands == []
+    (tmp_path / ".git").touch()
+    assert report.environment("cpu")["commit"] == "0123456789ab-dirty"
+    assert commands[0][:4] == ["git", "-C", str(tmp_path), "describe"]
+    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: run(["gone"]))
+    assert report.environment("cpu")["commit"] == ""

@@ -141,6 +141,7 @@ def test_windows_of_any_runs_are_those_of_the_pixels_they_name(seed):
     ("7 1", "run 7 1 leaves the image"),
     ("6 2", "run 6 2 leaves the image"),
     ("1 2 5 3", "run 5 3 leaves the image"),
+    ("1 2 0 5", "run 0 5 begins at pixel 0"), ("1 2 3 1 5 0", "run 5 0 has no pixel: delete it"),
     ("2 0", "run 2 0 has no pixel: delete it"),
     ("3 -2", "run 3 -2 leaves the image"),
 ])
@@ -159,6 +160,8 @@ def test_the_error_for_a_long_bad_string_is_short():
     with pytest.raises(ValueError) as error:
         rle_decode("x" * 10_000, 2, 3)
     assert len(str(error.value)) < 150
+    with pytest.raises(ValueError, match=f"^run 1 {'9' * 78} leaves the image of 2 x 3 pixels"):
+        rle_decode("1 " + "9" * 10_000, 2, 3)
 
 
 @pytest.mark.parametrize("rle", ["", " ", "-1", "1 0", "nan", "NaN", "none"])

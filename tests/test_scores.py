@@ -11,7 +11,7 @@ from minseg import rle_encode
 from minseg.crossval import count_levels
 from minseg.data.datasets import Item
 from minseg.run import scores
-from minseg.run.scores import count_saved, save_fold, save_log, score, summarize
+from minseg.run.scores import count_saved, save_fold, save_log, save_score, score, summarize
 
 
 def masks():
@@ -236,3 +236,37 @@ def test_the_log_is_a_table_and_a_picture(tmp_path):
     save_log(tmp_path, rows, "title")
     assert (tmp_path / "log.csv").read_text().splitlines()[0] == "epoch,stage,loss,held_out_dice"
     assert Image.open(tmp_path / "curves.png").width == 1200
+
+
+def test_the_ten_worst_groups_are_printed_and_how_many_others_there_are(tmp_path, capsys):
+    counts = {"found": 2, "missed": 1, "invented": 3, "split": 1}
+    for number in (1, 2, 10, 11):
+        groups = {f"g{i}": (19 - i) / 20 for i in range(number)}
+        save_score(tmp_path / "score.json", {
+            "groups": groups, "pooled_dice": 0.5, "mean_dice": 0.25, "sd_dice": 0.125,
+            "thresholds": [0.5, 0.25, 0.5], "images": {"a": 0.5, "b": None, "c": None}},
+            {"a": counts, "b": counts})
+        lines = capsys.readouterr().out.splitlines()[2:]
+        worst = [f"  {(19 - i) / 20:.4f}  g{i}" for i in reversed(range(number))]
+        others = ["  ... and 1 more"] * (number == 11)
+        spread = f"mean of {number} groups 0.2500, standard deviation 0.1250; " * (number > 1)
+        assert lines == [*worst[:10], *others, f"pooled Dice 0.5000; {spread}threshold 0.5, 0.25",
+                         "not scored, since they are entirely void: b, c",
+                         "objects: 4 found, 2 missed, false positives: 6; split in two or more: 2; "
+                         "F1 0.5000"]
+
+
+@pytest.mark.parametrize("void", [0, 1, 400])
+def test_the_legend_tells_what_is_hatched_only_where_something_is(tmp_path, monkeypatch, void):
+    legends = []
+    monkeypatch.setattr(scores, "contact_sheet", lambda *_, legend: legends.append(legend))
+    mask = np.zeros((20, 40), np.uint8)
+    mask[5:9, 5:9], mask.ravel()[-void or 800 :] = 1, 255
+    mask[0, 0] = 1
+    for name, pixels in (("a.png", np.zeros((20, 40, 3), np.uint8)), ("mask.png", mask)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "probabilities").mkdir()
+    tifffile.imwrite(tmp_path / "probabilities" / "a.tiff", np.zeros((20, 40), np.uint8))
+    item = Item("a", tmp_path / "a.png", tmp_path / "mask.png", "a")
+    save_fold(tmp_path, [item], [count_saved(tmp_path, item)])
+    assert ["hatched: not labelled" in legend for legend in legends] == [void > 0]

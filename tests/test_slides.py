@@ -738,3 +738,37 @@ def test_an_archive_is_to_be_unpacked(tmp_path, name):
     (tmp_path / name).write_bytes(bytes(600))
     with pytest.raises(ValueError, match=f"{name}: .* is not supported: unpack it$"):
         open_slide(tmp_path / name)
+
+
+@pytest.mark.parametrize("highest, likely", [
+    (100, 255), (255, 255), (256, 511), (4095, 4095), (16383, 16383), (16384, None)])
+def test_values_below_a_quarter_of_16_bits_look_dark_and_the_next_power_of_two_may_be_white(
+        tmp_path, highest, likely):
+    values = np.full((40, 50), 7, np.uint16)
+    values[20, 30] = highest
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    notes = open_slide(tmp_path / "a.tif").notes
+    assert [f"pass --white {likely}" in note for note in notes] == [True] * bool(likely)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, -1), (-1, 0), (-1, -1), (15, 15), (-16, -16)])
+def test_what_is_bright_is_found_in_each_corner(tmp_path, place):
+    values = np.full((500, 411), 7, np.uint16)
+    values[place] = 65535
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    assert open_slide(tmp_path / "a.tif").notes == []
+
+
+@pytest.mark.parametrize("larger, colour, alpha, undone", [
+    (100, 255, 200, True), (101, 255, 200, False), (101, 215, 200, True), (101, 216, 200, False),
+    (2000, 255, 15, True), (2000, 255, 16, False), (0, 0, 254, True)])
+def test_of_colours_that_were_multiplied_a_twentieth_may_be_larger_than_alpha(
+        tmp_path, larger, colour, alpha, undone):
+    image = np.full((128, 128, 4), 255, np.uint8)  # in which each pixel is looked at once
+    pixels = image.reshape(-1, 4)
+    pixels[::8, :] = 0, 0, 0, alpha
+    pixels[: 8 * 48 : 8, 3] = 255  # 2,000 are left that are transparent
+    pixels[8 * 48 : 8 * (48 + larger) : 8, 1] = colour
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", extrasamples=["assocalpha"])
+    notes = open_slide(tmp_path / "a.tif").notes
+    assert notes == ["its colours are multiplied by alpha: this is undone"] * undone

@@ -1,13 +1,15 @@
 """Synthetic slides: repeatable, plausible, and not solvable by colour alone."""
 
 import os
+from contextlib import nullcontext
+from itertools import chain
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from minseg.data import synthetic
-from minseg.data.synthetic import synthetic_slide, write_slides
+from minseg.data.synthetic import photograph, synthetic_slide, write_slides
 
 
 def features(image, mask):
@@ -51,9 +53,16 @@ def test_the_best_threshold_does_find_objects_of_a_different_colour():
     assert best_dice(255 - image[..., 0].ravel(), mask) == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_glass_surrounds_the_tissue_and_colour_alone_does_not_find_the_glomeruli(seed):
+@pytest.mark.parametrize("seed, mean, spread, positive", [
+    (0, (176.84, 140.71, 202.28), (54.78, 81.66, 30.94), 86395),
+    (1, (189.04, 146.24, 186.17), (38.76, 71.14, 37.62), 73971)])
+def test_glass_surrounds_the_tissue_and_colour_alone_does_not_find_the_glomeruli(
+        seed, mean, spread, positive):
     image, mask = synthetic_slide(seed)
+    # Every kind of structure is on these: the slides of the published studies.
+    assert image.mean((0, 1)) == pytest.approx(mean, abs=0.02)
+    assert image.std((0, 1)) == pytest.approx(spread, abs=0.02)
+    assert np.count_nonzero(mask) == pytest.approx(positive, abs=20)
     assert image.shape == (1024, 1024, 3) and mask.shape == (1024, 1024)
     assert image.dtype == mask.dtype == np.uint8
     assert set(np.unique(mask)) == {0, 1}
@@ -110,6 +119,14 @@ def test_any_size_works(height, width):
         assert mask.any() or min(height, width) < 256
 
 
+def test_a_slide_of_256_pixels_has_a_glomerulus_and_a_narrower_one_only_by_its_area():
+    for seed in range(2):
+        assert synthetic_slide(seed, 256, 256)[1].any()
+        assert not synthetic_slide(seed, 100, 300)[1].any()
+        assert not synthetic_slide(seed, 300, 100)[1].any()
+        assert synthetic_slide(seed, 160, 300, glomeruli=(40, 40))[1].any()
+
+
 @pytest.mark.parametrize(
     "arguments, value", [((0, 63, 64), "63 x 64"), ((-1,), "-1"), ((0, 64, 0), "64 x 0")]
 )
@@ -145,6 +162,22 @@ def test_slides_drawn_on_many_cores_are_those_drawn_on_one(tmp_path, monkeypatch
     one, many = ({path.relative_to(tmp_path / cores): path.read_bytes()
                   for path in (tmp_path / cores).rglob("*.*")} for cores in "13")
     assert one == many and len(one) == 17
+
+
+@pytest.mark.parametrize("count, cores, others", [(7, 3, 0), (8, 3, 2), (8, 1, 0), (9, None, 0)])
+def test_from_eight_slides_on_all_cores_are_used(tmp_path, monkeypatch, count, cores, others):
+    jobs = []
+
+    def process(folder, its_jobs):
+        jobs.append([number for number, *_ in its_jobs])
+        return nullcontext()
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(synthetic, "in_another_process", process)
+    monkeypatch.setattr(synthetic, "draw_files", lambda _, its_jobs: jobs.append(
+        [number for number, *_ in its_jobs]))
+    write_slides(tmp_path / "data", count, height=64, width=64)
+    assert len(jobs) == others + 1 and sorted(chain(*jobs)) == list(range(count))
 
 
 def test_a_failure_in_another_process_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -198,3 +231,25 @@ def test_slides_are_those_that_the_published_studies_were_measured_on(
     assert image.std((0, 1)) == pytest.approx(spread, abs=0.02)
     assert np.count_nonzero(mask) == pytest.approx(positive, abs=5)
     assert abs(np.diff(image.astype(int), axis=1)).mean() == pytest.approx(edges, abs=0.005)
+
+
+def test_a_data_set_has_ten_slides_of_1024_pixels_unless_told_otherwise(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(seed, *size, patient, glomeruli):
+        drawn.append((seed, patient, *size, glomeruli))
+        return np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
+
+    monkeypatch.setattr(synthetic, "synthetic_slide", draw)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    write_slides(tmp_path / "data")
+    seeds, patients, *rest = zip(*drawn)
+    assert rest == [(1024,) * 10, (1024,) * 10, ((8, 16),) * 10]
+    assert len(set(seeds)) == 10 and patients == tuple(np.repeat(seeds[::2], 2))
+    assert (tmp_path / "data" / "groups.csv").read_text().endswith("slide09,patient04\n")
+
+
+def test_glass_that_is_too_bright_stays_white():
+    image = photograph(np.random.default_rng(0), np.zeros((64, 64, 2), np.float32),
+                       np.ones((2, 3), np.float32), np.float32([1.0, 1.2, 1.5]))
+    assert image.min() > 200

@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from minseg.data.slides import open_slide
-from minseg.data.tiff import Segments
+from minseg.data.slides import open_slide, open_source
+from minseg.data.tiff import Mapped, Segments
 
 
 def noise(*shape, dtype=np.uint8, highest=None, seed=0):
@@ -80,6 +80,19 @@ def test_label_and_macro_image_of_an_aperio_file_are_not_the_scan(tmp_path):
         file.write(SMALL[:7], subfiletype=9, description="Aperio\nmacro 1x1", **options)
     assert np.array_equal(read(tmp_path / "a.svs"), RGB)
     assert open_slide(tmp_path / "a.svs").microns == 0.499
+
+
+@pytest.mark.parametrize("size", [(63, 48), (65, 48), (64, 47), (64, 49), (64, 48)])
+def test_a_level_may_be_off_by_less_than_a_pixel(tmp_path, size):
+    image = np.zeros((128, 96, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        options = {"photometric": "rgb", "metadata": None,
+                   "description": "Aperio Image Library v11\r\n96x128"}
+        file.write(image, tile=(32, 32), **options)
+        file.write(image[:12, :9], **options)  # the thumbnail
+        file.write(np.full((*size, 3), 10, np.uint8), tile=(32, 32), **options)
+    used = open_slide(tmp_path / "a.svs", 2).read_all()
+    assert (used == (10 if size == (64, 48) else 0)).all() and used.shape == (64, 48, 3)
 
 
 def test_a_transparency_mask_is_not_the_image(tmp_path):
@@ -332,9 +345,11 @@ def test_a_note_tells_of_values_above_white(tmp_path, says):
 
 
 def test_a_note_tells_of_sixteen_bit_values_above_a_white_of_255(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, dtype=np.uint16, highest=4095),
-                     metadata=None, extratags=[(341, 3, 1, 255, True)])
+    values = noise(48, 64, dtype=np.uint16, highest=600)
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata=None,
+                     extratags=[(341, 3, 1, 255, True)])
     assert "above 255" in open_slide(tmp_path / "a.tif").notes[0]
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], np.minimum(values, 255))
 
 
 @pytest.mark.parametrize("metadata", [{"PhysicalSizeX": "0,5"}, {"SignificantBits": "eight"},
@@ -373,6 +388,14 @@ def test_omes_significant_bits_are_used(tmp_path):
     tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 12})
     wanted = np.floor(values * 255.0 / 4095 + 0.5)
     assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], wanted)
+
+
+def test_a_largest_value_below_that_of_omes_bits_is_white(tmp_path):
+    values = noise(48, 64, dtype=np.uint16, highest=255)
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": "YX", "SignificantBits": 9},
+                     extratags=[(341, 3, 1, 255, True)])
+    assert np.array_equal(read(tmp_path / "a.ome.tif")[..., 0], values)
+    assert open_slide(tmp_path / "a.ome.tif").notes == []
 
 
 def test_a_note_tells_of_dark_sixteen_bit_values_and_white_remedies_them(tmp_path):
@@ -458,6 +481,32 @@ def test_a_missing_tile_has_the_nodata_value(tmp_path, dtype, nodata, value):
     assert isinstance(open_slide(tmp_path / "a.tif")._source.pixels, Segments)
     wanted = image if dtype == np.uint8 else np.round(image / 257)
     assert np.array_equal(read(tmp_path / "a.tif"), wanted)
+
+
+def test_a_tile_that_is_too_short_is_an_error_of_the_file_and_needs_no_codec(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY, tile=(16, 16), metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        counts = file.pages[0].databytecounts
+        file.pages[0].tags["TileByteCounts"].overwrite((100, *counts[1:]))
+    text = refusal(tmp_path / "a.tif")
+    assert text.startswith("cannot be read (") and "codecs" not in text
+
+
+@pytest.mark.parametrize("photometric, words", [
+    ("miniswhite", "its colours are MINISWHITE, where 0 is white: save a slide as RGB, a mask"),
+    ("cielab", "its colours are CIELAB: save it as RGB or grey")])
+def test_other_colours_are_refused_with_a_remedy_of_their_own(tmp_path, photometric, words):
+    image = GREY if photometric == "miniswhite" else RGB
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric=photometric, metadata=None)
+    assert refusal(tmp_path / "a.tif").startswith(words)
+
+
+def test_a_missing_tile_of_philips_is_white(tmp_path):
+    image = np.full((48, 64, 3), 255, np.uint8)
+    image[:16, :16] = noise(16, 16, 3)
+    write_sparse(tmp_path / "a.tiff", image, "0", photometric="rgb", software="Philips DP v1.0",
+                 description="<?xml version='1.0' ?><DataObject></DataObject>")
+    assert np.array_equal(read(tmp_path / "a.tiff"), image)
 
 
 @pytest.mark.parametrize("options", [
@@ -566,11 +615,13 @@ def test_the_square_of_the_pixel_size_is_the_area_of_a_pixel(tmp_path, source):
                                 "square"] if shown else [])
 
 
-def test_of_a_slide_on_its_side_width_and_height_are_those_that_are_shown(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_of_a_slide_on_its_side_width_and_height_are_those_that_are_shown(tmp_path, orientation):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None,
                      resolution=(20_000, 40_000), resolutionunit=3,
-                     extratags=[(274, 3, 1, 6, True)])
-    assert any("0.25 x 0.5 µm (x, y)" in note for note in open_slide(tmp_path / "a.tif").notes)
+                     extratags=[(274, 3, 1, orientation, True)])
+    shown = "0.25 x 0.5 µm (x, y)" if 4 < orientation < 9 else "0.5 x 0.25 µm (x, y)"
+    assert any(shown in note for note in open_slide(tmp_path / "a.tif").notes)
 
 
 @pytest.mark.parametrize("unit, size, microns", [
@@ -775,3 +826,23 @@ def test_an_opaque_alpha_does_not_hide_that_16_bit_colours_are_dark(tmp_path):
     values[..., 3] = 65535
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"])
     assert any("pass --white 4095" in note for note in open_slide(tmp_path / "a.tif").notes)
+
+
+@pytest.mark.parametrize("code", [7, 33007, 34892])
+def test_each_kind_of_jpeg_is_decoded_with_the_tables_that_its_tiles_share(tmp_path, code):
+    pytest.importorskip("imagecodecs", reason="python -m pip install -e '.[codecs]'")
+    Image.fromarray(GREY // 8 + 99).save(tmp_path / "a.tif", compression="jpeg")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        assert file.pages[0].jpegtables and file.pages[0].compression == 7
+        wanted = file.pages[0].asarray()
+        file.pages[0].tags["Compression"].overwrite(code)
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], wanted)
+
+
+@pytest.mark.parametrize("held, kind", [(1536, Segments), (1535, Mapped)])
+def test_a_strip_larger_than_twice_what_is_held_is_unpacked_into_a_file(
+        tmp_path, held, kind, monkeypatch):
+    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    tifffile.imwrite(tmp_path / "a.tif", GREY, compression="zlib", rowsperstrip=48)
+    assert isinstance(open_source(tmp_path / "a.tif").pixels, kind)
+    assert np.array_equal(read(tmp_path / "a.tif")[..., 0], GREY)

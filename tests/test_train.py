@@ -3,10 +3,12 @@ import csv
 import itertools
 import json
 import os
+import runpy
 import shlex
 import shutil
 import signal
 import statistics
+import sys
 from contextlib import nullcontext
 from datetime import date
 from types import SimpleNamespace
@@ -1475,24 +1477,6 @@ def test_the_average_reaches_back_over_a_twentieth_of_the_run_but_at_least_ten_s
     assert 1 / (1 - plan.ema_decay) == pytest.approx(steps_averaged)
 
 
-@pytest.mark.parametrize("given, values", [
-    ([], (4, 128, 48, 5, 4, 6e-3, 0)), (["--data", "d"], (1, 256, 128, 20, 8, 5e-3, 1)),
-    (["--data", "d", "--tile", "96"], (1, 96, 48, 20, 8, 5e-3, 1))])
-def test_defaults_are_those_of_the_help(given, values):
-    args = train_options([*given, "--device", "cpu"])
-    assert values == (args.scale, args.tile, args.stride, args.epochs, args.batch, args.lr,
-                      args.augment)
-
-
-@pytest.mark.parametrize("given, words", [
-    (["--seed", str(2**63)], "needs a whole number from 0 to 2^63 - 1"),
-    (["--white", "65536"], "needs a 16-bit value, 1 to 65535"),
-    (["--white", "0"], "needs a 16-bit value, 1 to 65535"),
-    (["--workers", str(2**31)], "needs a number above 0")])
-def test_numbers_out_of_range_are_refused(capsys, given, words):
-    assert words in refused(capsys, *given)
-
-
 def test_weights_bring_the_mean_and_std_that_they_were_trained_with(monkeypatch):
     monkeypatch.setattr(train, "load_weights", lambda *_: ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
     net, network = train.build(train_options(["--weights", "file.pth", "--device", "cpu",
@@ -1511,3 +1495,19 @@ def test_activations_are_recomputed_if_asked_for(data, tmp_path, monkeypatch, as
     train.main(["--data", str(data), "--out", str(tmp_path / "run"), *QUICK,
                 *["--checkpoint-activations"] * asked])
     assert len(seen) == asked
+
+
+def test_started_as_a_program_it_runs_and_ctrl_c_ends_it_in_one_line(monkeypatch, capsys):
+    path = train.__file__
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert not end.value.code and "Train a U-Net on slides" in capsys.readouterr().out
+
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "train_options", interrupted)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert end.value.code == 130 and capsys.readouterr().err == "\ntrain.py: stopped\n"

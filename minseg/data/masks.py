@@ -143,8 +143,8 @@ def _classes_of(path: Path, *identity: object) -> Counter:
 
 
 class Meaning(NamedTuple):
-    """What the numbers in one `channel` of a mask's file mean: `values` maps them to 0, 1 or 255.
-    `kind` and `colour` are those of `Mask`."""
+    """What the numbers in one `channel` of a mask's file mean: `values` maps them to 0, 1 or 255;
+    any other number is 0. `kind` and `colour` are those of `Mask`."""
 
     values: dict[float, int]
     kind: str
@@ -177,7 +177,7 @@ def _meaning(path: Path, ignore_255: bool, *identity: object) -> Meaning:
         raise ValueError(f"{path}: marks objects with {source.nodata:g}, which its NODATA tag "
                          f"declares empty: {void}save it as PNG, which has no such tag")
     ambiguous = source.palette is None and len(values) < len(stored)  # 255 and white itself
-    if ambiguous or not (with_void or values <= {0, 1} or values <= {0, VOID}
+    if ambiguous or not (with_void or values <= {0, 1} or values == {VOID}
                          or _are_black_and_one_other(values)):
         raise ValueError(f"{path}: {_unclear(source, _all_values(path, source))}")
     means = {value: VOID if with_void and each == VOID else int(each > 0)
@@ -204,7 +204,7 @@ def _in_colour(path: Path, source: Source, colours: Sequence[tuple]) -> Meaning:
     objects = [colour for colour in colours if any(colour)]
     if len(objects) == 1 and len(colours) == 2 and all(number >= 0 for number in objects[0]):
         channel = int(np.argmax(objects[0]))  # this channel alone tells objects from black
-        return Meaning({0: 0, objects[0][channel]: 1}, _name(objects[0], source.pixels.dtype),
+        return Meaning({objects[0][channel]: 1}, _name(objects[0], source.pixels.dtype),
                        channel)
     names = [_name(colour, source.pixels.dtype) for colour in sorted(colours)]
     if len(names) == 1:

@@ -149,9 +149,9 @@ class Outlines:
         self.y = 0  # rows so far
         self._labeller = Labeller(width)
         # Of each open object: its id, its area, the sum of its probabilities.
-        self._id, self._area, self._total = np.zeros((3, 0), np.int64)
+        self._id = self._area = self._total = np.array([], np.int64)
         # Of each corner of an open object: the object's id, and the corner as in `_corners`.
-        self._owner, self._corner = np.zeros((2, 0), np.int64)
+        self._owner = self._corner = np.array([], np.int64)
 
     def add(self, mask: np.ndarray, probability: np.ndarray) -> list[Object]:
         """Takes the next rows of both, (rows, width); non-zero pixels are positive. Returns the
@@ -310,10 +310,10 @@ def count_objects(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, i
     sides: list[Areas] = []  # prediction and target
     shared: list[np.ndarray] = []  # the pixels of each key: predicted id << 32 | target's id
     for pair in bands:
-        shapes = [np.shape(mask) for mask in pair]
-        if shapes[0] != shapes[1]:
-            raise ValueError("a prediction of shape {} with a target of shape {}".format(*shapes))
-        step = shapes[0][1] + 1
+        shape, other = (np.shape(mask) for mask in pair)
+        if shape != other:
+            raise ValueError(f"a prediction of shape {shape} with a target of shape {other}")
+        step = shape[1] + 1
         sides = sides or [Areas(step - 1) for _ in pair]
         both = [areas.add(mask) for areas, mask in zip(sides, pair)]
         start, stop = ([runs.row * step + runs[k] for runs in both] for k in (1, 2))

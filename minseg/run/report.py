@@ -225,9 +225,9 @@ def draw_panel(draw: ImageDraw.ImageDraw, top: float, name: str, values: Sequenc
 
     draw.text((left, top - 20), name, INK, font(36), anchor="ls")
     for tick in ticks:
-        draw.line([at(0, tick * step), at(len(values), tick * step)], FAINT, 3)
-        draw.text((left - 16, at(0, tick * step)[1]), f"{tick * step:.6g}", INK, font(34),
-                  anchor="rm")
+        x, y = at(0, tick * step)
+        draw.line([(x, y), at(len(values), tick * step)], FAINT, 3)
+        draw.text((x - 16, y), f"{tick * step:.6g}", INK, font(34), anchor="rm")
     points = [at(epoch, value) for epoch, value in enumerate(values, 1)]
     draw.line(points, colour, 7, joint="curve")
     for x, y in points if len(points) <= 30 else points[-1:]:  # more would merge
