@@ -171,7 +171,7 @@ def test_deflate_with_a_predictor_needs_no_codec_where_tifffile_has_its_own(tmp_
     """The strip that is too big to hold is inflated and summed here."""
     monkeypatch.setattr(tiff, "HELD", 2**10)
     for dtype, order in itertools.product([np.uint8, np.uint16], "<>"):
-        write(tmp_path / "a.tif", "HWC", "one piece", "zlib", False, False, order, dtype)
+        write(tmp_path / "a.tif", "HWC", "one piece", "zlib", True, False, order, dtype)
         assert isinstance(slides.open_source(tmp_path / "a.tif").pixels, Mapped)
         check_windows(tmp_path / "a.tif", whole(tmp_path / "a.tif"), scales=(1, 2))
 

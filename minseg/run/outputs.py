@@ -228,7 +228,8 @@ def write_outputs(path: Path, slide: Slide, ensemble: Ensemble,
     with ExitStack() as files:
         outputs = Outputs(path, slide, ensemble, args, files)
         yield outputs
-        if identity(path) != outputs.identity and content(path) != outputs.held:
+        if (identity(path) != outputs.identity
+                and content(path)["sha256"] != outputs.held["sha256"]):
             raise ValueError(f"{path}: has changed while it was segmented: give the same command "
                              "again")
         preview = output_files(path, args)[1]
