@@ -54,7 +54,7 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
         bands = predict_bands(
             predict, outputs.read, slide.height, slide.width, tile=ensemble.tile,
             stride=max(1, round(ensemble.tile * (1 - args.overlap))), window=args.window,
-            batch=batch, device=args.device)
+            batch=batch, device=args.device, turn=ensemble.turn)
         for y, band in slide.enlarge(bands):  # back to the slide's own size
             check_probabilities(band, y, path, args.amp)
             outputs.write(band[0].numpy())

@@ -40,7 +40,7 @@ from minseg.run.step import EMA, autocast_dtype, backward_whole, recompute_activ
 WEIGHT_DECAY = 1e-2
 ENCODER_LR = 0.5  # learning rate of a pretrained encoder, as a share of --lr
 WARM_UP, LONGEST_WARM_UP = 0.1, 500  # share of a run's steps, and steps
-EMA_SHARE, SHORTEST_EMA = 0.05, 10  # share of a run's steps, and steps
+EMA_SHARE, SHORTEST_EMA = 0.2, 10  # share of a run's steps, and steps
 DEPTH, DEPTH_STEPS = 0.2, 50_000  # stochastic depth, and the length of the run that reaches it
 
 
@@ -55,7 +55,7 @@ class Plan:
         # loss, then the rest with the second. The optimiser and the EMA carry over.
         self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
         # We score and save an exponential moving average (EMA) of the weights and of the batch norm
-        # statistics. It averages over about the last twentieth of the run (at least ten steps).
+        # statistics. It averages over about the last fifth of the run (at least ten steps).
         self.ema_decay = 1 - 1 / max(SHORTEST_EMA, EMA_SHARE * self.steps)
 
 
@@ -188,7 +188,7 @@ def train_and_save(args, data, fold):
     threshold = score(counts, held_out)["best_threshold"]  # what infer.py will use on new slides
     save_model(folder / "model.pt", network, net.cpu().state_dict(), scale=args.scale,
                tile=args.tile, threshold=threshold, microns=data.microns, white=args.white,
-               label=class_name(data.items))  # it marks the fold as complete
+               label=class_name(data.items), turn=True)  # it marks the fold as complete
 
 
 def main(argv=None):

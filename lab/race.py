@@ -218,9 +218,12 @@ def run(args: argparse.Namespace, job: Job) -> dict:
         keep_memory()
         ways = (train_peers, predict_peers) if contestant == PEERS else (train_minseg, predict)
         net, seconds = ways[0](given, data.tiles, train_on, steps)
-        counts = ways[1](net, held_out, given)
-    return {"contestant": contestant, "steps": steps, "seed": seed, "fold": fold,
-            "seconds": round(seconds, 2), "levels": levels(held_out, counts)}
+        found = {"contestant": contestant, "steps": steps, "seed": seed, "fold": fold,
+                 "seconds": round(seconds, 2),
+                 "levels": levels(held_out, ways[1](net, held_out, given))}
+        if contestant == MINSEG:
+            found["not_turned"] = levels(held_out, predict(net, held_out, given, turn=False))
+        return found
 
 
 def read_lines(path: Path) -> dict[Job, dict]:

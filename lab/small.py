@@ -29,6 +29,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, product
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ from .effects import dice_of_groups, effect
 from .race import MINSEG, PEERS
 
 IMAGES = 5  # in each set
+NOT_TURNED = "minseg, tiles not turned"  # the same networks (see `minseg.tiling`)
 TILE = 64
 LEAST = 0.04  # share of the pixels of nuclei in an image
 # What a set is made of: the group of the nuclei, or the size of the slides after cropping, the
@@ -157,16 +159,22 @@ def worst(seeds: Seeds) -> list[dict[str, float]]:
 def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
     """A row for each contestant: the Dice of each image in each seed; the mean and the worst image
     of the sets; and how both differ from the peers, those of a change from minseg."""
-    dice = {(who, steps): [
-        {name: dice_of_groups([lines[name, who, steps, seed, fold]["levels"]
-                               for fold in range(IMAGES)]) for name in args.sets}
-        for seed in range(args.seeds)] for who, steps in args.contestants}
+    def seeds_of(who: str, steps: int, levels: str = "levels") -> Seeds:
+        return [{name: dice_of_groups([lines[name, who, steps, seed, fold][levels]
+                                       for fold in range(IMAGES)]) for name in args.sets}
+                for seed in range(args.seeds)]
+
+    dice = {job: seeds_of(*job) for job in args.contestants}
+    if (MINSEG, args.steps) in dice and all(
+            "not_turned" in line for job, line in lines.items() if job[1] == MINSEG):
+        dice[NOT_TURNED, args.steps] = seeds_of(MINSEG, args.steps, "not_turned")
     number = {name: fold for fold, name in enumerate(args.sets)}  # each set is a fold of its own
     rows = []
     for (who, steps), seeds in dice.items():
+        trained = (MINSEG if who == NOT_TURNED else who), steps
         row = {"contestant": who, "steps": steps,
                "seconds": statistics.median(line["seconds"] for job, line in lines.items()
-                                            if job[1:3] == (who, steps)),
+                                            if job[1:3] == trained),
                "dice": race.mean(means(seeds)), "worst": race.mean(worst(seeds)),
                "sets": {name: [round(statistics.mean(each[name] for each in found), 4)
                                for found in (means(seeds), worst(seeds))] for name in args.sets},
@@ -178,6 +186,17 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
                 row[f"{kind}_difference"] = effect(of(seeds), of(other), number, paired=True)
         rows.append(row)
     return {"seeds": args.seeds, "sets": args.sets, "rows": rows}
+
+
+def read_lines(path: Path) -> tuple[argparse.Namespace, dict[Job, dict]]:
+    """The lines of a published file, and what `summarize` needs to know about them."""
+    found = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    lines = {(line["set"], line["contestant"], line["steps"], line["seed"], line["fold"]): line
+             for line in found}
+    names, contestants = (list(dict.fromkeys(map(of, lines))) for of in
+                          (itemgetter(0), itemgetter(1, 2)))
+    return argparse.Namespace(sets=names, contestants=contestants, steps=contestants[0][1],
+                              seeds=1 + max(job[3] for job in lines)), lines
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -41,6 +41,16 @@ tile and with the slide's width, not with its height.
     tile row at stride       |####|              rows [stride, 2 stride) are finished ...
     the last one               |####|            is moved in so that it ends with the slide
 
+**Turned tiles** (`turn=True`, as `train.py` predicts). Tissue has no upright position, but what a
+network says still depends a little on how a tile lies. Test-time augmentation averages over turns,
+at the price of predicting each tile several times (`minseg.tta`). Tiles that overlap by half show
+each pixel four times anyway; so show it in four positions, for nothing: the tile in row r and
+column k is turned by 2 (r mod 2) + (k mod 2) quarter turns, and the answer is turned back.
+
+    0 1 0 1 ...     each pixel inside lies in four neighbouring tiles,
+    2 3 2 3         one of each turn
+    0 1 0 1 ...
+
 ![A seam with and without overlap](../docs/figures/seam.png)
 
 *A synthetic slide that a trained network has not seen, in tiles of 64 pixels, and of all places
@@ -116,14 +126,14 @@ def blend_window(tile: int, kind: str = "linear") -> Tensor:
 def predict_bands(
     predict: Callable[[Tensor], Tensor], read: Callable[[int, int, int, int], np.ndarray],
     height: int, width: int, *, tile: int, stride: int, window: str = "linear", batch: int = 8,
-    device: str | torch.device = "cpu") -> Iterator[tuple[int, Tensor]]:
+    device: str | torch.device = "cpu", turn: bool = False) -> Iterator[tuple[int, Tensor]]:
     """Predicts an image of any size tile by tile and yields the blended result band by band.
     `predict` takes uint8 (N, 3, tile, tile), N <= `batch`, on `device`, and returns probabilities
     (N, C, tile, tile). `read(y, x, h, w)` returns uint8 (h, w, 3) from inside the image; it is
     called in a background thread, once for each row. Yields (y, float32 (C, rows, width)) on the
     CPU, each row once, from the top, with values in [0, 1] as the probabilities are. An image
-    smaller than the tile is padded with its border pixels, and the result cropped. Memory is
-    O(tile * width)."""
+    smaller than the tile is padded with its border pixels, and the result cropped. With `turn`,
+    neighbouring tiles are shown in other quarter turns. Memory is O(tile * width)."""
     weight = blend_window(tile, window).to(device)
     tops, lefts = tile_starts(height, tile, stride), tile_starts(width, tile, stride)
     padded_width = max(width, tile)
@@ -133,11 +143,12 @@ def predict_bands(
     ones = torch.ones(1, device=device).expand(len(lefts), 1, 1, 1)
     spans = [(top, min(top + tile, height)) for top in tops]
     with closing(read_strips(read, width, spans)) as strips:
-        for top, next_top, strip in zip(tops, [*tops[1:], height], strips):
+        for row, (top, next_top, strip) in enumerate(zip(tops, [*tops[1:], height], strips)):
             pixels = pad_strip(strip, tile, padded_width, device)  # (tile, padded_width, 3)
             for i in range(0, len(lefts), batch):
                 batch_lefts = lefts[i : i + batch]
-                tiles = cut_tiles(pixels, batch_lefts, tile)  # (N, 3, tile, tile)
+                turns = [turn * (2 * (row % 2) + k % 2) for k in range(i, i + len(batch_lefts))]
+                tiles = cut_tiles(pixels, batch_lefts, tile, turns)  # (N, 3, tile, tile)
                 probabilities = predict(tiles).detach()  # (N, C, tile, tile)
                 if probabilities.shape[2:] != tiles.shape[2:]:
                     raise ValueError(f"predict gave {tuple(probabilities.shape)} for tiles of "
@@ -145,10 +156,10 @@ def predict_bands(
                 probabilities = probabilities.to(device, torch.float32)
                 if total is None:
                     total = torch.zeros(probabilities.shape[1], tile, padded_width, device=device)
-                add_tiles(total, probabilities, batch_lefts, weight)
+                add_tiles(total, probabilities, batch_lefts, weight, turns)
 
             assert total is not None  # every row has a tile
-            add_tiles(total_weight, ones, lefts, weight)
+            add_tiles(total_weight, ones, lefts, weight, [0] * len(lefts))
             yield top, take_rows(total, total_weight, next_top - top, width).cpu()
 
 
@@ -171,15 +182,21 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def cut_tiles(pixels: Tensor, lefts: Sequence[int], tile: int) -> Tensor:
-    """The tiles at `lefts` of a strip (tile, W, 3): (N, 3, tile, tile), channels last in memory."""
-    return torch.stack([pixels[:, left : left + tile] for left in lefts]).permute(0, 3, 1, 2)
+def cut_tiles(pixels: Tensor, lefts: Sequence[int], tile: int, turns: Sequence[int]) -> Tensor:
+    """The tiles at `lefts` of a strip (tile, W, 3), each after so many quarter `turns`:
+    (N, 3, tile, tile), channels last in memory."""
+    tiles = (pixels[:, left : left + tile] for left in lefts)
+    return torch.stack([each.rot90(turn) if turn else each
+                        for each, turn in zip(tiles, turns)]).permute(0, 3, 1, 2)
 
 
 @one_thread()
-def add_tiles(total: Tensor, probabilities: Tensor, lefts: Sequence[int], weight: Tensor) -> None:
-    """Adds w p of the tiles that begin at `lefts`, (N, C, tile, tile), to `total` (C, tile, W)."""
-    for left, probability in zip(lefts, probabilities):
+def add_tiles(total: Tensor, probabilities: Tensor, lefts: Sequence[int], weight: Tensor,
+              turns: Sequence[int]) -> None:
+    """Adds w p of the tiles that begin at `lefts`, (N, C, tile, tile), turned back, to `total`
+    (C, tile, W)."""
+    for left, probability, turn in zip(lefts, probabilities, turns):
+        probability = probability.rot90(-turn, (1, 2)) if turn else probability
         total[:, :, left : left + weight.shape[1]].addcmul_(probability, weight)
 
 

@@ -18,8 +18,8 @@ from minseg.run.checkpoint import load_model, save_model
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
            "mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
 FACTS = {"scale": 2, "tile": 96, "threshold": 0.45, "microns": 0.65, "white": 4095,
-         "label": "glomerulus"}
-UNKNOWN = {"microns": None, "white": None, "label": None}
+         "label": "glomerulus", "turn": True}
+UNKNOWN = {"microns": None, "white": None, "label": None, "turn": False}
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -84,11 +84,11 @@ def test_scale_tile_threshold_and_the_other_facts_come_back(path):
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_old_checkpoint_without_microns_white_or_label_has_none(
+def test_an_old_checkpoint_without_microns_white_or_label_has_none_and_does_not_turn(
         path, checkpoint, name):
     old = {key: value for key, value in checkpoint.items() if key != name}  # as they were before
     torch.save(old, path)
-    assert load_model(path)[1] == {**FACTS, name: None}
+    assert load_model(path)[1] == {**FACTS, name: UNKNOWN[name]}
 
 
 @pytest.mark.parametrize("wrap", [
@@ -225,7 +225,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, checkp
     ("microns", 0), ("microns", -1.0), ("microns", NAN), ("microns", float("inf")),
     ("microns", "0.5"), ("microns", True),
     ("white", 0), ("white", 4095.0), ("white", True), ("white", "4095"), ("white", NAN),
-    ("label", 3), ("label", ["nuclei"]), ("label", False)])
+    ("label", 3), ("label", ["nuclei"]), ("label", False), ("turn", None), ("turn", 1)])
 def test_a_fact_of_another_type_or_out_of_range_is_refused_with_its_value(
         path, checkpoint, name, value):
     torch.save({**checkpoint, name: value}, path)

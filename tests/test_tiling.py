@@ -97,10 +97,11 @@ def test_normalised_weights_sum_to_one_everywhere(kind):
     torch.testing.assert_close(ones, torch.ones(1, 45, 61))
 
 
+@pytest.mark.parametrize("turn", [False, True])
 @pytest.mark.parametrize("kind", WINDOWS)
 @pytest.mark.parametrize("size, tile, stride", [
     ((70, 50), 16, 11), ((33, 90), 32, 8), ((9, 40), 16, 8), ((64, 64), 16, 16)])
-def test_bands_equal_the_weighted_mean_of_the_whole_image(kind, size, tile, stride):
+def test_bands_equal_the_weighted_mean_of_the_whole_image(kind, size, tile, stride, turn):
     height, width = size
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -113,20 +114,40 @@ def test_bands_equal_the_weighted_mean_of_the_whole_image(kind, size, tile, stri
     weights = np.zeros(total.shape[1:])
     padded = np.pad(image, [(0, max(0, tile - height)), (0, max(0, tile - width)), (0, 0)], "edge")
     window = blend_window(tile, kind).double().numpy()
-    for y in tile_starts(height, tile, stride):
-        for x in tile_starts(width, tile, stride):
+    for row, y in enumerate(tile_starts(height, tile, stride)):
+        for column, x in enumerate(tile_starts(width, tile, stride)):
             part = torch.from_numpy(padded[y : y + tile, x : x + tile]).permute(2, 0, 1)[None]
-            total[:, y : y + tile, x : x + tile] += window * predict(part)[0].double().numpy()
+            quarter = ((0, 1), (2, 3))[row % 2][column % 2] if turn else 0
+            answer = predict(part.rot90(quarter, (2, 3))).rot90(-quarter, (2, 3))
+            total[:, y : y + tile, x : x + tile] += window * answer[0].double().numpy()
             weights[y : y + tile, x : x + tile] += window
     naive = (total / weights)[:, :height, :width]
 
     bands = list(predict_bands(predict, window_reader(image), height, width, tile=tile,
-                               stride=stride, window=kind, batch=4))
+                               stride=stride, window=kind, batch=4, turn=turn))
     assert [y for y, _ in bands] == list(np.cumsum([0] + [b.shape[1] for _, b in bands])[:-1])
     assert all(band.dtype == torch.float32 for _, band in bands)
     result = torch.cat([band for _, band in bands], 1).numpy()
     assert result.shape == (2, height, width)
     np.testing.assert_allclose(result, naive, atol=1e-5)
+
+
+def test_with_turned_tiles_that_overlap_by_half_each_pixel_is_seen_in_all_four_positions():
+    image = np.broadcast_to(np.arange(80, dtype=np.uint8)[:, None], (64, 80, 3))  # rises rightwards
+
+    def predict(tiles):
+        """In which direction the tile rises, as 0 and 1: (N, 4, 16, 16)."""
+        up = tiles[:, 0, 0, 8].int() - tiles[:, 0, -1, 8].int()
+        right = tiles[:, 0, 8, -1].int() - tiles[:, 0, 8, 0].int()
+        found = torch.stack([right > 0, up > 0, right < 0, up < 0], 1)
+        return found[:, :, None, None].expand(-1, -1, 16, 16).float()
+
+    def inside(turn):
+        return predict_image(predict, image, tile=16, stride=8, window="uniform", turn=turn)[
+            :, 8:-8, 8:-8]
+
+    assert (inside(True) == 0.25).all()
+    assert (inside(False)[0] == 1).all()
 
 
 @pytest.mark.parametrize("kind", WINDOWS)

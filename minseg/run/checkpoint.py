@@ -27,12 +27,13 @@ from .errors import warn
 
 def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile: int,
                threshold: float, microns: float | None = None, white: int | None = None,
-               label: str | None = None) -> None:
+               label: str | None = None, turn: bool = False) -> None:
     """Writes a checkpoint. `network`: the arguments of `UNet`; `state`: its state dict; `microns`:
     the size of a pixel before scaling; `white`: the value of white in 16-bit slides; `label`: the
-    class that the network finds."""
+    class that the network finds; `turn`: whether it was scored with turned tiles (`minseg.tiling`).
+    """
     write_checkpoint(path, network=network, state=state, scale=scale, tile=tile,
-                     threshold=threshold, microns=microns, white=white, label=label)
+                     threshold=threshold, microns=microns, white=white, label=label, turn=turn)
 
 
 def write_checkpoint(path: str | Path, **entries: Any) -> None:
@@ -80,7 +81,8 @@ def restore(path: Path, states: dict[str, Any], areas: Tensor, length: int) -> d
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
     """The network of a checkpoint, in eval mode, and its {scale, tile, threshold, microns, white,
-    label}; the last three are None if the file does not state them. The prefixes that wrappers add
+    label, turn}. Where the file does not state them, the first three of the last four are None and
+    `turn`, whether tiles are turned (`minseg.tiling`), is False. The prefixes that wrappers add
     to the names of weights (`module.`, `_orig_mod.`) are removed. ValueError names a file that is
     missing or is not a checkpoint of this project."""
     path = Path(path)
@@ -101,6 +103,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
         net.load_state_dict(state)
         facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
         facts |= {name: checkpoint.get(name) for name in ("microns", "white", "label")}
+        facts["turn"] = checkpoint.get("turn", False)
         check_facts(facts)
         for name, value in net.state_dict().items():
             cast = value.is_floating_point() and not state[name].is_floating_point()
@@ -128,6 +131,7 @@ class Ensemble:
     microns: float | None  # size of a pixel before scaling; 0 if the networks disagree
     white: int | None  # value of white in 16-bit slides
     label: str | None  # the class that the networks find
+    turn: bool = False  # whether all of them were scored with turned tiles (see `minseg.tiling`)
 
 
 def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
@@ -169,7 +173,7 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
     return Ensemble(list(nets), hashes, first["scale"], tile or first["tile"], threshold,
                     min(sizes, default=None) if agree else 0, white or first["white"],
-                    min(labels, default=None))
+                    min(labels, default=None), all(fact["turn"] for fact in facts))
 
 
 def check_facts(facts: dict) -> None:
@@ -183,7 +187,8 @@ def check_facts(facts: dict) -> None:
     is_valid = {"scale": count, "tile": count, "threshold": lambda value: number(value, 1),
                 "microns": lambda value: value is None or (number(value, 1e6) and value > 0),
                 "white": lambda value: value is None or count(value),
-                "label": lambda value: value is None or type(value) is str}
+                "label": lambda value: value is None or type(value) is str,
+                "turn": lambda value: type(value) is bool}
     invalid = {name: value for name, value in facts.items() if not is_valid[name](value)}
     if invalid:
         raise ValueError(f"it holds {invalid}")

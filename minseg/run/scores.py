@@ -72,7 +72,7 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
 
 def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
             overlap: float = 0.5, window: str = "linear", tta: bool = False,
-            folder: Path | None = None) -> list[Tensor]:
+            turn: bool = True, folder: Path | None = None) -> list[Tensor]:
     """Predicts images, and returns `count_levels` of each image's probabilities, at the size of the
     image's file. With `folder`, it also writes the probabilities there, as uint8 in steps of
     1/255."""
@@ -82,7 +82,8 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
         slide, total = open_slide(item.image, args.scale, item.white), torch.zeros(2, 256).long()
         mask = Mask(item, slide.full_height, slide.full_width)
         bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
-                              stride=stride, window=window, batch=args.batch, device=args.device)
+                              stride=stride, window=window, batch=args.batch,
+                              device=args.device, turn=turn)
         with ExitStack() as files:
             write = None
             if folder is not None:
