@@ -51,6 +51,7 @@ from minseg.data.memory import keep_memory
 from minseg.data.slides import open_slide
 from minseg.data.tiles import Tiles
 from minseg.pretrained import load_weights
+from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped
 from minseg.run.loop import locked
 from minseg.run.options import train_options
@@ -381,10 +382,10 @@ def same_settings(args: argparse.Namespace) -> None:
     names of their folders do not tell."""
     path = args.out / "race.json"
     settings = {"data": args.data.resolve().name, "half": args.half, "folds": args.folds,
-                "options": args.options}
+                "options": args.options, "defaults": DEFAULTS}
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"{path}: belongs to a race with other data, folds or options: give "
-                         "another --out")
+        raise ValueError(f"{path}: belongs to a race with other data, folds, options or "
+                         "defaults of train.py: give another --out")
     measure.write_json(path, settings)
 
 

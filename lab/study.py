@@ -55,6 +55,7 @@ from minseg.crossval import dice_parts
 from minseg.data.datasets import Item
 from minseg.data.memory import keep_memory
 from minseg.run.checkpoint import save_model
+from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped, out_of_memory
 from minseg.run.loop import locked
 from minseg.run.options import train_options
@@ -219,6 +220,7 @@ def read_lines(args: argparse.Namespace, groups: Sequence[set[str]] = ()) -> dic
     the `groups` of each fold are given, with other groups."""
     paths, lines = sorted(args.out.glob("runs/*/result.json")), {}
     there: dict[int, int] = {}  # objects in each fold
+    defaults = set()
     if args.published.exists():
         paths.insert(0, args.published)
     for path in paths:
@@ -228,11 +230,12 @@ def read_lines(args: argparse.Namespace, groups: Sequence[set[str]] = ()) -> dic
             if arm not in ARMS:
                 continue  # it has been given up
             count = objects["found"] + objects["missed"]
-            if (line["options"] != identity(args, arm)
+            defaults.add(line.get("defaults", 1))
+            if (line["options"] != identity(args, arm) or len(defaults) > 1
                     or count != there.setdefault(fold, count)
                     or (groups and groups[fold] != line["along"][str(args.steps)].keys())):
-                raise ValueError(f"{path}: is of a study with other data, options, folds or steps: "
-                                 "give another --name")
+                raise ValueError(f"{path}: is of a study with other data, options, folds or steps, "
+                                 "or with other defaults of train.py: give another --name")
             lines[arm, line["seed"], fold] = line
     return lines
 
@@ -244,8 +247,8 @@ def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             result = run_arm(args, arm, seed, fold)
         measure.write_json(folder / "result.json", {
-            "arm": arm, "seed": seed, "fold": fold, "options": identity(args, arm), **result,
-            **facts})
+            "arm": arm, "seed": seed, "fold": fold, "options": identity(args, arm),
+            "defaults": DEFAULTS, **result, **facts})
     except Stopped:
         raise KeyboardInterrupt
     except (SystemExit, ArithmeticError, ValueError, OSError, RuntimeError) as error:

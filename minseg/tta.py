@@ -16,6 +16,9 @@ The mean rotates with the tile, up to rounding: p(h x) = h p(x) for each of the 
 because the views of h x are those of x in another order. (A threshold chosen without test-time
 augmentation may not be the best with it: averages are less extreme than single predictions.)
 
+Where tiles overlap by half, each pixel is predicted four times anyway. `minseg.tiling` shows it in
+another quarter turn each time (`turn=True`), so four of the eight views are there for nothing.
+
 **Shapes.** Those of the function it wraps: uint8 (N, 3, T, T) -> probabilities (N, C, T, T); tiles
 are square.
 

@@ -143,6 +143,16 @@ def test_a_run_of_an_older_version_goes_on_with_a_line(data, out, capsys):
     assert "is of an older version" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("counted", [None, config.DEFAULTS - 1, config.DEFAULTS + 1])
+def test_a_run_of_a_version_that_trains_in_another_way_is_refused(data, out, capsys, counted):
+    path = out / "config.json"
+    noted = json.loads(path.read_text())
+    noted.pop("defaults")  # as before it was counted
+    path.write_text(json.dumps(noted if counted is None else {**noted, "defaults": counted}))
+    line = refused(capsys, 2, data, out, "--fold", 1)
+    assert "holds a run of another version of minseg" in line and "give another --out" in line
+
+
 def test_the_weights_may_move_but_not_change(data, tmp_path, capsys):
     def write(path):
         encoder = EfficientNet("efficientnet-lite0", num_classes=0)

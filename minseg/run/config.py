@@ -27,6 +27,9 @@ from .report import environment, some
 # hold them, and they may differ from fold to fold and when a run is resumed.
 NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations",
                  "losses", "command", "close")
+# How train.py trains where no option says so: to be raised whenever that changes, so that folds of
+# one run are never trained in two ways. Before it was counted, it was 1.
+DEFAULTS = 2
 # Entries of config.json that `check_settings` does not compare: places, which are free, how the
 # last fold was started, and what `check_made_from` and `prepare` compare.
 NOT_COMPARED = ("data", "tiles", "fold_of", "made_with", "made_from", "closed")
@@ -53,7 +56,7 @@ def settings(args: argparse.Namespace, **settled: Any) -> dict:
     """The settings that all folds of a run share, for config.json. `settled` holds values that
     replace those of `args`: of options that were not given, or that named a file."""
     return {name: str(value.resolve()) if isinstance(value, Path) else value
-            for name, value in {**vars(args), **settled}.items()
+            for name, value in {**vars(args), **settled, "defaults": DEFAULTS}.items()
             if name not in NOT_IN_CONFIG}
 
 
@@ -71,6 +74,9 @@ def check_settings(args: argparse.Namespace, config: dict) -> dict:
         existing = json.loads(path.read_text())
     except ValueError:
         existing = {}
+    if existing.setdefault("defaults", 1) != DEFAULTS:
+        raise ValueError(f"{args.out}: holds a run of another version of minseg, which trains in "
+                         "another way: go on with that one, or give another --out")
     config = json.loads(json.dumps(config))  # a tuple becomes a list, as in the file
     may_differ = {*NOT_COMPARED, *(("lr", "amp") if args.resume else ())}
     args.close = args.resume and args.epochs < existing.get("epochs", 0)
