@@ -28,7 +28,7 @@ OTHER_PROGRAMS = set(
     "--no-include-undocumented "  # pdoc
     "--array "  # SLURM
     "--bigtiff --compression "  # vips, large_image_converter
-    "--durations --write".split())  # pytest
+    "--durations --write --mine".split())  # pytest
 
 
 @pytest.mark.parametrize("page", PAGES)
