@@ -34,15 +34,17 @@ def pytest_configure(config):
     written = [name for name, value in parts.items() if getattr(mine, name, value) is not value]
     if not written:
         raise pytest.UsageError(f"{file}: has no {' or '.join(public)}")
-    kept = [name for name in public if name not in written]
-    config.graded = (f"grading {file} in place of minseg/{Path(chapter.__file__).name}: "
-                     + ", ".join(written) + (f" (not: {', '.join(kept)})" if kept else ""))
+    config.graded = f"grading {file} in place of minseg/{Path(chapter.__file__).name}: "
+    config.graded += ", ".join(written)
+    if kept := [name for name in public if name not in written]:
+        config.graded += f"; the chapter's own: {', '.join(kept)}"
     if set(public) & set(written):
         config.lacking = {name: value for name, value in parts.items()
                           if name not in [*public, *written]}
     config.option.reportchars += "s"  # says why tests are skipped
-    replaced = {name: value for name, value in vars(chapter).items()
-                if hasattr(mine, name) and not name.startswith("__")}
+    replaced = {name: value for name, value in vars(chapter).items()  # constants, too; no imports
+                if hasattr(mine, name) and not name.startswith("__")
+                and getattr(value, "__module__", chapter.__name__) == chapter.__name__}
     for module in [sys.modules[name] for name in sys.modules if name.split(".")[0] == "minseg"]:
         for name, value in replaced.items():
             if vars(module).get(name) is value:

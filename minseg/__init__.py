@@ -24,7 +24,8 @@ In reading order:
 | `lab` | programs that measure and draw |
 
 Each trick ends with three exercises, their answers, and which file is next. What you write
-yourself, its tests grade: `python -m pytest tests/test_scse.py --mine my_scse.py`.
+yourself, its tests grade: `python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong
+to the task: each is a ValueError with the value in it.
 
 Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a thin section of
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to
