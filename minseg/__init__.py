@@ -23,6 +23,10 @@ In reading order:
 | `minseg.run` | training steps, scores, files, progress |
 | `lab` | programs that measure and draw |
 
+Each trick ends with three exercises, their answers, and which file is next. What you write
+yourself, its tests grade: `python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong
+to the task: each is a ValueError with the value in it.
+
 Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a thin section of
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to
 find glomeruli in slides ("HuBMAP: Hacking the Kidney"). *Dice* measures the overlap of two masks,

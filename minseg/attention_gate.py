@@ -64,6 +64,32 @@ ozan-oktay/Attention-Gated-Networks, `grid_attention_layer.py`, `unet_CT_single_
 >>> skip, gate = torch.randn(1, 1, 2, 4), torch.tensor([[[[0., 1.]]]])  # "it is on the right"
 >>> block.attention(skip, gate)[0, 0, 0].detach()  # sigmoid(-4) to sigmoid(4)
 tensor([0.0180, 0.2590, 0.7410, 0.9820])
+
+**Exercises.**
+1. *By hand.* With psi's weights at 0, alpha is the same for all pixels: 1/2 if psi's bias is 0, and
+   1 if it is 100. How many times larger is the output in training, if alpha is 1 instead of 1/2?
+2. *Break it.* In a copy of this file, my_attention_gate.py, replace `F.relu(theta + phi)` by
+   `(theta + phi)`. Which test fails, and what can such a gate not do?
+3. *Write it.* `AttentionGate(skip_channels, gate_channels, inter_channels=None)`, with `attention`
+   and `forward`, and the layers theta, phi, psi, `project` and `norm`, in this order.
+   `python -m pytest tests/test_attention_gate.py --mine my_attention_gate.py` grades it, and the
+   copy, too.
+
+Next: `minseg.scse`, where a map needs no other map to weight itself.
+
+**Answers.**
+1. It is the same: in training, BN divides by the deviation, and with it by alpha. Only differences
+   between pixels matter.
+2. `test_it_is_its_equation`: q is then one sum over the skip plus one over the gate, so the gate
+   can raise or lower q, but not change which channels of the skip count.
+
+>>> skip, gate, outputs = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 4, 4), []
+>>> _ = nn.init.zeros_(block.psi.weight), nn.init.ones_(block.project.weight)
+>>> for bias in (0, 100):
+...     _ = nn.init.constant_(block.psi.bias, bias)
+...     outputs.append(block.train()(skip, gate))
+>>> torch.allclose(*outputs, atol=1e-3)
+True
 """
 
 from torch import Tensor, nn

@@ -58,6 +58,32 @@ tikutikutiku/kaggle-hubmap, `src/models.py`.
 >>> _ = nn.init.constant_(block.reduce.bias, -4), nn.init.constant_(block.expand.bias, -1)
 >>> block(x).mean((1, 2, 3)).detach()  # s is 1/2; c is sigmoid(-2) and sigmoid(12 - 2)
 tensor([0.0596, 0.5000])
+
+**Exercises.**
+1. *By hand.* All parameters are 0, k is 3, and there is no norm. What does the block make of a map
+   of eights? And what does `minseg.scse` make of it, with all its parameters at 0?
+2. *Break it.* In a copy of this file, my_cbam.py, replace
+   `[x.amax(1, keepdim=True), x.mean(1, keepdim=True)]` by
+   `[x.mean(1, keepdim=True), x.amax(1, keepdim=True)]`. Which tests fail? Would training mind?
+3. *Write it.* `CBAM(channels, reduction=16, kernel_size=7, spatial_norm=True)`, with the layers
+   `reduce`, `expand`, `spatial` and `norm`. `python -m pytest tests/test_cbam.py --mine my_cbam.py`
+   grades it, and the copy, too.
+
+Next: `minseg.hypercolumn`, where the decoder's last map gets to see all the others.
+
+**Answers.**
+1. Twos, while SCSE leaves the eights: 1/2 times 1/2 one after the other, but 1/2 plus 1/2 side by
+   side.
+2. `test_it_is_its_equations` and
+   `test_the_two_maps_are_the_maximum_and_then_the_mean_of_the_weighed_channels`. Training would not
+   mind, because f learns either order, but weights trained with the other one would not fit.
+
+>>> from minseg import SCSE
+>>> for block in (CBAM(4, kernel_size=3, spatial_norm=False), SCSE(4)):
+...     _ = [nn.init.zeros_(p) for p in block.parameters()]
+...     print(block(torch.full((1, 4, 3, 3), 8.)).unique().tolist())
+[2.0]
+[8.0]
 """
 
 import torch

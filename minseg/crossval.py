@@ -60,6 +60,29 @@ with the load is smallest increases the sum of squares of all loads least.
 >>> # any t in (0.2, 0.4] is right; the nearest to 1/2 is 101.5 / 255, half a level below 0.4
 >>> best_threshold(torch.tensor([0.1, 0.4, 0.6, 0.2]), torch.tensor([0, 1, 1, 0]))
 (0.398, 1.0)
+
+**Exercises.**
+1. *By hand.* In one patient 100 pixels are positive, 100 were predicted, and 90 are both. In
+   another one pixel is positive and a different one was predicted. What is the pooled Dice, and
+   what is the mean over the patients?
+2. *Break it.* In a copy of this file, my_crossval.py, replace `if f != fold]` by `if f == fold]`.
+   Which tests fail, and does the score get better or worse?
+3. *Write it.* `group_folds(groups, positives, k, seed=0)`.
+   `python -m pytest tests/test_crossval.py --mine my_crossval.py` grades it, and the copy, too.
+
+Next: `train.py`, where all of it comes together in one visible loop.
+
+**Answers.**
+1. 180/202, and the mean of 0.9 and 0: the larger patient hides the smaller.
+2. `test_each_fold_is_cut_at_the_threshold_that_the_others_chose`,
+   `test_the_threshold_that_a_fold_likes_best_is_not_its_own_score` and
+   `test_a_single_fold_is_cut_at_a_half_and_not_at_what_suits_it`. Better, and that is the fault:
+   each fold is cut where it suits its own labels, and for new slides there are none.
+
+>>> from minseg.crossval import dice_of
+>>> patients = [torch.tensor([2 * 90, 100 + 100]), torch.tensor([0, 1 + 1])]
+>>> round(dice_of(sum(patients)), 3), sum(dice_of(parts) for parts in patients) / 2
+(0.891, 0.45)
 """
 
 import random

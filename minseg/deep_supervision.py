@@ -53,6 +53,31 @@ MIC-DKFZ/nnUNet, `nnUNetTrainer._build_loss`; the targets: MIC-DKFZ/batchgenerat
 >>> # 1/4 of the finest map is wrong, by 1, and its weight is 2/3; the coarsest has weight 0
 >>> round(deep_supervision_loss(squared, logits, target).item(), 4)
 0.1667
+
+**Exercises.**
+1. *By hand.* A target of 4 x 4 has one positive pixel, in row 0 and column 0. Which share of it is
+   positive at 2 x 2? And if the pixel is in row 1 and column 1? What does that do to small objects?
+2. *Break it.* In a copy of this file, my_deep_supervision.py, replace `"nearest-exact"` by
+   `"nearest"`. Which tests fail?
+3. *Write it.* `deep_supervision_loss(loss, logits, target, weights=None)`.
+   `python -m pytest tests/test_deep_supervision.py --mine my_deep_supervision.py` grades it, and
+   the copy, too.
+
+Next: `minseg.sampling`, which chooses the tiles that the loss gets to see.
+
+**Answers.**
+1. 0, then 1/4, though it was 1/16: at a coarse size a small object disappears or is too large.
+2. `test_it_is_the_weighted_sum_over_scales`, `test_targets_are_the_pixels_nearest_to_each_middle`
+   and, where scikit-image is installed, `test_targets_are_those_of_skimage_as_nnunet_calls_it`:
+   targets move up and to the left.
+
+>>> for pixel in (0, 1):
+...     target = torch.zeros(1, 1, 4, 4)
+...     target[..., pixel, pixel] = 1
+...     share = lambda logits, target: target.mean()
+...     print(deep_supervision_loss(share, logits[:2], target, weights=[0, 1]).item())
+0.0
+0.25
 """
 
 from collections.abc import Callable, Sequence

@@ -60,6 +60,28 @@ as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, sec
 1.0 0.0
 0.667 0.25
 0.0 0.8
+
+**Exercises.**
+1. *By hand.* An empty image has four pixels, each with p = 1/4. What is its loss with smooth = 1,
+   and with smooth = 0? And if each has p = 1/100?
+2. *Break it.* V-Net squares p in the denominator. In a copy of this file, my_dice.py, replace
+   `total = probability.sum(dims)` by `total = probability.square().sum(dims)`. Which tests fail?
+3. *Write it.* `dice_loss(logits, target, *, smooth=1.0, per_image=True)`.
+   `python -m pytest tests/test_dice.py --mine my_dice.py` grades it, and the copy, too.
+
+Next: `minseg.lovasz`, which does the same for the Jaccard index, and is convex.
+
+**Answers.**
+1. S is 1, then 0.04, and the loss is S / (S + smooth). With smooth = 0 it is 1 whatever S is, so
+   fewer false positives are worth nothing.
+2. `test_the_loss_is_its_equation` and `test_an_empty_image_costs_and_teaches_what_the_table_says`.
+   Where p is 0 or 1, the square is p.
+
+>>> for p in (1 / 4, 1 / 100):
+...     logits = torch.full((1, 1, 2, 2), p).logit()
+...     print([round(dice_loss(logits, 0 * logits, smooth=s).item(), 3) for s in (1, 0)])
+[0.5, 1.0]
+[0.038, 1.0]
 """
 
 import torch

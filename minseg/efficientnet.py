@@ -54,6 +54,28 @@ section 3. Stochastic depth: Huang et al., arXiv 1603.09382, section 3.
 [(32, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]
 >>> sum(p.numel() for p in EfficientNet("efficientnet-b0").parameters())  # as torchvision's
 5288548
+
+**Exercises.**
+1. *By hand.* The second block of B0 has 96 channels inside and a 3 x 3 kernel. How many weights has
+   its depthwise convolution, and how many would an ordinary one from 96 to 96 channels have?
+2. *Break it.* In a copy of this file, my_efficientnet.py, replace
+   `(columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)` by
+   `(columns - columns // 2, columns // 2, rows - rows // 2, rows // 2)`. Which test fails?
+3. *Write it.* `SqueezeExcite(channels, hidden)`, with the layers `reduce` and `expand`.
+   `python -m pytest tests/test_efficientnet.py --mine my_efficientnet.py` grades it, and the copy,
+   too.
+
+Next: `minseg.pretrained`, because few people train an encoder from random weights.
+
+**Answers.**
+1. 9 for each channel; 9 for each pair of channels, 96 times as many.
+2. Only `test_same_padding_puts_the_odd_pixel_right_and_down`. No shape changes, and a network
+   trained from the start would not mind; published weights would see other pixels than those that
+   they were trained for.
+
+>>> ordinary = torch.nn.Conv2d(96, 96, 3, bias=False)
+>>> encoder.blocks[1].branch[3].weight.numel(), ordinary.weight.numel()
+(864, 82944)
 """
 
 import math

@@ -61,6 +61,30 @@ tikutikutiku/kaggle-hubmap, `src/models.py`.
 (torch.Size([1, 48, 8, 8]), torch.Size([8, 48, 1, 1]))
 >>> torch.allclose(column([d0, d1]), F.relu(column.norm(F.conv2d(stack, W))), atol=1e-5)
 True
+
+**Exercises.**
+1. *By hand.* One row of a map is 0, 4. Upsample it to four pixels and double them; then double it
+   first. Now square instead of doubling. Where does the order matter, and what does this say about
+   the place of the ReLU?
+2. *Break it.* In a copy of this file, my_hypercolumn.py, replace `(2 / sum(in_channels)) ** 0.5` by
+   `(2 / layer.in_channels) ** 0.5`. Which test fails?
+3. *Write it.* `Hypercolumn(in_channels, out_channels)`, with the layers `project`, a ModuleList,
+   and `norm`. `python -m pytest tests/test_hypercolumn.py --mine my_hypercolumn.py` grades it, and
+   the copy, too.
+
+Next: `minseg.dice`, because the network is now complete and needs a loss.
+
+**Answers.**
+1. With squares only. A 1 x 1 convolution is linear, as doubling is, and may come first; the ReLU is
+   not, so it waits for the sum.
+2. `test_weights_start_as_those_of_one_convolution`: each map would then weigh the same in the sum,
+   be it of 16 channels or of 256, instead of each channel.
+
+>>> row, up = torch.tensor([[[[0., 4.]]]]), lambda x: F.interpolate(x, (1, 4), mode="bilinear")
+>>> for f in (lambda x: 2 * x, lambda x: x**2):
+...     print(f(up(row)).flatten().tolist(), up(f(row)).flatten().tolist())
+[0.0, 2.0, 6.0, 8.0] [0.0, 2.0, 6.0, 8.0]
+[0.0, 1.0, 9.0, 16.0] [0.0, 4.0, 12.0, 16.0]
 """
 
 from collections.abc import Sequence

@@ -57,6 +57,30 @@ with cross-entropy + Dice.
 0.5066
 >>> first_stage(10, 0.6), first_stage(2, 0.9)  # steps 0 to 5, step 0
 (6, 1)
+
+**Exercises.**
+1. *By hand.* A batch has two images of two pixels: one is all object and predicted so; the other is
+   empty, and one of its pixels is predicted as object. All logits are far from 0. What is dice, and
+   what is batch_dice?
+2. *Break it.* In a copy of this file, my_losses.py, replace `-1e4` by `-10.0`. Which tests fail,
+   and why are the gradients of void pixels still 0?
+3. *Write it.* `make_loss(spec)`; the losses of single terms may be imported from minseg.
+   `python -m pytest tests/test_losses.py --mine my_losses.py` grades it, and the copy, too.
+
+Next: `minseg.deep_supervision`, where the decoder's smaller maps get the same loss.
+
+**Answers.**
+1. The mean of 0 and 1 - 1/(1 + 1); 1 - (2 * 2 + 1)/(3 + 2 + 1). In the batch, one wrong pixel
+   weighs less beside an object.
+2. `test_void_pixels_are_not_there`, `test_of_void_pixels_bce_counts_the_number_and_nothing_else`,
+   `test_an_image_that_is_void_costs_exactly_nothing` and
+   `test_void_pixels_are_left_out_at_every_size_of_deep_supervision`: sigmoid(-10) is not 0, so void
+   pixels cost a little. But what `masked_fill` puts in place of a logit does not depend on it.
+
+>>> logits = torch.tensor([[99., 99.], [99., -99.]]).view(2, 1, 1, 2)
+>>> target = torch.tensor([[1., 1.], [0., 0.]]).view(2, 1, 1, 2)
+>>> [round(make_loss(name)(logits, target).item(), 4) for name in ("dice", "batch_dice")]
+[0.25, 0.1667]
 """
 
 from collections.abc import Callable

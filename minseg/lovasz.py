@@ -71,6 +71,30 @@ symmetric form come from Kaggle's TGS Salt Identification, 2018.
 0.0 0.0
 0.5 0.5
 0.667 1.833
+
+**Exercises.**
+1. *By hand.* Two positive pixels have the logits -2 and 0, two negative ones 1 and -3. What is the
+   loss, and what is its gradient with respect to each logit?
+2. *Break it.* In a copy of this file, my_lovasz.py, replace
+   `torch.where(target > 0, 1 / union, missed / (union * (union - 1)))` by
+   `(k / union).diff(dim=1, prepend=hinges.new_zeros(len(hinges), 1))`, which is Delta(M_k) -
+   Delta(M_(k-1)) as the equation has it. Which test fails?
+3. *Write it.* `lovasz_hinge(logits, target, *, per_image=True, margin="relu", symmetric=False)`.
+   `python -m pytest tests/test_lovasz.py --mine my_lovasz.py` grades it, and the copy, too.
+
+Next: `minseg.losses`, because alone this loss is hard to begin with.
+
+**Answers.**
+1. The hinges 3, 2, 1 and 0 belong to -2, 1, 0 and -3; Delta goes 0, 1/2, 2/3, 1. The weights 1/2,
+   1/6 and 1/3 make the loss 3/2 + 2/6 + 1/3, and the last pixel is right by more than 1.
+2. `test_float32_weights_keep_their_digits_where_differences_would_lose_them`: among many pixels two
+   neighbouring Deltas have nearly all digits in common.
+
+>>> logits = torch.tensor([-2., 0., 1., -3.]).view(1, 1, 1, 4).requires_grad_()
+>>> loss = lovasz_hinge(logits, torch.tensor([1., 1., 0., 0.]).view(1, 1, 1, 4))
+>>> loss.backward()
+>>> round(loss.item(), 3), [round(slope, 3) for slope in logits.grad.flatten().tolist()]
+(2.167, [-0.5, -0.333, 0.167, 0.0])
 """
 
 import torch

@@ -68,6 +68,27 @@ In use, with a `minseg.unet.UNet` called `net`, which normalises its input by tw
 features.2.0.block.1.0
 blocks.1.0.conv_dw
 _blocks.1._depthwise_conv
+
+**Exercises.**
+1. *By hand.* A filter of the stem has one pixel, with the weights 1, 2 and 3 for red, green and
+   blue. What becomes of it for one channel, and for four?
+2. *Break it.* In a copy of this file, my_pretrained.py, replace `module.same = padding == "same"`
+   by `pass`. Which test fails?
+3. *Write it.* `adapt_stem(weight, channels)`.
+   `python -m pytest tests/test_pretrained.py --mine my_pretrained.py` grades it, and the copy, too.
+
+Next: `minseg.attention_gate`, the first trick of the decoder: what a skip lets through.
+
+**Answers.**
+1. The sum for one; for four red, green, blue, red, times 3/4.
+2. Only `test_each_family_sets_its_padding_epsilon_and_statistics`: every tensor still arrives,
+   without an error, and only the features are slightly wrong.
+
+>>> import torch
+>>> from minseg.pretrained import adapt_stem
+>>> stem = torch.tensor([1., 2., 3.]).view(1, 3, 1, 1)
+>>> [adapt_stem(stem, channels).flatten().tolist() for channels in (1, 4)]
+[[6.0], [0.75, 1.5, 2.25, 0.75]]
 """
 
 import re

@@ -65,6 +65,27 @@ winner of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap,
 >>> area = torch.tensor([0, 0, 0, 0, 0, 0, .1, .5])  # 6 and 7 are positive: in every epoch
 >>> [epoch_indices(area, generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 2)]
 [[7, 5, 6, 1], [3, 7, 6, 0]]
+
+**Exercises.**
+1. *By hand.* Four tiles have an area of 0.1, one has 1, ten have 0. With two bins and R = 1, how
+   many tiles has an epoch, and how often is the largest among them?
+2. *Break it.* In a copy of this file, my_sampling.py, replace
+   `negative = shuffled(negative, generator)[: round(wanted)]` by
+   `negative = negative[: round(wanted)]`. Which tests fail, and what would the network never see?
+3. *Write it.* `epoch_indices(mask_area, *, negatives=1.0, bins=None, generator=None)`.
+   `python -m pytest tests/test_sampling.py --mine my_sampling.py` grades it, and the copy, too.
+
+Next: `minseg.tiling`, the way back from tiles to the whole slide.
+
+**Answers.**
+1. Five positives in two bins are two draws each, and four negatives are added: 8 tiles, twice the
+   largest and two of the four others.
+2. `test_every_epoch_draws_anew_and_shuffles_anew` and
+   `test_every_negative_comes_about_equally_often`: all negatives but the first few of the list.
+
+>>> drawn = epoch_indices(torch.tensor([.1] * 4 + [1.] + [0.] * 10), bins=2)
+>>> len(drawn), (drawn == 4).sum().item(), (drawn < 4).sum().item()
+(8, 2, 2)
 """
 
 import math

@@ -51,6 +51,29 @@ True
 >>> block(x)[0, :, 0].detach()  # (1/2 + s) x; s: sigmoid(-1) left, sigmoid(1) right
 tensor([[0.7689, 1.2311],
         [0.0000, 1.2311]])
+
+**Exercises.**
+1. *By hand.* `expand` is all zeros, and `spatial`, too, except for its bias, which is 100. What
+   does the block make of the pixels 2 and -2 of a single channel, with "add" and with "max"?
+2. *Break it.* In a copy of this file, my_scse.py, replace
+   `nn.init.ones_(self.reduce.get_parameter("bias"))` by `pass`. Which test fails?
+3. *Write it.* `SCSE(channels, reduction=16, merge="add")`, with the layers `reduce`, `expand` and
+   `spatial`. `python -m pytest tests/test_scse.py --mine my_scse.py` grades it, and the copy, too.
+
+Next: `minseg.cbam`, the same two weights, one after the other.
+
+**Answers.**
+1. c is 1/2 and s is 1. Of a negative number, the maximum keeps what the *smaller* weight leaves.
+2. `test_a_single_hidden_channel_lives_from_the_start`: it tries 50 seeds, and with some of them the
+   only hidden channel is 0 for every image, so no gradient reaches it.
+
+>>> for merge in ("add", "max"):
+...     block = SCSE(1, merge=merge)
+...     for layer, bias in ((block.expand, 0), (block.spatial, 100)):
+...         _ = nn.init.zeros_(layer.weight), nn.init.constant_(layer.bias, bias)
+...     print(block(torch.tensor([[[[2., -2.]]]])).flatten().tolist())
+[3.0, -3.0]
+[2.0, -1.0]
 """
 
 import torch

@@ -81,6 +81,31 @@ Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); nnU-N
 ([0, 3, 6], [0, 3, 6, 7], [0])
 >>> blend_window(4, "linear")[:, 1]  # 1/2, 3/2, 3/2, 1/2, divided by the largest
 tensor([0.3333, 1.0000, 1.0000, 0.3333])
+
+**Exercises.**
+1. *By hand.* A slide six pixels wide is covered by two tiles of 4 with stride 2. The first says 1
+   everywhere, the second 0. Which row comes out, with the linear window?
+2. *Break it.* In a copy of this file, my_tiling.py, replace `sums[..., rest.shape[-2] :, :] = 0` by
+   `pass`. Which tests fail? Why not `test_normalised_weights_sum_to_one_everywhere`?
+3. *Write it.* `tile_starts(length, tile, stride)`, then `blend_window(tile, kind="linear")`.
+   `python -m pytest tests/test_tiling.py --mine my_tiling.py` grades them, and the copy, too.
+
+Next: `minseg.tta`, because each tile can also be predicted in eight ways.
+
+**Answers.**
+1. The middle pixels have the weights 3/2 and 1/2, then 1/2 and 3/2.
+2. `test_a_predictor_that_ignores_position_gives_its_own_map_back`,
+   `test_bands_equal_the_weighted_mean_of_the_whole_image` and
+   `test_half_precision_is_blended_in_float32_and_views_of_any_order_are_read`: the last rows of the
+   tiles stay where they were and are added again, further down the slide. So are their weights, and
+   a mean of ones is still 1.
+
+>>> import numpy as np
+>>> import torch
+>>> from minseg import predict_image
+>>> first = lambda tiles: torch.tensor([1., 0.]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+>>> predict_image(first, np.zeros((4, 6, 3), np.uint8), tile=4, stride=2)[0, 0]
+tensor([1.0000, 1.0000, 0.7500, 0.2500, 0.0000, 0.0000])
 """
 
 import math

@@ -42,6 +42,27 @@ Cohen and Welling, *Group Equivariant Convolutional Networks*, ICML 2016, arXiv 
 >>> flips_and_turns(upper_left)(tile)[0, 0]  # a quarter: each pixel is seen in two of eight views
 tensor([[0.2500, 0.5000],
         [0.7500, 1.0000]])
+
+**Exercises.**
+1. *By hand.* A network answers 1 in the left half of every tile and 0 in the right half, whatever
+   it sees. What does it answer with test-time augmentation?
+2. *Break it.* In a copy of this file, my_tta.py, replace `answer.rot90(-(i % 4), (2, 3))` by
+   `answer.rot90(i % 4, (2, 3))`. Which tests fail, and how many of the eight answers are wrong?
+3. *Write it.* `flips_and_turns(predict)`. `python -m pytest tests/test_tta.py --mine my_tta.py`
+   grades it, and the copy, too.
+
+Next: `minseg.crossval`, because only a score to trust can tell whether any of this helped.
+
+**Answers.**
+1. 1/2 everywhere: what depends only on the place in the tile averages out.
+2. `test_it_is_the_mean_over_eight_views_each_turned_back`,
+   `test_the_mean_turns_and_flips_with_the_tile` and
+   `test_a_predictor_that_turns_with_the_tile_by_itself_is_unchanged`. Four: a quarter turn the
+   wrong way is half a turn off, but no turn and half a turn are their own inverse.
+
+>>> left = lambda tiles: torch.tensor([[1., 0.], [1., 0.]]).expand(len(tiles), 1, 2, 2)
+>>> flips_and_turns(left)(tile).unique().item()
+0.5
 """
 
 from collections.abc import Callable

@@ -64,6 +64,28 @@ input's.
 torch.Size([2, 1, 33, 70])
 >>> sum(p.numel() for p in net.parameters()), 6_251_469 - 412_160  # the latter: see the table
 (5839309, 5839309)
+
+**Exercises.**
+1. *By hand.* How many weights has the first convolution of `block4`, and how many that of `block0`?
+   (In B0, x4 and x5 have 112 and 320 channels.) An image of 256 x 256 makes their results 16 x 16
+   and 256 x 256: how many products, done literally, is that for each of the two?
+2. *Break it.* In a copy of this file, my_unet.py, replace `mode="replicate"` by `mode="constant"`.
+   Which test fails?
+3. *Write it.* `convolve_enlarged(conv, d, skip=None)`, literally at first: enlarge, concatenate,
+   convolve. `python -m pytest tests/test_unet.py --mine my_unet.py` grades it, and the copy, too.
+
+Next: `minseg.efficientnet`, because the encoder is where most of this network's weights are.
+
+**Answers.**
+1. As computed below. Deep blocks hold the weights, shallow ones have as much to do.
+2. `test_other_sizes_are_padded_by_repeating_the_border`: zeros are the mean colour here, since they
+   come after the normalisation, and make an edge that is not in the image.
+
+>>> for block, c_in, size in ((net.block4, 320 + 112, 16), (net.block0, 32, 256)):
+...     weights = block.conv1[0].weight.numel()
+...     print(weights == c_in * block.conv1[0].out_channels * 9, weights, weights * size**2)
+True 995328 254803968
+True 4608 301989888
 """
 
 import math

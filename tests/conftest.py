@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import init
 
-from minseg import EfficientNet, UNet
-from minseg.efficientnet import SCALES
+import minseg
+from minseg import efficientnet
 
 # The tensors of the tests are too small for a second thread to pay: waiting for it takes longer
 # than the work, and many times longer on a busy machine.
@@ -28,8 +28,8 @@ def small_networks():
     """Lite0 with a quarter of its width and a third of its depth, under a narrow decoder: the same
     code with far fewer numbers, for tests of what goes on around a network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SCALES, "efficientnet-lite0", (0.25, 0.34, 0.2, 224))
-        patch.setitem(UNet.__init__.__kwdefaults__, "decoder_channels", (16, 16, 8, 8, 8))
+        patch.setitem(efficientnet.SCALES, "efficientnet-lite0", (0.25, 0.34, 0.2, 224))
+        patch.setitem(minseg.UNet.__init__.__kwdefaults__, "decoder_channels", (16, 16, 8, 8, 8))
         yield
 
 
@@ -45,6 +45,6 @@ def on_meta():
         with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
             for name_of_init in ("kaiming_uniform_", "normal_", "ones_", "uniform_", "zeros_"):
                 patch.setattr(init, name_of_init, unchanged)
-            return EfficientNet(name, **options).eval()
+            return minseg.EfficientNet(name, **options).eval()
 
     return build

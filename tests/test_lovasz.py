@@ -81,7 +81,8 @@ def test_only_positive_hinges_are_sorted_where_few_are():
     target = (torch.rand(2, 1, 20, 20) < 0.3).float()
     logits = (2 * target - 1) * 5
     logits[:, :, 0] = 0  # 20 of 400 pixels of each image are unsure
-    with mock.patch("minseg.lovasz.jaccard_weights", wraps=jaccard_weights) as weights:
+    weights = mock.Mock(wraps=jaccard_weights)
+    with mock.patch.dict(lovasz_hinge.__globals__, jaccard_weights=weights):
         lovasz_hinge(logits, target)
         assert weights.call_args.args[0].shape == (2, 20)
         lovasz_hinge(logits, target, margin="elu")  # each of its hinges is positive

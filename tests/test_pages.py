@@ -27,7 +27,7 @@ OTHER_PROGRAMS = set(
     "--against --images --size --tricks --encoders --model "  # lab.bench
     "--array "  # SLURM
     "--bigtiff --compression "  # vips, large_image_converter
-    "--durations --write".split())  # pytest
+    "--durations --write --mine".split())  # pytest
 
 
 @pytest.mark.parametrize("page", PAGES)

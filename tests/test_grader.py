@@ -1,0 +1,128 @@
+"""The grader of the exercises, conftest.py: it takes right answers and no wrong ones."""
+
+import re
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import minseg
+
+ROOT = Path(__file__).parent.parent
+
+# Each image by itself, as a matrix of pixels and channels; otherwise named than the chapter's.
+RIGHT = '''
+import torch
+from torch import nn
+
+
+class SCSE(nn.Module):
+    def __init__(self, channels, reduction=16, merge="add"):
+        super().__init__()
+        self.merges = {"add": torch.add, "max": torch.max}
+        if merge not in self.merges:
+            raise ValueError(f"no such merge: {merge!r}")
+        self.how, few = merge, channels // reduction or 1
+        self.reduce, self.expand = nn.Conv2d(channels, few, 1), nn.Conv2d(few, channels, 1)
+        self.spatial = nn.Conv2d(channels, 1, 1)
+        self.reduce.bias.data[:] = 1
+
+    def one(self, image):
+        (w1, b1), (w2, b2), (v, b) = ((layer.weight[:, :, 0, 0], layer.bias) for layer in (
+            self.reduce, self.expand, self.spatial))
+        pixels = image.flatten(1)  # (C, HW)
+        hidden = (w1 @ pixels.mean(1) + b1).clamp(min=0)
+        c, s = torch.sigmoid(w2 @ hidden + b2), torch.sigmoid(v @ pixels + b)
+        return self.merges[self.how](c[:, None] * pixels, s * pixels).view_as(image)
+
+    def forward(self, x):
+        return torch.stack([self.one(image) for image in x])
+'''
+
+
+def grade(chapter, mine, *options):
+    """What pytest prints, and its exit code."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider",
+               f"tests/test_{chapter}.py", "--mine", str(mine), *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run.stdout + run.stderr, run.returncode
+
+
+def test_a_right_answer_passes_and_a_wrong_one_fails(tmp_path):
+    mine = tmp_path / "my_scse.py"
+    mine.write_text(RIGHT)
+    text, code = grade("scse", mine)
+    assert code == 0 and "15 passed" in text, text
+    assert f"grading {mine} in place of minseg/scse.py: SCSE" in text.splitlines()[:6]
+    mine.write_text(RIGHT.replace("torch.max", "torch.min"))
+    text, code = grade("scse", mine)
+    assert code == 1 and "3 failed, 12 passed" in text, text
+    assert set(re.findall(r"FAILED .*::(\w+)", text)) == {"test_it_is_its_equation"}
+
+
+@pytest.fixture
+def grader():
+    spec = util.spec_from_file_location("grader", ROOT / "conftest.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("minseg.mine", None)
+
+
+def refusal(grader, tests, mine):
+    """The one line that it says, and nothing of minseg has changed."""
+    before = minseg.SCSE, minseg.scse.SCSE, minseg.unet.SCSE
+    with pytest.raises(pytest.UsageError) as error:
+        grader.pytest_configure(SimpleNamespace(option=SimpleNamespace(mine=mine), args=tests))
+    assert before == (minseg.SCSE, minseg.scse.SCSE, minseg.unet.SCSE)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_graded_is_refused_in_one_line(grader, tmp_path):
+    scse, dice, other = (str(ROOT / "tests" / f"test_{name}.py") for name in (
+        "scse", "dice", "style"))
+    mine = tmp_path / "my_scse.py"
+    assert refusal(grader, [scse], mine) == f"{mine}: no such file"
+    mine.write_text("import torch\nfrom minseg import SCSE\n\nclass Scse:\n    pass\n")
+    for tests in ([], ["tests", "minseg", "lab"], [scse, dice]):
+        assert refusal(grader, tests, mine).startswith("which chapter? --mine needs one test file")
+    assert refusal(grader, [other], mine).startswith(f"{other}: is about no chapter; there are att")
+    assert refusal(grader, [f"{scse}::a", f"{scse}::b"], mine) == f"{mine}: has no SCSE"
+    assert refusal(grader, [dice], mine) == f"{mine}: has no dice_loss or dice_score"
+
+
+@pytest.mark.parametrize("code, line", [
+    ("x = 1\nclass SCSE(:\n", "2: SyntaxError: invalid syntax"),
+    ("\n\nclass SCSE(nn.Module):\n    pass\n", "3: NameError: name 'nn' is not defined"),
+    ("from minseg import no_such\n", "1: ImportError: cannot import name 'no_such'"),
+    ("def f():\n    return 1 / 0\n\nf()\n", "2: ZeroDivisionError: division by zero")])
+def test_an_error_in_the_answer_is_one_line_with_its_place(grader, tmp_path, code, line):
+    mine = tmp_path / "my_scse.py"
+    mine.write_text(code)
+    found = refusal(grader, [str(ROOT / "tests" / "test_scse.py")], mine)
+    assert found.startswith(f"{mine}:{line}")
+
+
+def test_only_tests_of_helpers_that_the_answer_lacks_are_skipped(grader):
+    def helper():
+        return 1
+
+    def item(function):
+        marks = []
+        return SimpleNamespace(function=function, module=module, add_marker=marks.append), marks
+
+    module = SimpleNamespace(helper=helper)
+    config = SimpleNamespace(option=SimpleNamespace(mine="my_dice.py"), lacking={"helper": helper})
+    names = {"module": module, "helper": helper}
+    tests = {}
+    exec("def direct(): return helper()\n"
+         "def inside(): return [helper() for _ in range(2)], lambda: helper()\n"
+         "def other(): return module.elper\n", names, tests)
+    items, marks = zip(*(item(test) for test in tests.values()))
+    grader.pytest_collection_modifyitems(config, items)
+    assert [[mark.kwargs["reason"] for mark in each] for each in marks] == [
+        ["my_dice.py has no helper"], ["my_dice.py has no helper"], []]
