@@ -81,8 +81,7 @@ def reading_order() -> list[Page]:
         source = path.relative_to(ROOT)
         pages.append(Page(source.as_posix(), source.with_suffix(".html").as_posix(), "Pages",
                           path.read_text("utf-8")))
-    programs = sorted((path.stem for path in ROOT.glob("*.py")), reverse=True)  # train before infer
-    return pages + [code_page(name, "Programs") for name in programs]
+    return pages + [code_page(name, "Programs") for name in ("tutorial", "train", "infer")]
 
 
 def code_of(page: Page) -> Markup:

@@ -84,9 +84,9 @@ def page_of(source):
 
 def sources():
     """The files that have a page."""
-    files = [*ROOT.glob("*.md"), *ROOT.glob("*.py"), *ROOT.glob("docs/*.md"),
-             *ROOT.glob("minseg/**/*.py")]
-    return [path.relative_to(ROOT).as_posix() for path in files]
+    files = [path for pattern in ("*.md", "*.py", "docs/*.md", "minseg/**/*.py")
+             for path in ROOT.glob(pattern)]
+    return [path.relative_to(ROOT).as_posix() for path in files if path.name != "conftest.py"]
 
 
 def reading_order(site):
