@@ -79,6 +79,14 @@ def test_the_readme_and_ci_run_the_same_test_command_and_each_line_is_complete()
     assert lines[1] in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
 
 
+def test_the_version_is_the_same_everywhere():
+    stated = [re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.M)[1]
+              for file, pattern in (("pyproject.toml", r'^version = "(.+)"$'),
+                                    ("CITATION.cff", "^version: (.+)$"),
+                                    ("CHANGELOG.md", "^## ([0-9.]+),"))]
+    assert len(set(stated)) == 1, stated
+
+
 def test_the_python_of_the_readme_segments_a_slide(small_networks, tmp_path):
     code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
     net = UNet("efficientnet-lite0", decoder_channels=(16, 16, 8, 8, 8))
