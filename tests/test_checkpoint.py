@@ -13,7 +13,7 @@ from torch import nan as NAN
 
 from minseg import UNet
 from minseg.run import checkpoint as checkpoint_file
-from minseg.run.checkpoint import load_model, save_model
+from minseg.run.checkpoint import load_ensemble, load_model, save_model
 
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
            "mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
@@ -275,3 +275,11 @@ def test_weights_of_half_precision_are_read_as_floats(path, net):
     save_model(path, NETWORK, state, **FACTS)
     for key, value in load_model(path)[0].state_dict().items():
         assert torch.equal(value, state[key].to(value.dtype)), key
+
+
+@pytest.mark.parametrize("turns", [(True, True), (True, False), (False, False)])
+def test_networks_together_turn_their_tiles_only_if_all_were_scored_so(net, tmp_path, turns):
+    paths = [tmp_path / f"{k}.pt" for k in range(2)]
+    for path, turn in zip(paths, turns):
+        save_model(path, NETWORK, net.state_dict(), **{**FACTS, "turn": turn})
+    assert load_ensemble(paths).turn is all(turns)

@@ -80,15 +80,19 @@ def test_mask_preview_and_csv_agree(model, slides, tmp_path):
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
-def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(model, slides, tmp_path):
-    infer.main([slides[0], "--model", str(model), "--out", str(tmp_path / "o"), "--overlap", "0.25",
-                "--window", "hann", "--threshold", "0.45"])
+@pytest.mark.parametrize("turn", [False, True])
+def test_the_mask_is_the_networks_blended_prediction_at_the_models_scale(
+        model, slides, tmp_path, turn):
     net, _ = load_model(model)
+    save_model(tmp_path / "model.pt", NETWORK, net.state_dict(), scale=2, tile=64, threshold=0.5,
+               turn=turn)
+    infer.main([slides[0], "--model", str(tmp_path / "model.pt"), "--out", str(tmp_path / "o"),
+                "--overlap", "0.25", "--window", "hann", "--threshold", "0.45"])
     small = open_slide(slides[0], 2)
     small = small.read(0, 0, small.height, small.width)
     with torch.inference_mode():
         probability = predict_image(lambda t: net(t.float() / 255).sigmoid(), small, tile=64,
-                                    stride=48, window="hann")[0]
+                                    stride=48, window="hann", turn=turn)[0]
     large = F.interpolate(probability[None, None], scale_factor=2, mode="bilinear")
     wanted = (large[0, 0, :301, :255] >= 0.45).numpy()
     assert (wanted == (tifffile.imread(tmp_path / "o" / "kidney0.tiff") > 0)).mean() > 0.999

@@ -21,7 +21,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md",
          "docs/race.md", "docs/study.md", "docs/audit.md", "docs/interop.md", "docs/export.md",
          "docs/masks.md", "docs/formats.md"]
 OTHER_PROGRAMS = set(
-    "--budgets --changes --half "  # lab.race
+    "--budgets --changes --half --part --longer "  # lab.race, lab.small
     "--steps --costs --tiles "  # lab.study, lab.shifts
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
     "--against --images --size --tricks --encoders --model "  # lab.bench
