@@ -5,6 +5,7 @@ docs/results/ and docs/figures/.
 |---|---|
 | `lab.study` | which trick helps |
 | `lab.race` | train.py beside the recipe of other libraries |
+| `lab.small` | the same on data sets of five images |
 | `lab.effects` | and how sure that is |
 | `lab.seams` | where in a tile the errors are |
 | `lab.shifts` | why a pixel's answer depends on its tile |
@@ -12,6 +13,7 @@ docs/results/ and docs/figures/.
 | `lab.bench` | how fast and how large things are |
 | `lab.audit` | whether everything computes what other libraries compute |
 | `lab.labels` | which labels are wrong |
+| `lab.mutants` | whether the tests notice a broken line |
 | `lab.compare` | two runs side by side |
 | `lab.figures` | the figures of the docstrings |
 | `lab.plots` | charts of results |
