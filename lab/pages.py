@@ -2,7 +2,7 @@
 
     python -m lab.pages
 
-First it writes docs/results/study-NAME.json and race-NAME.json anew, from the lines beside them
+First it writes study-NAME.json, race-NAME.json and small-PART.json anew, from the lines beside them
 (`python -m lab.figures` draws their charts). Then it fills the pages: README.md has a cell for each
 trick, each chapter a paragraph that begins with **Measured.**, and docs/study.md, race.md and
 log.md have tables. A test fails where any of them does not follow. In the templates below, plus
@@ -38,7 +38,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import race, study
+from . import race, small, study
 from .effects import effect
 from .measure import RESULTS, write_json, write_text
 from .plots import SEAMS, TAKEN_AWAY, favouring, mark, moves, signed
@@ -213,6 +213,7 @@ LOG = {  # docs/log.md: the lines of each of its tables, and the contestant of i
     "log-sparse": race.MINSEG, "log-sparse-old": "starts at one half",
     "log-sparse-slow": "starts at one half", "log-nuclei": "none: the old defaults",
     "log-synthetic": race.MINSEG, "h200/log-nuclei": race.MINSEG}
+SMALL = r"^\| small sets \|.*?(?=\n\n)"
 RENAMED = {"the first prediction is the share": race.MINSEG}  # rows of docs/log.md
 FILL: dict = {"width": 120, "break_on_hyphens": False, "break_long_words": False}
 Studies = dict[str, dict]
@@ -541,7 +542,22 @@ def race_page(text: str, results: Path) -> str:
         found = json.loads((results / f"race-{name}.json").read_text(encoding="utf-8"))
         start, heading, rest = text.partition(f"\n## {title}")
         text = start + heading + replaced(r"^\| steps \|.*?(?=\n\n)", race_table(found), rest)
-    return text
+    return replaced(SMALL, small_table(results / "small-others.jsonl"), text)
+
+
+def small_table(path: Path) -> str:
+    """The table of small data sets, from the lines of `lab.small`."""
+    rows = small.summarize(*small.read_lines(path))["rows"]
+    several = len({row["steps"] for row in rows}) > 1
+    table = [["small sets", *(["steps", "time"] if several else []), "mean", "difference",
+              "worst image", "difference"]]
+    for row in rows:
+        mean, worst = (interval(row[f"{kind}_difference"]) if f"{kind}_difference" in row else ""
+                       for kind in ("mean", "worst"))
+        table.append([row["contestant"], *([str(row["steps"]), f"{row['seconds']:.0f} s"]
+                                           if several else []),
+                      f"{row['dice']:.3f}", mean, f"{row['worst']:.3f}", worst])
+    return markdown(*table)
 
 
 def log_page(text: str, results: Path) -> str:
@@ -559,24 +575,27 @@ def log_page(text: str, results: Path) -> str:
 
         [i] = [i for i, part in enumerate(parts) if f"(results/{lines}.jsonl)" in part]
         parts[i] = re.sub(r"^\| (.+?) \| [\d.]* \| .*\|$", row, parts[i], flags=re.M)
-    return "\n## ".join(parts)
+    return replaced(SMALL, small_table(results / "log-small.jsonl"), "\n## ".join(parts))
 
 
 def summary(path: Path) -> dict:
-    """A file docs/results/study-NAME.json or race-NAME.json, anew from the lines beside it."""
+    """A file docs/results/study-NAME.json, race-NAME.json or small-PART.json, anew from the lines
+    beside it."""
     found, lines = json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".jsonl")
     kind, _, name = path.stem.partition("-")
     if kind == "study":
         args = study.parse(shlex.split(found["command"])[3:])
         args.published, args.out, args.images = lines, Path("none"), found.get("images")
         return {**found, **study.summarize(args, study.read_lines(args))}
+    if kind == "small":
+        return {**found, **small.summarize(*small.read_lines(lines))}
     args = argparse.Namespace(**{**found, "tuned_on": race.tuned_on(name, path.parent)})
     return {**found, **race.summarize(args, race.read_lines(lines))}
 
 
 def summaries(root: Path) -> list[Path]:
     """The files that `summary` writes."""
-    return sorted(path.with_suffix(".json") for kind in ("study", "race")
+    return sorted(path.with_suffix(".json") for kind in ("study", "race", "small")
                   for path in (root / RESULTS).glob(f"{kind}-*.jsonl"))
 
 

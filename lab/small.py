@@ -5,7 +5,7 @@
 
 The race (`lab.race`) has a hundred images. Most people begin with five, and nobody tunes for them.
 Here are ten such data sets (`SETS`): five of nuclei that look alike, and five of synthetic slides
-with different stains, sizes and numbers of glomeruli. In half of them no object that touches the
+with different stains, sizes and numbers of glomeruli. In six of them no object that touches the
 border of its image is labelled, as by somebody who outlines only whole objects.
 
 Each image is held out in turn, and cut at the threshold that is best on the other four. The

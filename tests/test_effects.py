@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab import pages, race, study
+from lab import pages, race, small, study
 from lab.effects import (
     added,
     dice_of_groups,
@@ -301,6 +301,13 @@ def rows_of_the_pages():
     for path in pages.summaries(ROOT):
         found, lines = json.loads(path.read_text("utf-8")), path.with_suffix(".jsonl")
         kind, _, name = path.stem.partition("-")
+        if kind == "small":
+            rows = {(row["contestant"], row["steps"]): row["images"] for row in found["rows"]}
+            for of in (small.means, small.worst):
+                both = [of(rows[who, 150]) for who in ("minseg", "peers")]
+                yield "small", of.__name__, as_measured(*both, {
+                    name: fold for fold, name in enumerate(found["sets"])}, True)
+            continue
         fold_of, images = found["fold_of"], found["images"]
         if kind == "race":
             for steps in found["budgets"]:

@@ -375,6 +375,21 @@ def test_the_race_says_which_groups_carry_it():
     assert all(0 <= round(groups[group], 3) <= 0.007 for groups in each for group in others)
 
 
+def test_the_page_and_the_chapter_say_what_small_data_sets_gave():
+    rows = json.loads((ROOT / "docs/results/small-others.json").read_text("utf-8"))["rows"]
+    peers, minseg, longer, not_turned = rows
+    ahead = [[minseg["sets"][name][k] > peers["sets"][name][k] for name in minseg["sets"]]
+             for k in (0, 1)]
+    assert [sum(each) for each in ahead] == [5, 4]
+    assert all(row[kind]["low"] < 0 < row[kind]["high"] for row in rows[1:]
+               for kind in ("mean_difference", "worst_difference"))
+    assert abs(longer["seconds"] / peers["seconds"] - 1) < 0.05
+    found = not_turned["mean_difference"]
+    quoted = "{} [{}, {}]".format(*(pages.signed(-found[name])
+                                    for name in ("difference", "high", "low")))
+    assert quoted in (ROOT / "minseg/tiling.py").read_text("utf-8")
+
+
 def test_the_log_says_in_words_what_is_told_from_chance():
     def clear(lines, arm, base="minseg"):
         fold_of, dice = dice_by_contestant(lines)
