@@ -5,8 +5,7 @@
 
 A slide is a whole-slide image: a microscope scan of a piece of tissue, up to 50,000 x 35,000
 pixels. Its mask marks the pixels that the network has to find. DIR holds images/, masks/ and,
-optionally, groups.csv; or train/ and train.csv, as in the Kaggle competition "HuBMAP - Hacking the
-Kidney", which asked for the glomeruli of kidneys.
+optionally, groups.csv; or train/ and train.csv, as in Kaggle's "HuBMAP - Hacking the Kidney".
 
 The slides are divided into K folds, for cross-validation. To hold out a fold means to train on the
 slides of all other folds, and then to score the network on the slides of this one. All slides of a
@@ -40,7 +39,7 @@ from minseg.run.step import EMA, autocast_dtype, backward_whole, recompute_activ
 WEIGHT_DECAY = 1e-2
 ENCODER_LR = 0.5  # learning rate of a pretrained encoder, as a share of --lr
 WARM_UP, LONGEST_WARM_UP = 0.1, 500  # share of a run's steps, and steps
-EMA_SHARE, SHORTEST_EMA = 0.2, 10  # share of a run's steps, and steps
+EMA_SHARE, EMA_SHARE_RANDOM, SHORTEST_EMA = 0.2, 0.05, 10  # shares of a run's steps, and steps
 DEPTH, DEPTH_STEPS = 0.2, 50_000  # stochastic depth, and the length of the run that reaches it
 
 
@@ -55,8 +54,9 @@ class Plan:
         # loss, then the rest with the second. The optimiser and the EMA carry over.
         self.first_stage_steps = first_stage(self.steps, args.switch) if args.then else self.steps
         # We score and save an exponential moving average (EMA) of the weights and of the batch norm
-        # statistics. It averages over about the last fifth of the run (at least ten steps).
-        self.ema_decay = 1 - 1 / max(SHORTEST_EMA, EMA_SHARE * self.steps)
+        # statistics, over about the last fifth of the run, or twentieth from random weights.
+        ema_steps = (EMA_SHARE if args.weights else EMA_SHARE_RANDOM) * self.steps
+        self.ema_decay = 1 - 1 / max(SHORTEST_EMA, ema_steps)
 
 
 def build(args, steps, positive=0.5):

@@ -1471,10 +1471,12 @@ def test_slides_without_a_patient_in_the_table_are_named(hubmap, tmp_path, capsy
     assert f"{PATIENTS} has no patient for {lines[-1].split('.tiff')[0]}" in said
 
 
-@pytest.mark.parametrize(("epochs", "steps_averaged"), [(10, 200), (0.4, 10)])
-def test_the_average_reaches_back_over_a_fifth_of_the_run_but_at_least_ten_steps(
-        epochs, steps_averaged):
-    plan = train.Plan(SimpleNamespace(epochs=epochs, then=None), steps_per_epoch=100)
+@pytest.mark.parametrize(("epochs", "weights", "steps_averaged"), [
+    (10, "imagenet", 200), (10, None, 50), (0.4, "imagenet", 10), (1, None, 10)])
+def test_the_average_reaches_back_over_a_share_of_the_run_but_at_least_ten_steps(
+        epochs, weights, steps_averaged):
+    plan = train.Plan(SimpleNamespace(epochs=epochs, then=None, weights=weights),
+                      steps_per_epoch=100)
     assert 1 / (1 - plan.ema_decay) == pytest.approx(steps_averaged)
 
 
