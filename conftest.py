@@ -27,7 +27,10 @@ def pytest_configure(config):
     file = config.option.mine
     if file is None:
         return
-    chapter, mine = chapter_under_test(config.args, file), run_alone(file)
+    chapter = chapter_under_test(config.args, file)
+    if file.is_file() and file.samefile(chapter.__file__):
+        raise pytest.UsageError(f"{file}: is the chapter itself: give a copy of it")
+    mine = run_alone(file)
     parts = {name: value for name, value in vars(chapter).items()
              if getattr(value, "__module__", None) == chapter.__name__}  # functions and classes
     public = [name for name in parts if hasattr(sys.modules["minseg"], name)]
@@ -54,10 +57,14 @@ def pytest_configure(config):
 def chapter_under_test(arguments, file):
     """The module whose tests are to run."""
     tests = {argument.split("::")[0] for argument in arguments}
-    if len(tests) != 1 or not (test := Path(*tests)).is_file():
+    if len(tests) == 1 and not (test := Path(*tests)).exists():
+        raise pytest.UsageError(f"{test}: no such file")
+    if len(tests) != 1 or not test.is_file():
         raise pytest.UsageError("which chapter? --mine needs one test file: "
                                 f"python -m pytest tests/test_scse.py --mine {file}")
     name, chapters = test.stem.removeprefix("test_"), (ROOT / "minseg").glob("[!_]*.py")
+    if not test.stem.startswith("test_"):
+        raise pytest.UsageError(f"{test}: holds no tests: give tests/test_{name}.py")
     if name not in (names := sorted(path.stem for path in chapters)):
         raise pytest.UsageError(f"{test}: is about no chapter; there are {', '.join(names)}")
     return import_module(f"minseg.{name}")

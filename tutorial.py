@@ -5,10 +5,12 @@
 A glomerulus is one of the kidney's round filters. We draw eight slides whose masks we know, and
 train a network on them that tells for each pixel how likely it is part of a glomerulus. Then we
 test it on a ninth slide, which it has not seen. This takes about a minute on two CPU cores, and
-writes tutorial.png: the slide, its mask, and what the network says before and after training.
+writes tutorial.png: the slide, its mask (white where a glomerulus is), and what the network says
+before and after training. (The slide's other round spots are there to be mistaken for glomeruli.)
 
-Each chapter in `minseg/` begins with the line of this file that it changes. The last chapter is
-`train.py`: the same loop, grown up. Comments give shapes: (images, channels, rows, columns).
+The chapters explain these lines one by one; the contents of `minseg/__init__.py` give their order,
+and `minseg/unet.py` is the first. The last is `train.py`: the same loop, grown up. Comments give
+shapes: (images, channels, rows, columns).
 """
 
 import numpy as np
@@ -18,12 +20,13 @@ from PIL import Image, ImageDraw
 from minseg import UNet, dice_score, make_loss, predict_image
 from minseg.data.synthetic import synthetic_slide
 
-CROP = 128  # pixels; the network learns from crops, because whole slides do not fit in memory
+CROP = 128  # pixels; real slides do not fit in memory, so the network learns from parts of them
 
 
 def draw(seed):
     """A slide and its mask, made four times smaller: uint8 (256, 256, 3), (256, 256) of 0 and 1."""
     image, mask = synthetic_slide(seed)  # (1024, 1024, 3), (1024, 1024)
+    # A pixel of the small mask is 1 where most of the 4 x 4 pixels are.
     mask = Image.fromarray(mask * 255).reduce(4).point(lambda share: share > 127)
     return np.array(Image.fromarray(image).reduce(4)), np.array(mask, np.uint8)
 
@@ -60,6 +63,7 @@ def main(steps=160):
             print(f"step {step}: loss {value:.2f}", flush=True)
     after = predict_image(predict, images[8], tile=CROP, stride=CROP // 2)  # (1, 256, 256)
 
+    # 0.5 is a convention; `minseg.crossval` chooses a better threshold.
     dice = [dice_score(p[0] > 0.5, masks[8]) for p in (before, after)]
     print("Dice on the slide that it has not seen: {:.2f} before, {:.2f} after".format(*dice))
     panels = {"a new slide": images[8], "its mask": masks[8] * 255,

@@ -82,7 +82,9 @@ symmetric form come from Kaggle's TGS Salt Identification, 2018.
 3. *Write it.* `lovasz_hinge(logits, target, *, per_image=True, margin="relu", symmetric=False)`.
    `python -m pytest tests/test_lovasz.py --mine my_lovasz.py` grades it, and the copy, too.
 
-Next: `minseg.losses`, because alone this loss is hard to begin with.
+Next: `minseg.losses`, because alone this loss is hard to begin with: it is convex in the logits,
+not in the network's weights. A network that says the same everywhere does best with the logit 0,
+where the loss is 1, and if a loss stays there, it has not left this valley.
 
 **Answers.**
 1. The hinges 3, 2, 1 and 0 belong to -2, 1, 0 and -3; Delta goes 0, 1/2, 2/3, 1. The weights 1/2,

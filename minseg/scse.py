@@ -57,8 +57,9 @@ tensor([[0.7689, 1.2311],
    does the block make of the pixels 2 and -2 of a single channel, with "add" and with "max"?
 2. *Break it.* In a copy of this file, my_scse.py, replace
    `nn.init.ones_(self.reduce.get_parameter("bias"))` by `pass`. Which test fails?
-3. *Write it.* `SCSE(channels, reduction=16, merge="add")`, with the layers `reduce`, `expand` and
-   `spatial`. `python -m pytest tests/test_scse.py --mine my_scse.py` grades it, and the copy, too.
+3. *Write it.* `SCSE(channels, reduction=16, merge="add")`, with three 1 x 1 convolutions, `reduce`,
+   `expand` and `spatial`; a ValueError names any other `merge`.
+   `python -m pytest tests/test_scse.py --mine my_scse.py` grades it, and the copy, too.
 
 Next: `minseg.cbam`, the same two weights, one after the other.
 

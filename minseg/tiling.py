@@ -87,7 +87,7 @@ tensor([0.3333, 1.0000, 1.0000, 0.3333])
 
 **Exercises.**
 1. *By hand.* A slide six pixels wide is covered by two tiles of 4 with stride 2. The first says 1
-   everywhere, the second 0. Which row comes out, with the linear window?
+   everywhere, the second 0. What are the six values of a row, with the linear window?
 2. *Break it.* In a copy of this file, my_tiling.py, replace `sums[..., rest.shape[-2] :, :] = 0` by
    `pass`. Which tests fail? Why not `test_normalised_weights_sum_to_one_everywhere`?
 3. *Write it.* `tile_starts(length, tile, stride)`, then `blend_window(tile, kind="linear")`.
@@ -98,10 +98,11 @@ Next: `minseg.tta`, because each tile can also be predicted in eight ways.
 **Answers.**
 1. The middle pixels have the weights 3/2 and 1/2, then 1/2 and 3/2.
 2. `test_a_predictor_that_ignores_position_gives_its_own_map_back`,
-   `test_bands_equal_the_weighted_mean_of_the_whole_image` and
-   `test_half_precision_is_blended_in_float32_and_views_of_any_order_are_read`: the last rows of the
-   tiles stay where they were and are added again, further down the slide. So are their weights, and
-   a mean of ones is still 1.
+   `test_bands_equal_the_weighted_mean_of_the_whole_image`,
+   `test_half_precision_is_blended_in_float32_and_views_of_any_order_are_read` and
+   `test_with_turned_tiles_that_overlap_by_half_each_pixel_is_seen_in_all_four_positions`: the last
+   rows of the tiles stay where they were and are added again, further down the slide. So are their
+   weights, and a mean of ones is still 1.
 
 >>> import numpy as np
 >>> import torch

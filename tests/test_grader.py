@@ -90,6 +90,11 @@ def test_what_cannot_be_graded_is_refused_in_one_line(grader, tmp_path):
     mine.write_text("import torch\nfrom minseg import SCSE\n\nclass Scse:\n    pass\n")
     for tests in ([], ["tests", "minseg", "lab"], [scse, dice]):
         assert refusal(grader, tests, mine).startswith("which chapter? --mine needs one test file")
+    assert refusal(grader, ["tests/test_sces.py"], mine) == "tests/test_sces.py: no such file"
+    assert refusal(grader, [str(ROOT / "minseg/scse.py")], mine).endswith(
+        "scse.py: holds no tests: give tests/test_scse.py")
+    assert refusal(grader, [scse], Path(minseg.scse.__file__)).endswith(
+        "scse.py: is the chapter itself: give a copy of it")
     assert refusal(grader, [other], mine).startswith(f"{other}: is about no chapter; there are att")
     assert refusal(grader, [f"{scse}::a", f"{scse}::b"], mine) == f"{mine}: has no SCSE"
     assert refusal(grader, [dice], mine) == f"{mine}: has no dice_loss or dice_score"
