@@ -136,7 +136,9 @@ def check(way, options, vary, path):
     return apart
 
 
-@pytest.mark.parametrize("options", TOGETHER.values(), ids=TOGETHER)
+@pytest.mark.parametrize("options", [
+    pytest.param(options, id=name, marks=[pytest.mark.slow] if "encoder" in options else [])
+    for name, options in TOGETHER.items()])
 def test_a_traced_network_takes_any_size(options, tmp_path):
     assert check(trace, options, True, tmp_path) == 0
 
