@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw
 
 from minseg.data.datasets import find_slides
 from minseg.data.synthetic import synthetic_slide
+from minseg.run.config import DEFAULTS  # results of others are never mixed in
 from minseg.run.errors import Stopped
 from minseg.run.loop import locked
 from minseg.run.report import Parser, Progress
@@ -235,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     bar, lines = Progress(len(jobs(args)), f"small-{args.part}"), {}
     facts = measure.environment("cpu")
     for name, *job in jobs(args):
-        folder = args.out / "runs" / "{}, {}, {} steps, seed {}, fold {}".format(name, *job)
+        folder = args.out / f"runs, defaults {DEFAULTS}" / (
+            "{}, {}, {} steps, seed {}, fold {}".format(name, *job))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "result.json"
         with locked(folder) as free:

@@ -10,8 +10,8 @@ so that 0 and 1 stay 0 and 1):
     source = scale * R(quarter turn + small angle) * flip * output + offset
 
 Tiles come with a margin of a quarter of their size on every side, and are shifted by up to that
-much. With tiles half their size apart, an object can so lie anywhere in a tile. Few pixels lie
-beyond the margin, where a tile is turned as well; they are mirrored.
+much. As tiles begin half their size apart, an object can then lie anywhere in a tile. The few
+pixels that a turned tile shows of what is beyond the margin are mirrored.
 
 **Stain.** A dye of concentration c transmits I = 255 exp(-c a) of the light, where a is its
 absorbance in red, green and blue (the Beer-Lambert law). In optical density, D = -log(I / 255),
