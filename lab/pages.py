@@ -397,6 +397,7 @@ def objects(studies: Studies) -> str:
     kinds = "found", "missed", "invented", "split"
     found = {f"the baseline, {way}": [study["objects"].get(way) for study in studies.values()]
              for way in WAYS}
+    found = {name: rows for name, rows in found.items() if any(rows)}
     for arm in ARMS:
         rows = [study["arms"].get(arm) for study in studies.values()]
         if any(rows):

@@ -22,7 +22,8 @@ KINDS = "effects", "lengths", "seams"  # the charts of a study
 TAKEN_AWAY = {"random weights": "ImageNet, not random weights", "BCE": "Dice added to BCE",
               "all empty tiles": "one empty tile per full one, not all",
               "overlap 0, uniform": "overlap 0.5 linear, not 0",
-              "overlap 0.5, uniform": "linear, not uniform window"}
+              "overlap 0.5, uniform": "linear, not uniform window",
+              "tiles not turned": "tiles turned"}
 # Other ways to predict are compared with overlap 0.5 and the linear window, and say so.
 INSTEAD = {"overlap 0.5, gaussian": "Gaussian, not linear window",
            "overlap 0.25, linear": "overlap 0.25, not 0.5",

@@ -49,7 +49,7 @@ from .study import WAYS
 
 TILES = 128, 1152  # the larger one has pixels that lie farther inside than the network sees
 SHIFTS = 32, 16, 8, 4, 2, 1  # pixels, down and to the right; the larger tiles get the first two
-BLENDS = {name: way for name, way in WAYS.items() if "window" in way}
+BLENDS = {name: way for name, way in WAYS.items() if way.keys() == {"overlap", "window"}}
 REACH = 520  # pixels: a plain U-Net on Lite0 sees no farther (tests/test_shifts.py), nor on B0
 WIDTH = 8  # of a bin of distances, in pixels
 BLENDED = 512  # pixels a side: the part of an image that is predicted as a whole

@@ -88,6 +88,7 @@ WAYS: dict[str, dict] = {
     **{f"overlap {share:g}, {window}": {"overlap": share, "window": window}
        for share in (0, 0.25, 0.5) for window in ("uniform", "linear", "gaussian")
        if share or window == "uniform"},  # without overlap, the window makes no difference
+    "tiles not turned": {"overlap": 0.5, "window": "linear", "turn": False},
     "eight views": {"tta": True},
 }
 SCORED = "overlap 0.5, linear"  # how every network is scored
@@ -374,7 +375,8 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
                 for arm in runs if arm != "baseline"]
     predicted = [folds for folds in runs["baseline"] if all("ways" in line for line in folds)]
     by_way = {way: [[line["ways"][way] for line in folds] for folds in predicted]
-              for way in WAYS if predicted}
+              for way in WAYS
+              if predicted and all(way in line["ways"] for folds in predicted for line in folds)}
     way_dices = {way: [dice_of_groups([found["levels"] for found in folds]) for folds in seeds]
                  for way, seeds in by_way.items()}
     ways = [{"arm": way, **effect(dice, way_dices[SCORED], fold_of, paired=True),

@@ -330,8 +330,9 @@ def rows_of_the_pages():
             yield "study", f"{name} {arm}", as_measured(*both, fold_of)
             yield "images", f"{name} {arm}", as_measured(*both, fold_of, images=images)
         ways = {way: [dice_of_groups([line["ways"][way]["levels"] for line in seed])
-                      for seed in runs["baseline"] if "ways" in seed[0]] for way in study.WAYS}
-        for way in ways.keys() - {study.SCORED}:
+                      for seed in runs["baseline"] if way in seed[0].get("ways", ())]
+                for way in study.WAYS}
+        for way in {way for way, seeds in ways.items() if seeds} - {study.SCORED}:
             yield "ways", f"{name} {way}", as_measured(ways[way], ways[study.SCORED], fold_of, True)
 
 
