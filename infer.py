@@ -16,11 +16,11 @@ import sys
 from functools import partial
 
 from minseg import predict_bands
-from minseg.data.memory import keep_memory, trim_memory
-from minseg.data.slides import open_slide
-from minseg.data.tiles import BLANK_CONTRAST
+from minseg.files.slides import open_slide
+from minseg.predictor import check_probabilities, predictor, skip_flat
 from minseg.run.checkpoint import load_ensemble
 from minseg.run.errors import out_of_memory, plain, warn
+from minseg.run.memory import keep_memory, trim_memory
 from minseg.run.options import infer_options
 from minseg.run.outputs import (
     check_outputs,
@@ -30,8 +30,8 @@ from minseg.run.outputs import (
     write_csv,
     write_outputs,
 )
-from minseg.run.predictor import check_probabilities, predictor, skip_flat
 from minseg.run.report import Progress
+from minseg.run.tiles import BLANK_CONTRAST
 
 
 def segment(path, predict, ensemble, args, printed_notes, progress=lambda share: None):

@@ -22,18 +22,18 @@ import time
 import torch
 
 from minseg import UNet, deep_supervision_loss, load_weights
-from minseg.data.augment import augment
-from minseg.data.memory import keep_memory
+from minseg.augment import augment
 from minseg.losses import first_stage
 from minseg.run.checkpoint import save_model
 from minseg.run.config import begin_fold, check_unchanged
 from minseg.run.errors import explained
 from minseg.run.loop import Run, claim_fold
+from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
 from minseg.run.prepare import class_name, make_sampler, prepare, training_tiles
 from minseg.run.report import duration
 from minseg.run.scores import finish_fold, predict, score, summarize
-from minseg.run.step import EMA, autocast_dtype, backward_whole, recompute_activations, seeded
+from minseg.training import EMA, autocast_dtype, backward_whole, recompute_activations, seeded
 
 # What the options leave open. docs/log.md tells what else was tried, and what it did to the score.
 WEIGHT_DECAY = 1e-2

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from minseg import UNet, dice_score, make_loss, predict_image
-from minseg.data.synthetic import synthetic_slide
+from minseg.synthetic import synthetic_slide
 
 CROP = 128  # pixels; real slides do not fit in memory, so the network learns from parts of them
 

@@ -24,21 +24,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minseg.data.datasets import Item
-from minseg.data.memory import keep_memory
-from minseg.data.slides import shrink
-from minseg.data.synthetic import synthetic_slide
-from minseg.data.tiles import cut
 from minseg.dice import dice_score
 from minseg.efficientnet import SCALES
+from minseg.files.masks import Item
+from minseg.files.slides import shrink
 from minseg.hypercolumn import Hypercolumn
 from minseg.losses import make_loss
 from minseg.lovasz import lovasz_hinge
+from minseg.predictor import predictor
 from minseg.run.checkpoint import load_model
-from minseg.run.predictor import predictor
+from minseg.run.memory import keep_memory
 from minseg.run.report import Parser
-from minseg.run.step import autocast_dtype, blocks, recompute_activations
+from minseg.run.tiles import cut
+from minseg.synthetic import synthetic_slide
 from minseg.tiling import predict_image
+from minseg.training import autocast_dtype, blocks, recompute_activations
 from minseg.unet import UNet
 
 from . import measure

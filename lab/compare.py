@@ -13,9 +13,9 @@ import shlex
 import statistics
 from pathlib import Path
 
-from minseg.data.tiles import differences
 from minseg.run.config import NOT_COMPARED
 from minseg.run.report import Parser, some
+from minseg.run.tiles import differences
 
 from . import style
 from .measure import RESULTS, environment, write_json

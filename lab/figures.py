@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 import minseg
 import train
-from minseg.data.synthetic import synthetic_slide
 from minseg.deep_supervision import deep_supervision_weights
 from minseg.losses import first_stage
 from minseg.run.checkpoint import load_model
 from minseg.run.report import Parser
+from minseg.synthetic import synthetic_slide
 from minseg.tta import flips_and_turns
 
 from . import style

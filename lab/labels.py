@@ -48,15 +48,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import train
-from minseg.data.datasets import find_slides
-from minseg.data.masks import VOID, Mask
-from minseg.data.slides import Slide, open_slide
-from minseg.data.synthetic import write_slides
-from minseg.data.tiles import made_from
+from minseg.files.datasets import find_slides
+from minseg.files.masks import VOID, Mask
+from minseg.files.slides import Slide, open_slide
 from minseg.run.config import check_made_from
 from minseg.run.prepare import leave_out, mask_options
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
+from minseg.run.tiles import made_from
+from minseg.synthetic import write_slides
 
 from .compare import read_run
 from .measure import RESULTS, environment, write_json, write_text

@@ -32,16 +32,16 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import infer
 import train
-from minseg.data.files import atomic
-from minseg.data.memory import keep_memory, trim_memory
-from minseg.data.synthetic import synthetic_slide
-from minseg.data.tiles import Tiles
 from minseg.deep_supervision import deep_supervision_loss
+from minseg.files.atomic import atomic
 from minseg.run.checkpoint import Ensemble
+from minseg.run.memory import keep_memory, trim_memory
 from minseg.run.options import infer_options
 from minseg.run.prepare import make_sampler
 from minseg.run.report import environment
-from minseg.run.step import EMA, autocast_dtype
+from minseg.run.tiles import Tiles
+from minseg.synthetic import synthetic_slide
+from minseg.training import EMA, autocast_dtype
 
 RESULTS = Path("docs/results")
 
@@ -84,7 +84,7 @@ def in_turn(functions: dict[str, Callable[[], object]], rounds: int,
     """The median seconds of each function, called in the order A B C A B C ..., after one round of
     warm-up. Machines change their speed within a minute, and in this order it affects all alike.
     With several `calls` each turn has so many, and nothing waits for the GPU between them. Freed
-    memory stays in the process (`minseg.data.memory`), as in train.py."""
+    memory stays in the process (`minseg.run.memory`), as in train.py."""
     keep_memory()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):

@@ -36,125 +36,125 @@ SWAPS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", a
          ast.And: "or", ast.Or: "and", ast.BitAnd: "|", ast.BitOr: "&"}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor"}
 # The tests of a file are tests/test_NAME.py and its doctests; these have theirs elsewhere, too.
-TESTS = {"loop": "step train config", "prepare": "train datasets layouts",
+TESTS = {"loop": "training train config", "prepare": "train datasets layouts",
          "describe": "train datasets config", "options": "train infer",
-         "errors": "train infer step", "outputs": "infer", "tables": "datasets layouts",
+         "errors": "train infer training", "outputs": "infer", "tables": "datasets layouts",
          "weights": "pretrained", "config": "train", "scores": "train config", "report": "train",
          "predictor": "infer", "tiff": "slides", "slides": "tiff", "pixel_size": "tiff",
-         "layouts": "datasets", "tiles": "train", "masks": "datasets remedies", "step": "train",
+         "layouts": "datasets", "tiles": "train", "masks": "datasets remedies", "training": "train",
          "checkpoint": "infer", "unet": "train"}
 # Survivors that change nothing that anybody could see, as "FILE: BEFORE -> AFTER".
 REASONS: dict[str, str] = {
-    "minseg/data/augment.py: x_row = torch.stack([cos * flip, -sin, right], 1) -> x_row = "
+    "minseg/augment.py: x_row = torch.stack([cos * flip, -sin, right], 1) -> x_row = "
     "torch.stack([cos / flip, -sin, right], 1)":
         "The flip is 1 or -1, so dividing by it is multiplying by it.",
-    "minseg/data/augment.py: y_row = torch.stack([sin * flip, cos, down], 1) -> y_row = "
+    "minseg/augment.py: y_row = torch.stack([sin * flip, cos, down], 1) -> y_row = "
     "torch.stack([sin / flip, cos, down], 1)":
         "The flip is 1 or -1, so dividing by it is multiplying by it.",
-    "minseg/data/files.py: while block := file.read(2**20): -> while block := file.read(2**21):":
+    "minseg/files/atomic.py: while block := file.read(2**20): -> while block := file.read(2**21):":
         "The hash is that of all bytes, however many are read at a time.",
-    "minseg/data/files.py: while block := file.read(2**20): -> while block := file.read(3**20):":
+    "minseg/files/atomic.py: while block := file.read(2**20): -> while block := file.read(3**20):":
         "The hash is that of all bytes, however many are read at a time.",
-    "minseg/data/masks.py: yield window.reshape(-1, channels) -> yield window.reshape(-2, "
+    "minseg/files/masks.py: yield window.reshape(-1, channels) -> yield window.reshape(-2, "
     "channels)":
         "numpy takes any number below 0 for the size that is left.",
-    "minseg/data/objects.py: empty_row = np.zeros((1, self.width), bool) -> empty_row = "
+    "minseg/files/objects.py: empty_row = np.zeros((1, self.width), bool) -> empty_row = "
     "np.zeros((2, self.width), bool)":
         "The first empty row already ends all objects.",
-    "minseg/data/objects.py: on_shell = np.diff(owner, prepend=-1) > 0 # the first corner of an "
+    "minseg/files/objects.py: on_shell = np.diff(owner, prepend=-1) > 0 # the first corner of an "
     "object lies on its shell -> on_shell = np.diff(owner, prepend=-2) > 0 # the first corner "
     "of an object lies on its shell":
         "Ids begin at 0, so any number below 0 differs from them.",
-    "minseg/data/objects.py: def __init__(self, height: int, width: int, min_area: int = 0): -> "
+    "minseg/files/objects.py: def __init__(self, height: int, width: int, min_area: int = 0): -> "
     "def __init__(self, height: int, width: int, min_area: int = 1):":
         "No object has fewer pixels than one.",
-    "minseg/data/polygons.py: min_area: int = 0) -> Iterator[Callable[[np.ndarray, np.ndarray], "
+    "minseg/files/polygons.py: min_area: int = 0) -> Iterator[Callable[[np.ndarray, np.ndarray], "
     "None]]: -> min_area: int = 1) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:":
         "No object has fewer pixels than one.",
-    "minseg/data/synthetic.py: if reach.mean() < 0.9 * radii[0]: -> if reach.mean() <= 0.9 * "
+    "minseg/synthetic.py: if reach.mean() < 0.9 * radii[0]: -> if reach.mean() <= 0.9 * "
     "radii[0]:":
         "Means of 24 whole numbers or random ones are never exactly 0.9 times a radius.",
-    "minseg/data/synthetic.py: places = places[((places >= 0) & (places < (height, "
+    "minseg/synthetic.py: places = places[((places >= 0) & (places < (height, "
     "width))).all(axis=1)] -> places = places[((places > 0) & (places < (height, "
     "width))).all(axis=1)]":
         "The border of a slide is glass, where nuclei are not shown.",
-    "minseg/data/synthetic.py: radius = 1.05 * self.reach(AROUND).max() + 1 -> radius = 1.05 * "
+    "minseg/synthetic.py: radius = 1.05 * self.reach(AROUND).max() + 1 -> radius = 1.05 * "
     "self.reach(AROUND).max() + 2":
         "Beyond its outline a blob draws nothing, however large its window is.",
-    "minseg/data/synthetic.py: canvas.mask[window] |= rho <= 1 -> canvas.mask[window] |= rho < 1":
+    "minseg/synthetic.py: canvas.mask[window] |= rho <= 1 -> canvas.mask[window] |= rho < 1":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + "
+    "minseg/synthetic.py: self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + "
     "np.clip(edge, -0.3, 0.13) -> self.tissue = np.sqrt(np.hypot(y**2, x**2)) <= 0.84 + "
     "np.clip(edge, -0.3, 0.13)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: canvas.taken[window] |= blob.rho(window) <= 1 -> "
+    "minseg/synthetic.py: canvas.taken[window] |= blob.rho(window) <= 1 -> "
     "canvas.taken[window] |= blob.rho(window) < 1":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: amount = np.where(rho + 0.07 * canvas.grain[window] < lumen, "
+    "minseg/synthetic.py: amount = np.where(rho + 0.07 * canvas.grain[window] < lumen, "
     "filling, wall * (1.1 - 0.2 * rho)) -> amount = np.where(rho + 0.07 * canvas.grain[window] "
     "<= lumen, filling, wall * (1.1 - 0.2 * rho))":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: amount[rho > 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85) -> "
+    "minseg/synthetic.py: amount[rho > 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85) -> "
     "amount[rho >= 1 - 1.8 / blob.radius] = rng.uniform(0.6, 0.85)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: cells, proximal = int(blob.radius * rng.uniform(0.3, 0.6)), "
+    "minseg/synthetic.py: cells, proximal = int(blob.radius * rng.uniform(0.3, 0.6)), "
     "rng.random() < 0.68 -> cells, proximal = int(blob.radius * rng.uniform(0.3, 0.6)), "
     "rng.random() <= 0.68":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: amount = np.where(rho > 1 - 2.2 / blob.radius, rng.uniform(0.6, "
+    "minseg/synthetic.py: amount = np.where(rho > 1 - 2.2 / blob.radius, rng.uniform(0.6, "
     "0.8), 0.03) -> amount = np.where(rho >= 1 - 2.2 / blob.radius, rng.uniform(0.6, 0.8), 0.03)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < "
+    "minseg/synthetic.py: is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < "
     "0.8) -> is_open = (nearest <= 3.2) & (canvas.grain[window][rows, cols] < 0.8)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < "
+    "minseg/synthetic.py: is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] < "
     "0.8) -> is_open = (nearest < 3.2) & (canvas.grain[window][rows, cols] <= 0.8)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: loops[second - nearest < 2] = rng.uniform(0.45, 0.65) -> "
+    "minseg/synthetic.py: loops[second - nearest < 2] = rng.uniform(0.45, 0.65) -> "
     "loops[second - nearest <= 2] = rng.uniform(0.45, 0.65)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: paint(canvas, window, rho <= 1, amount) -> paint(canvas, window, "
+    "minseg/synthetic.py: paint(canvas, window, rho <= 1, amount) -> paint(canvas, window, "
     "rho < 1, amount)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: paint(canvas, window, (rho <= 1) & ~canvas.mask[window], amount) "
+    "minseg/synthetic.py: paint(canvas, window, (rho <= 1) & ~canvas.mask[window], amount) "
     "-> paint(canvas, window, (rho < 1) & ~canvas.mask[window], amount)":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95)) "
+    "minseg/synthetic.py: rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95)) "
     "-> rows, cols = np.nonzero((tuft.rho(window) <= 1) & (rho < 0.95))":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95)) "
+    "minseg/synthetic.py: rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho < 0.95)) "
     "-> rows, cols = np.nonzero((tuft.rho(window) < 1) & (rho <= 0.95))":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: canvas.nuclei.append(gaps[rng.random(len(gaps)) < 1 / 180]) -> "
+    "minseg/synthetic.py: canvas.nuclei.append(gaps[rng.random(len(gaps)) < 1 / 180]) -> "
     "canvas.nuclei.append(gaps[rng.random(len(gaps)) <= 1 / 180])":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: if (space < 1.1 * reach).any(): -> if (space <= 1.1 * "
+    "minseg/synthetic.py: if (space < 1.1 * reach).any(): -> if (space <= 1.1 * "
     "reach).any():":
         "A random number is never exactly at the limit.",
-    "minseg/data/synthetic.py: distance = np.maximum(np.abs(offset), 1e-3) -> distance = "
+    "minseg/synthetic.py: distance = np.maximum(np.abs(offset), 1e-3) -> distance = "
     "np.maximum(np.abs(offset), 1.001)":
         "Only at the centre of a blob is the distance smaller, and there nothing changes with "
         "it.",
-    "minseg/data/tiff.py: def scratch_file(buffering: int = -1) -> IO[bytes]: -> def "
+    "minseg/files/tiff.py: def scratch_file(buffering: int = -1) -> IO[bytes]: -> def "
     "scratch_file(buffering: int = -2) -> IO[bytes]:":
         "Any number below 0 means the buffer of the system's choice.",
-    "minseg/data/tiff.py: with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: -> with "
+    "minseg/files/tiff.py: with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: -> with "
     "ThreadPoolExecutor(max(8, os.cpu_count() or 1)) as pool:":
         "The number of threads changes nothing but the time.",
-    "minseg/data/tiff.py: with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: -> with "
+    "minseg/files/tiff.py: with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: -> with "
     "ThreadPoolExecutor(min(9, os.cpu_count() or 1)) as pool:":
         "The number of threads changes nothing but the time.",
-    "minseg/data/tiff.py: self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)( "
+    "minseg/files/tiff.py: self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 1)( "
     "-> self.segment = lru_cache(max(HELD, row + row // 4) // self.size + 2)(":
         "One segment more in the cache changes nothing but the memory.",
-    "minseg/data/tiff.py: page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 1 -> "
+    "minseg/files/tiff.py: page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 1 -> "
     "page.photometric, page.samplesperpixel = PHOTOMETRIC.MINISBLACK, 2":
         "For JPEG, tifffile goes by the colours and the stream, not by this number.",
-    "minseg/data/tiff.py: if planes and page.compression == COMPRESSION.JPEG and "
+    "minseg/files/tiff.py: if planes and page.compression == COMPRESSION.JPEG and "
     "page.samplesperpixel > 1: -> if planes and page.compression == COMPRESSION.JPEG and "
     "page.samplesperpixel >= 1:":
         "A page of one sample is grey already.",
-    "minseg/data/tiles.py: text = json.dumps([5, source, item.runs, *map(identity, "
+    "minseg/run/tiles.py: text = json.dumps([5, source, item.runs, *map(identity, "
     "files_of(item).values())]) -> text = json.dumps([6, source, item.runs, *map(identity, "
     "files_of(item).values())])":
         "The number only has to differ from those of earlier versions.",

@@ -45,20 +45,20 @@ import torch
 from torch import Tensor, nn
 
 import train
-from minseg.data.datasets import Item, find_slides
-from minseg.data.masks import Mask
-from minseg.data.memory import keep_memory
-from minseg.data.slides import open_slide
-from minseg.data.tiles import Tiles
+from minseg.files.datasets import Item, find_slides
+from minseg.files.masks import Mask
+from minseg.files.slides import open_slide
 from minseg.pretrained import load_weights
 from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped
 from minseg.run.loop import locked
+from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, make_sampler, prepare, training_tiles
 from minseg.run.report import Parser, Progress
 from minseg.run.scores import count_known, predict
-from minseg.run.step import autocast_dtype
+from minseg.run.tiles import Tiles
+from minseg.training import autocast_dtype
 from minseg.unet import UNet
 
 from . import measure
@@ -79,7 +79,7 @@ CHANGES: dict[str, str | dict[str, object]] = {
     "starts at one half": {"train.build": lambda args, steps, _: BUILD(args, steps)},
     "flips and turns only": "--augment 0",
     "half the augmentation": "--augment 0.5",
-    "no recolouring": {f"minseg.data.augment.{name}": 0.0
+    "no recolouring": {f"minseg.augment.{name}": 0.0
                        for name in ("STAIN", "CONTRAST", "BRIGHTNESS")},
     "all empty tiles": "--negatives all",
     "rate 1e-3": "--lr 1e-3",

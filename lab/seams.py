@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minseg.data.datasets import Item
-from minseg.data.masks import VOID
-from minseg.data.slides import open_slide
+from minseg.files.masks import VOID, Item
+from minseg.files.slides import open_slide
 from minseg.run.scores import read_saved
 from minseg.tiling import tile_starts
 

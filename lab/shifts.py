@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minseg.data.datasets import find_slides
-from minseg.data.slides import open_slide
+from minseg.files.datasets import find_slides
+from minseg.files.slides import open_slide
+from minseg.predictor import predictor
 from minseg.run.checkpoint import load_model
-from minseg.run.predictor import predictor
 from minseg.run.prepare import draw_synthetic_slides
 from minseg.run.report import Parser, Progress
 from minseg.tiling import predict_image

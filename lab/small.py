@@ -35,12 +35,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minseg.data.datasets import find_slides
-from minseg.data.synthetic import synthetic_slide
+from minseg.files.datasets import find_slides
 from minseg.run.config import DEFAULTS  # results of others are never mixed in
 from minseg.run.errors import Stopped
 from minseg.run.loop import locked
 from minseg.run.report import Parser, Progress
+from minseg.synthetic import synthetic_slide
 
 from . import measure, race
 from .effects import dice_of_groups, effect

@@ -52,12 +52,12 @@ from torch import Tensor, nn
 import train
 from minseg import CBAM, AttentionGate
 from minseg.crossval import dice_parts
-from minseg.data.datasets import Item
-from minseg.data.memory import keep_memory
+from minseg.files.masks import Item
 from minseg.run.checkpoint import save_model
 from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped, out_of_memory
 from minseg.run.loop import locked
+from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
 from minseg.run.report import Parser, Progress, duration

@@ -19,8 +19,8 @@ In reading order:
 | `minseg.tiling` | slides of any size, by overlapping tiles that count less at their border |
 | `minseg.tta` | test-time augmentation: eight views of each tile, averaged |
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen on other folds |
-| `minseg.data` | slides, masks, tiles |
-| `minseg.run` | training steps, scores, files, progress |
+| `minseg.files` | slides, masks, polygons: what other programs wrote, and what we write |
+| `minseg.run` | what surrounds the loops: options, tiles, checkpoints, scores, progress |
 | `lab` | programs that measure and draw |
 
 Each trick ends with three exercises, their answers, and which file is next. What you write
@@ -42,6 +42,8 @@ from .crossval import best_threshold, group_folds
 from .deep_supervision import deep_supervision_loss
 from .dice import dice_loss, dice_score
 from .efficientnet import EfficientNet
+from .files.rle import rle_decode, rle_encode
+from .files.slides import open_slide
 from .hypercolumn import Hypercolumn
 from .losses import make_loss
 from .lovasz import lovasz_hinge
@@ -51,14 +53,3 @@ from .scse import SCSE
 from .tiling import blend_window, predict_bands, predict_image, tile_starts
 from .tta import flips_and_turns
 from .unet import UNet
-
-_MODULE_OF = {"open_slide": "slides", "rle_encode": "rle", "rle_decode": "rle"}
-
-
-def __getattr__(name: str):
-    # These names are imported on first use, so that only programs that open slides need tifffile.
-    if name in _MODULE_OF:
-        from importlib import import_module
-
-        return getattr(import_module(f".data.{_MODULE_OF[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ error, and the features are slightly wrong: Lite0 gives the cat in a photograph 
 | `lukemelas` | Google | Apache 2.0 | SAME | 1e-3 | ImageNet's (3) |
 | `lite` | Google | Apache 2.0 | SAME | 1e-3 | 127/255, 128/255 |
 
-Google's weights are ported from TensorFlow; `minseg.data.weights` lists all addresses. SAME pads as
+Google's weights are ported from TensorFlow; `minseg.weights` lists all addresses. SAME pads as
 little as the size needs and puts the odd pixel right and down, symmetric pads half the kernel on
 every side, so at even sizes a stride of 2 samples different pixels. ImageNet's mean is 0.485,
 0.456, 0.406, its standard deviation 0.229, 0.224, 0.225 (red, green, blue). (1) Trained with SAME;
@@ -99,6 +99,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import weights  # downloads, packages and files: no part of the trick
+
 EfficientNet = Any  # the network of `minseg.efficientnet`; this file needs its attributes only
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation, one for each channel
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -173,8 +175,6 @@ def load_weights(encoder: EfficientNet, source: Mapping[str, Tensor] | str | Pat
 
     ValueError says what is missing, left over or of the wrong shape; nothing is loaded then.
     """
-    from .data import weights  # downloads, packages and files: no part of the trick
-
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family is one of {', '.join(FAMILIES)}, not {family!r}")
     state, where, file, family = weights.open_weights(source, encoder.name, family)

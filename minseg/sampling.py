@@ -24,7 +24,7 @@ a sparse bin are drawn repeatedly (a single outlier as often as its bin has draw
 
 **Choosing R.** The winner (see below) took R = 1, and so does `train.py` by default. If the network
 then finds objects in tissue where there are none, it has seen too few negatives: raise R; math.inf
-takes all of them. Blank tiles of glass do not count, because `minseg.data.tiles` leaves them out
+takes all of them. Blank tiles of glass do not count, because `minseg.run.tiles` leaves them out
 beforehand.
 
 ![Which tiles an epoch sees](../docs/figures/sampling.png)

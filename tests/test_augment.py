@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from minseg.data import augment as module
-from minseg.data.augment import STAINS, augment, move, recolour
+from minseg import augment as module
+from minseg.augment import STAINS, augment, move, recolour
 
 
 def seeded(seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from minseg.data.slides import open_slide, shrink
+from minseg.files.slides import open_slide, shrink
 from minseg.run.bands import Thumbnail, write_tiff
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lab.bench import Concatenation, kept_bytes, main, minseg_step
 from minseg import Hypercolumn, UNet, hypercolumn
-from minseg.data import memory
+from minseg.run import memory
 from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from minseg.data.files import lock
+from minseg.files.atomic import lock
 from minseg.run.clean import NEW, delete_superseded, main
 
 

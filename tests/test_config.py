@@ -12,10 +12,10 @@ from PIL import Image
 
 import train
 from minseg import EfficientNet
-from minseg.data.synthetic import write_slides
 from minseg.pretrained import names
 from minseg.run import config, loop
 from minseg.run.checkpoint import load_model
+from minseg.synthetic import write_slides
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
          "--folds 2 --device cpu").split()

@@ -26,15 +26,15 @@ from torch.utils._pytree import tree_flatten
 
 import train
 from minseg import UNet, deep_supervision_loss, flips_and_turns, make_loss, predict_bands
-from minseg.data.augment import augment
-from minseg.data.tiles import Tiles
+from minseg.augment import augment
 from minseg.dice import dice_loss
 from minseg.losses import bce_loss
 from minseg.lovasz import lovasz_hinge
+from minseg.predictor import predictor, skip_flat
 from minseg.run import loop
-from minseg.run.predictor import predictor, skip_flat
 from minseg.run.report import Progress
-from minseg.run.step import EMA
+from minseg.run.tiles import Tiles
+from minseg.training import EMA
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 aten = torch.ops.aten
@@ -464,7 +464,7 @@ def test_tiles_come_from_pinned_memory_in_the_background(monkeypatch):
             (future := Future()).set_result(work(*args))
             return future
 
-    monkeypatch.setattr("minseg.data.tiles.ThreadPoolExecutor", Inline)
+    monkeypatch.setattr("minseg.run.tiles.ThreadPoolExecutor", Inline)
     tiles = object.__new__(Tiles)
     tiles.read = lambda indices, pin: (lambda read: read.pin_memory() if pin else read)(
         torch.zeros(len(indices), 8, 8, 4, dtype=torch.uint8))

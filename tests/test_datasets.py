@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minseg.data.datasets import (
+from minseg.files.datasets import (
     PATIENTS,
     Item,
     count_classes,
@@ -15,8 +15,8 @@ from minseg.data.datasets import (
     read_table,
     unused_files,
 )
-from minseg.data.masks import Mask
-from minseg.data.tables import refuse_alike
+from minseg.files.masks import Mask
+from minseg.files.tables import refuse_alike
 
 
 def noise(*shape, seed=0):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minseg.data.datasets import Item
+from minseg.files.masks import Item
 from minseg.run.describe import (
     pixel_size,
     report_copies,

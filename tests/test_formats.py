@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from minseg import open_slide
-from minseg.data.datasets import find_slides
-from minseg.data.formats import FORMATS, OTHER_SLIDES, PICTURES
+from minseg.files.datasets import find_slides
+from minseg.files.formats import FORMATS, OTHER_SLIDES, PICTURES
 
 PAGE = (Path(__file__).parent.parent / "docs/formats.md").read_text("utf-8")
 LARGE_IMAGE = "large_image_converter FILE STEM.tiff --compression deflate"

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 import infer
 from minseg import UNet, predict_image, rle_decode, rle_encode
-from minseg.data.polygons import Polygons, read_polygons
-from minseg.data.slides import open_slide, shrink
-from minseg.data.synthetic import synthetic_slide
+from minseg.files.polygons import Polygons, read_polygons
+from minseg.files.slides import open_slide, shrink
 from minseg.run import options, outputs
 from minseg.run.checkpoint import load_ensemble, load_model, save_model
+from minseg.synthetic import synthetic_slide
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 16, 8, 8, 8]}

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from minseg.data import kept
-from minseg.data.kept import once
+from minseg.files import kept
+from minseg.files.kept import once
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import tifffile
 import torch
 
 from minseg import UNet, rle_encode
-from minseg.data.synthetic import synthetic_slide, write_slides
 from minseg.run.checkpoint import save_model
+from minseg.synthetic import synthetic_slide, write_slides
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs kill -9")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,8 +24,8 @@ KILLS = 10
 CUT = """
 import sys
 from pathlib import Path
-from minseg.data.datasets import find_slides
-from minseg.data.tiles import cut
+from minseg.files.datasets import find_slides
+from minseg.run.tiles import cut
 
 for item in find_slides(sys.argv[1]):
     cut(item, Path(sys.argv[2]), scale=2, tile=64, stride=32, margin=8)

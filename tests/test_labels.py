@@ -10,11 +10,11 @@ from PIL import Image
 
 from lab import labels
 from lab.labels import KINDS, disagreement, main, plant, rank, worst_squares
-from minseg.data.datasets import Item, find_slides
-from minseg.data.masks import Mask
-from minseg.data.slides import open_slide
-from minseg.data.synthetic import write_slides
-from minseg.data.tiles import made_from
+from minseg.files.datasets import Item, find_slides
+from minseg.files.masks import Mask
+from minseg.files.slides import open_slide
+from minseg.run.tiles import made_from
+from minseg.synthetic import write_slides
 
 
 def save(path, array):

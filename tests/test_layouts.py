@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minseg.data import layouts, tables
-from minseg.data.datasets import GROUPS, PATIENTS, find_slides, unused_files
-from minseg.data.layouts import files_of, name_of
+from minseg.files import layouts, tables
+from minseg.files.datasets import GROUPS, PATIENTS, find_slides, unused_files
+from minseg.files.layouts import files_of, name_of
 from minseg.run import prepare
 from minseg.run.describe import report_unused
 from minseg.run.prepare import leave_out, read_ids

@@ -1,4 +1,4 @@
-"""Masks: each row of the tables in `minseg.data.datasets` is read, or refused, as it says."""
+"""Masks: each row of the tables in `minseg.files.datasets` is read, or refused, as it says."""
 
 import json
 import pickle
@@ -9,11 +9,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from minseg.data import masks
-from minseg.data.datasets import Item
-from minseg.data.masks import Mask, drawn_instead
-from minseg.data.rle import rle_encode
-from minseg.data.tiff import Mapped
+from minseg.files import masks
+from minseg.files.masks import Item, Mask, drawn_instead
+from minseg.files.rle import rle_encode
+from minseg.files.tiff import Mapped
 
 
 def noise(*shape, seed=0):
@@ -137,7 +136,7 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
 @pytest.mark.parametrize("held", [2**26, 2**4])
 def test_a_mask_of_0_and_one_other_value_is_read(tmp_path, value, dtype, held, monkeypatch):
-    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     item = file_mask(tmp_path / "a.tif", (MASK * value).astype(dtype))
     mask = Mask(item, *MASK.shape)
     assert mask.kind == str(value) and not mask.has_void
@@ -213,7 +212,7 @@ def test_a_mask_of_one_value_is_read(tmp_path, value):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("held", [2**26, 2**4])
 def test_in_a_mask_of_0_1_and_255_255_is_void(tmp_path, suffix, held, monkeypatch):
-    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     pixels = MASK.copy()
     pixels[:9], pixels[-1, -1] = 0, 255  # which the first windows do not show
     mask = Mask(file_mask(tmp_path / f"a.{suffix}", pixels), *MASK.shape)
@@ -274,7 +273,7 @@ def test_an_opaque_object_on_a_transparent_background_is_read(tmp_path):
 @pytest.mark.parametrize("held", [2**26, 2**4])
 def test_alpha_that_shows_a_different_mask_than_the_colour_is_refused(tmp_path, pixels, suffix,
                                                                       held, monkeypatch):
-    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     assert error_of(Mask, item, *MASK.shape) == (
         f"{item.mask}: its alpha and its colours show two different masks: save only the right one "
@@ -552,7 +551,7 @@ def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
 
 
 def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("minseg.data.tiff.HELD", 4 * MASK.shape[1])
+    monkeypatch.setattr("minseg.files.tiff.HELD", 4 * MASK.shape[1])
     seen, window = [], Mapped.window
     monkeypatch.setattr(Mapped, "window", lambda self, y, x, h, w: (
         seen.append((y, x, h, w)), window(self, y, x, h, w))[1])

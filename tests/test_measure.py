@@ -17,8 +17,8 @@ from lab.measure import (
     measured,
     milliseconds,
 )
-from minseg.data.memory import c_library
 from minseg.losses import make_loss
+from minseg.run.memory import c_library
 
 
 def small_net():

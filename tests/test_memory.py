@@ -11,16 +11,15 @@ import torch
 from PIL import Image
 
 from lab import measure
-from minseg.data import tiff
-from minseg.data.datasets import Item
-from minseg.data.masks import Mask
-from minseg.data.memory import c_library, keep_memory, trim_memory
-from minseg.data.slides import Slide
-from minseg.data.tiles import cut
+from minseg.files import tiff
+from minseg.files.masks import Item, Mask
+from minseg.files.slides import Slide
+from minseg.run.memory import c_library, keep_memory, trim_memory
+from minseg.run.tiles import cut
 
 PAGE_FAULTS = """
 import resource, sys, numpy
-from minseg.data.memory import keep_memory
+from minseg.run.memory import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
 for _ in range(3):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minseg.data.objects import (
+from minseg.files.objects import (
     Labeller,
     Object,
     Outlines,
@@ -14,7 +14,7 @@ from minseg.data.objects import (
     object_f1,
     overlapping,
 )
-from minseg.data.polygons import Polygon, Polygons
+from minseg.files.polygons import Polygon, Polygons
 
 
 def naive_labels(mask):

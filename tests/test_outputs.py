@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from minseg import open_slide, rle_encode
-from minseg.data.polygons import Polygons, read_polygons
+from minseg.files.polygons import Polygons, read_polygons
 from minseg.run.bands import write_tiff
 from minseg.run.outputs import (
     Preview,

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minseg.data.objects import Object, Outlines
-from minseg.data.polygons import (
+from minseg.files.objects import Object, Outlines
+from minseg.files.polygons import (
     BACKGROUND,
     PLACES,
     Polygon,

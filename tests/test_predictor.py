@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from minseg import UNet, predict_bands
-from minseg.run.predictor import fill_up, fold_batch_norm, predictor, skip_flat
+from minseg.predictor import fill_up, fold_batch_norm, predictor, skip_flat
 from minseg.unet import convolve_enlarged
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -166,7 +166,7 @@ def test_networks_are_compiled_only_where_asked(net, tiles, monkeypatch):
 def sizes_of_batches(net, monkeypatch, images, skip=False, **options):
     """How many tiles the network gets, call by call, and the results. A tile has 32 pixels."""
     sizes, hooked = [], fold_batch_norm(net)
-    monkeypatch.setattr("minseg.run.predictor.fold_batch_norm", lambda net: hooked)
+    monkeypatch.setattr("minseg.predictor.fold_batch_norm", lambda net: hooked)
     monkeypatch.setattr(torch, "compile", lambda net: net)
     hooked.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     predict = predictor([net], device="cpu", **options)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minseg.data.datasets import Item
+from minseg.files.masks import Item
 from minseg.run import prepare
 from minseg.run.prepare import (
     check_folds,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from minseg import EfficientNet, UNet, load_weights
-from minseg.data.weights import tell_size
 from minseg.efficientnet import SCALES
 from minseg.pretrained import FAMILIES, adapt_stem, names, without_prefixes
 from minseg.run.checkpoint import save_model
+from minseg.weights import tell_size
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -509,7 +509,7 @@ def server(tmp_path, monkeypatch):
         torch.save(state, file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
         file = file.rename(file.with_name(f"efficientnet_b0_rwightman-{digest}.pth"))
-        monkeypatch.setitem(sys.modules["minseg.data.weights"].ADDRESSES, "torchvision",
+        monkeypatch.setitem(sys.modules["minseg.weights"].ADDRESSES, "torchvision",
                             [file.as_uri()])
         monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
         return file, tmp_path / "hub" / "checkpoints"

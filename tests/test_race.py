@@ -14,7 +14,7 @@ SMALL = ("--scale 4 --tile 32 --batch 2 --weights none --folds 2 --seeds 1 --dev
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    from minseg.data.synthetic import write_slides
+    from minseg.synthetic import write_slides
 
     folder = tmp_path_factory.mktemp("race") / "slides"
     write_slides(folder, 4, height=256, width=256)
@@ -129,7 +129,7 @@ def test_runs_with_other_options_are_not_taken_for_these(slides, tmp_path, capsy
     for other in (["--tile", "64"], ["--lr=1e-4"]):
         with pytest.raises(SystemExit):
             race.main([*command, *other])
-        assert "a race with other data, folds or options" in capsys.readouterr().err
+        assert "a race with other data, folds, options or defaults" in capsys.readouterr().err
 
 
 def test_the_peers_take_lite_encoders_only(slides, tmp_path, monkeypatch, capsys):

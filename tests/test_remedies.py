@@ -14,9 +14,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from minseg.data.datasets import find_slides
-from minseg.data.masks import Mask
-from minseg.data.rle import rle_encode
+from minseg.files.datasets import find_slides
+from minseg.files.masks import Mask
+from minseg.files.rle import rle_encode
 
 PAGE = (Path(__file__).parent.parent / "docs/masks.md").read_text("utf-8")
 SNIPPETS = dict(re.findall(r"```python\n# (\w+)[^\n]*\n(.*?)```", PAGE, re.S))

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minseg.data.rle import Encoder, Runs, rle_decode, rle_encode
+from minseg.files.rle import Encoder, Runs, rle_decode, rle_encode
 
 
 def naive_encode(mask):

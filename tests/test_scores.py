@@ -9,7 +9,7 @@ from PIL import Image
 
 from minseg import rle_encode
 from minseg.crossval import count_levels
-from minseg.data.datasets import Item
+from minseg.files.masks import Item
 from minseg.run import scores
 from minseg.run.scores import count_saved, save_fold, save_log, save_score, score, summarize
 

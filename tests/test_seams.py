@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from lab.seams import distance_to_seam, errors
-from minseg.data.datasets import Item
+from minseg.files.masks import Item
 from minseg.run.scores import predict
 
 

@@ -9,9 +9,9 @@ import torch
 
 from lab import shifts
 from minseg import CBAM, SCSE, UNet
-from minseg.data.synthetic import write_slides
 from minseg.efficientnet import SqueezeExcite
 from minseg.run.checkpoint import save_model
+from minseg.synthetic import write_slides
 
 
 @torch.inference_mode()

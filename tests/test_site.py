@@ -116,7 +116,7 @@ def test_no_page_knows_where_it_was_built(site):
 
 def test_every_chapter_page_and_program_has_a_page_and_is_in_every_menu(site):
     pages = {page_of(source) for source in sources()}
-    assert {"minseg/unet.html", "minseg/data/tiff.html", "docs/study.html", "train.html"} < pages
+    assert {"minseg/unet.html", "minseg/files/tiff.html", "docs/study.html", "train.html"} < pages
     assert pages == site.keys()
     for name, page in site.items():
         assert {follow(name, link)[0] for link in page.menu} == pages

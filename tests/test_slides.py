@@ -17,9 +17,9 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch.nn import functional as F
 
-from minseg.data import slides, tiff
-from minseg.data.slides import open_slide, shrink
-from minseg.data.tiff import Mapped, Segments
+from minseg.files import slides, tiff
+from minseg.files.slides import open_slide, shrink
+from minseg.files.tiff import Mapped, Segments
 
 HEIGHT, WIDTH = 211, 173
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lab import small
-from minseg.data.datasets import find_slides
+from minseg.files.datasets import find_slides
 
 
 def test_objects_at_the_border_lose_their_label_and_others_keep_it():

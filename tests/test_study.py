@@ -20,7 +20,7 @@ SMALL = ["--encoder", "efficientnet-lite0", "--weights", "none", "--scale", "4",
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    from minseg.data.synthetic import write_slides
+    from minseg.synthetic import write_slides
 
     folder = tmp_path_factory.mktemp("study") / "slides"
     write_slides(folder, 5, height=256, width=256, glomeruli=(4, 8))  # folds of unequal length
@@ -194,7 +194,7 @@ def test_levels_are_the_halves_of_dice_at_each_threshold():
     import torch
 
     from minseg.crossval import count_levels
-    from minseg.data.datasets import Item
+    from minseg.files.masks import Item
 
     rng = np.random.default_rng(0)
     items = [Item(str(i), Path(), Path(), "ab"[i % 2]) for i in range(3)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minseg.data import synthetic
-from minseg.data.synthetic import photograph, synthetic_slide, write_slides
+from minseg import synthetic
+from minseg.synthetic import photograph, synthetic_slide, write_slides
 
 
 def features(image, mask):

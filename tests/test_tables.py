@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from minseg.data.tables import delimiter_of, has_column, headings, open_table, read_table
+from minseg.files.tables import delimiter_of, has_column, headings, open_table, read_table
 
 
 @pytest.mark.parametrize("place", [0, 24, 4095])

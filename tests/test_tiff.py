@@ -1,4 +1,4 @@
-"""TIFF: each row of the table in `minseg.data.slides` is read, or refused, as it says."""
+"""TIFF: each row of the table in `minseg.files.slides` is read, or refused, as it says."""
 
 import zlib
 
@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from minseg.data.slides import open_slide, open_source
-from minseg.data.tiff import Mapped, Segments
+from minseg.files.slides import open_slide, open_source
+from minseg.files.tiff import Mapped, Segments
 
 
 def noise(*shape, dtype=np.uint8, highest=None, seed=0):
@@ -427,7 +427,7 @@ def test_white_must_be_a_sixteen_bit_value(tmp_path, white):
 @pytest.mark.parametrize("bits", [1, 8])
 @pytest.mark.parametrize("held", [2**26, 2**6])
 def test_bits_may_be_stored_the_other_way_round(tmp_path, compression, bits, held, monkeypatch):
-    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     values = noise(48, 64, highest=2**bits - 1)
     data = packed(values, bits)
     data = np.frombuffer(zlib.compress(data) if compression == 8 else data, np.uint8)
@@ -842,7 +842,7 @@ def test_each_kind_of_jpeg_is_decoded_with_the_tables_that_its_tiles_share(tmp_p
 @pytest.mark.parametrize("held, kind", [(1536, Segments), (1535, Mapped)])
 def test_a_strip_larger_than_twice_what_is_held_is_unpacked_into_a_file(
         tmp_path, held, kind, monkeypatch):
-    monkeypatch.setattr("minseg.data.tiff.HELD", held)
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     tifffile.imwrite(tmp_path / "a.tif", GREY, compression="zlib", rowsperstrip=48)
     assert isinstance(open_source(tmp_path / "a.tif").pixels, kind)
     assert np.array_equal(read(tmp_path / "a.tif")[..., 0], GREY)

@@ -13,12 +13,12 @@ import tifffile
 import torch
 from PIL import Image
 
-import minseg.data.tiff
-import minseg.data.tiles
-from minseg.data.datasets import Item
-from minseg.data.files import content
-from minseg.data.rle import rle_encode
-from minseg.data.tiles import BLANK_CONTRAST, Tiles, cut, differences, made_from
+import minseg.files.tiff
+import minseg.run.tiles
+from minseg.files.atomic import content
+from minseg.files.masks import Item
+from minseg.files.rle import rle_encode
+from minseg.run.tiles import BLANK_CONTRAST, Tiles, cut, differences, made_from
 from minseg.tiling import tile_starts
 
 ONE = dict(scale=1, tile=16, stride=12, margin=4)
@@ -179,7 +179,7 @@ def test_the_bytes_do_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypat
     wanted = contents(tmp_path)
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
-    monkeypatch.setattr(minseg.data.tiff, "HELD", held)
+    monkeypatch.setattr(minseg.files.tiff, "HELD", held)
     cut(item, tmp_path / "cache", **{**ONE, "scale": scale})
     assert contents(tmp_path) == wanted
 
@@ -367,8 +367,8 @@ def test_the_second_time_no_slide_is_read(tmp_path, monkeypatch, runs):
     item = slide(tmp_path, noise(70, 60), mask, suffix="tif", resolution=(3, 3))
     item = with_runs(item, mask) if runs else item
     facts, before = cut(item, tmp_path / "cache", **ONE), contents(tmp_path)
-    monkeypatch.setattr(minseg.data.tiles, "open_slide", closed)
-    monkeypatch.setattr(minseg.data.tiles, "Mask", closed)
+    monkeypatch.setattr(minseg.run.tiles, "open_slide", closed)
+    monkeypatch.setattr(minseg.run.tiles, "Mask", closed)
     assert cut(item, tmp_path / "cache", **ONE) == facts
     assert contents(tmp_path) == before and len(before) == 2
 

@@ -30,16 +30,16 @@ from minseg import (
     rle_encode,
 )
 from minseg.crossval import count_levels
-from minseg.data.datasets import PATIENTS, find_slides
-from minseg.data.slides import open_slide
-from minseg.data.synthetic import synthetic_slide, write_slides
-from minseg.data.tiles import Tiles
+from minseg.files.datasets import PATIENTS, find_slides
+from minseg.files.slides import open_slide
 from minseg.pretrained import names
 from minseg.run import loop, options, prepare
 from minseg.run.checkpoint import load_model
 from minseg.run.loop import locked
 from minseg.run.options import RECIPES, train_options
-from minseg.run.step import seeded
+from minseg.run.tiles import Tiles
+from minseg.synthetic import synthetic_slide, write_slides
+from minseg.training import seeded
 
 QUICK = ("--encoder efficientnet-lite0 --scale 2 --tile 64 --epochs 1 --batch 4 --negatives 1 "
          "--device cpu").split()

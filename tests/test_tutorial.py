@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 import tutorial
-from minseg.data.synthetic import synthetic_slide
+from minseg.synthetic import synthetic_slide
 
 
 def test_it_trains_predicts_and_draws(monkeypatch, tmp_path, capsys):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from ..data.files import atomic
-from ..data.slides import shrink
+from ..files.atomic import atomic
+from ..files.slides import shrink
 
 TILE = 256  # pixels
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.files import atomic
+from ..files.atomic import atomic
 from ..pretrained import without_prefixes
 from ..unet import UNet
 from .errors import warn

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.files import lock
+from ..files.atomic import lock
 from .report import Parser
 
 NEW = 3600  # seconds: younger tiles may belong to a run that has not written its config.json yet
@@ -50,7 +50,7 @@ def clean(runs: Path) -> list[Path]:
 
 def delete_superseded(cache: Path, facts: Sequence[dict]) -> None:
     """Deletes the tiles of images that were cut again, because they or their masks had changed.
-    `facts`: what `minseg.data.tiles.cut` returned. Tiles that a process is training on stay."""
+    `facts`: what `minseg.run.tiles.cut` returned. Tiles that a process is training on stay."""
     current = {fact["file"] for fact in facts}
     sources = {json.dumps(fact["source"]) for fact in facts}
     ids = {fact["source"][0] for fact in facts}

@@ -3,7 +3,8 @@
 The folds of a run may be trained in several sessions, by several processes and machines, over
 weeks. One score is only worth something if all of them had the same settings and the same data. So
 config.json keeps the settings, and what was in each image, each mask and the encoder's initial
-weights (`minseg.data.files.content`). Where these files lie does not matter; what is in them does.
+weights (`minseg.files.atomic.content`). Where these files lie does not matter; what is in them
+does.
 """
 
 import argparse
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.datasets import Item
-from ..data.files import atomic, content
-from ..data.tiles import Tiles, differences, made_from_now
 from ..efficientnet import EfficientNet
+from ..files.atomic import atomic, content
+from ..files.masks import Item
 from ..pretrained import load_weights
 from .checkpoint import read_resume_file
 from .errors import whole_hundredths
 from .report import environment, some
+from .tiles import Tiles, differences, made_from_now
 
 # Options that decide where and how fast a run is trained, but not its result. config.json does not
 # hold them, and they may differ from fold to fold and when a run is resumed.
@@ -43,7 +44,7 @@ class Data:
     folds: list[int]  # the fold of each image
     tiles: Tiles
     chosen: Sequence[int]  # the folds to train
-    facts: list[dict]  # what `minseg.data.tiles.cut` returned for each image
+    facts: list[dict]  # what `minseg.run.tiles.cut` returned for each image
     microns: float | None  # size of a pixel before scaling, if the slides state one
     config: dict  # the content of config.json
 
@@ -107,7 +108,7 @@ def note_weights(args: argparse.Namespace) -> dict | None:
 
 def check_made_from(out: Path, images: dict, weights: dict | None, existing: dict) -> None:
     """ValueError names the files that are not what an existing run was made from: `images`, the
-    result of `minseg.data.tiles.made_from` for each ID, and, unless they are None, `weights`, that
+    result of `minseg.run.tiles.made_from` for each ID, and, unless they are None, `weights`, that
     of `note_weights`. `existing`: the run's config.json."""
     if "made_from" not in existing:
         if existing:

@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.datasets import GROUPS, PATIENTS, TABLE_SUFFIXES, Item, count_classes
-from ..data.masks import POLYGON_SUFFIXES, polygons_of
-from ..data.polygons import MASKS_PAGE, is_object
-from ..data.tiles import Tiles
+from ..files.datasets import GROUPS, PATIENTS, TABLE_SUFFIXES, Item, count_classes
+from ..files.masks import POLYGON_SUFFIXES, polygons_of
+from ..files.polygons import MASKS_PAGE, is_object
 from .report import some
+from .tiles import Tiles
 
 TWO_CLASSES = ("{}: objects are {}, but {} in {}: are these two classes? Make what is to be found "
                "1 in all masks, and everything else 0")

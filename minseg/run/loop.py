@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.files import lock
-from ..data.tiles import Tiles
+from ..files.atomic import lock
 from .checkpoint import restore, write_checkpoint
 from .errors import Stopped, warn, whole_hundredths
 from .report import Progress
 from .scores import save_log
+from .tiles import Tiles
 
 SAVE_EVERY, SAVE_AFTER_EPOCH = 300, 30  # seconds since the last save, within and after an epoch
 LOOK_EVERY = 50  # steps

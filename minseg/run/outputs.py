@@ -33,10 +33,10 @@ import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.files import atomic, content, identity, is_same
-from ..data.polygons import read_note, write_objects
-from ..data.rle import Encoder
-from ..data.slides import Slide, open_slide
+from ..files.atomic import atomic, content, identity, is_same
+from ..files.polygons import read_note, write_objects
+from ..files.rle import Encoder
+from ..files.slides import Slide, open_slide
 from .bands import Thumbnail, write_tiff
 from .checkpoint import Ensemble
 from .report import draw_outlines

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ..crossval import group_folds
-from ..data.datasets import Item, count_classes, find_slides, unused_files
-from ..data.layouts import name_of
-from ..data.masks import POLYGON_SUFFIXES
-from ..data.polygons import is_object
-from ..data.synthetic import write_slides
-from ..data.tables import clean, open_table
-from ..data.tiles import Tiles, cut
+from ..files.datasets import Item, count_classes, find_slides, unused_files
+from ..files.layouts import name_of
+from ..files.masks import POLYGON_SUFFIXES
+from ..files.polygons import is_object
+from ..files.tables import clean, open_table
 from ..sampling import epoch_indices
+from ..synthetic import write_slides
+from ..training import seeded
 from .clean import delete_superseded
 from .config import (
     Data,
@@ -40,7 +40,7 @@ from .describe import (
     report_unused,
 )
 from .report import Progress, some
-from .step import seeded
+from .tiles import Tiles, cut
 
 
 def prepare(args: argparse.Namespace) -> Data:
@@ -215,7 +215,7 @@ def draw_synthetic_slides(folder: Path, count: int = 20, **options) -> Path:
 
 
 def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict], Tiles]:
-    """The facts about each image (`minseg.data.tiles.cut`), and the tiles of all images. Slides are
+    """The facts about each image (`minseg.run.tiles.cut`), and the tiles of all images. Slides are
     cut once, for all folds and for all runs in the same parent folder. ValueError if the tiles do
     not fit in memory."""
     # `augment` shifts each tile by up to its margin: with the usual stride, half a tile, it can be

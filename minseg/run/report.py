@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
-from ..data.files import atomic
+from ..files.atomic import atomic
 from .errors import print_any_name
 
 BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3

@@ -4,7 +4,7 @@ The probabilities of held-out slides stay on disk. So separate processes can tra
 anyone can score the predictions again. score.json and summary.json hold what
 `crossval.cross_validate` returns. score.json scores one fold at the threshold 0.5. Once every fold
 is complete, summary.json scores each fold at the threshold that is best for the other folds.
-Besides Dice, both count objects: found, missed, and false positives (`minseg.data.objects`). Void
+Besides Dice, both count objects: found, missed, and false positives (`minseg.files.objects`). Void
 pixels, which nobody labelled, are left out everywhere.
 """
 
@@ -20,16 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from ..crossval import count_levels, cross_validate, threshold_of
-from ..data.datasets import Item
-from ..data.files import atomic
-from ..data.masks import VOID, Mask
-from ..data.memory import trim_memory
-from ..data.objects import count_objects, object_f1
-from ..data.slides import Slide, open_slide
+from ..files.atomic import atomic
+from ..files.masks import VOID, Item, Mask
+from ..files.objects import count_objects, object_f1
+from ..files.slides import Slide, open_slide
+from ..predictor import check_probabilities, predictor
 from ..tiling import predict_bands
 from .bands import write_tiff
 from .errors import Unfinished
-from .predictor import check_probabilities, predictor
+from .memory import trim_memory
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png

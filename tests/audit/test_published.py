@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from minseg import EfficientNet, load_weights, pretrained
-from minseg.data.weights import ADDRESSES, PACKAGED
 from minseg.efficientnet import SCALES
 from minseg.pretrained import HALF, IMAGENET, statistics
+from minseg.weights import ADDRESSES, PACKAGED
 
 EGYPTIAN_CAT = 285  # of ImageNet's thousand classes
 INSTALL = "python -m pip install -e '.[audit]'"

@@ -12,8 +12,8 @@ import torch
 
 import infer
 from minseg import UNet
-from minseg.data.synthetic import synthetic_slide
 from minseg.run.checkpoint import save_model
+from minseg.synthetic import synthetic_slide
 
 TABLES = pytest.StashKey[dict]()
 SILENT = pytest.StashKey[set]()  # tests that should have seen something, but did not

@@ -7,7 +7,7 @@ import textwrap
 from itertools import groupby
 from pathlib import Path
 
-from minseg.data.files import atomic
+from minseg.files.atomic import atomic
 from minseg.run.report import environment
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from minseg import open_slide
-from minseg.data.formats import conversion
+from minseg.files.formats import conversion
 
 INSTALL = "python -m pip install -e '.[interop]'"
 ROOT = Path(__file__).parent.parent.parent

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from programs import need, pixels_in_words, read, size_in_words
 
-from minseg.data.slides import open_slide
-from minseg.data.synthetic import synthetic_slide
+from minseg.files.slides import open_slide
+from minseg.synthetic import synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SQUARE, OBLONG = (0.25, 0.25), (0.25, 0.5)

@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 from programs import need
 
-from minseg.data.datasets import find_slides
-from minseg.data.masks import Mask
+from minseg.files.datasets import find_slides
+from minseg.files.masks import Mask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MASKS = {}  # "program: file": (suffix, module, function that writes the mask)

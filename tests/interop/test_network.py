@@ -7,8 +7,8 @@ import torch
 from programs import need
 
 from minseg import UNet
-from minseg.data.synthetic import synthetic_slide
 from minseg.efficientnet import SCALES
+from minseg.synthetic import synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

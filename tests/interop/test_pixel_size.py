@@ -1,4 +1,4 @@
-"""The size of a pixel, as `minseg.data.slides` reads it and as slide readers do."""
+"""The size of a pixel, as `minseg.files.slides` reads it and as slide readers do."""
 
 import numpy as np
 import pytest

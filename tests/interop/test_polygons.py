@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from programs import need, percent
 
-from minseg.data.polygons import Polygons, read_polygons
+from minseg.files.polygons import Polygons, read_polygons
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from ..deep_supervision import deep_supervision_loss
-from ..unet import UNet
+from .deep_supervision import deep_supervision_loss
+from .unet import UNet
 
 
 def seeded(*what: object) -> torch.Generator:

@@ -1,8 +1,8 @@
 """# Which files of a folder belong together
 
-`minseg.data.datasets` describes the two layouts that a data set may have. Here they are told apart,
-their files are matched by name, and a folder that has neither is refused with the way to give it
-one: each of these messages, once it is followed, leads to a data set that is read.
+`minseg.files.datasets` describes the two layouts that a data set may have. Here they are told
+apart, their files are matched by name, and a folder that has neither is refused with the way to
+give it one: each of these messages, once it is followed, leads to a data set that is read.
 
 >>> name_of("images/Slide 1.ome.tiff"), name_of(r"C:\\\\scans\\\\slide 1.SVS"), name_of("a.b")
 ('slide 1', 'slide 1', 'a.b')

@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 
-from minseg.data import files
-from minseg.data.files import atomic, content, is_same
+from minseg.files import atomic as files
+from minseg.files.atomic import atomic, content, is_same
 
 NAMES = ["a.json", "a.b.tiff", "plain", "a [1].txt", "*.txt", "a?.txt", "[!a].txt", "ä ö.csv"]
 no_locks = pytest.mark.skipif(os.name != "posix", reason="there are no such locks")

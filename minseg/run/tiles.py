@@ -37,13 +37,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.atomic import atomic, content, identity
+from ..files.masks import VOID, Item, Mask, drawn_instead
+from ..files.objects import Areas
+from ..files.slides import Slide, Window, open_slide, read_blocks
 from ..tiling import read_strips, tile_starts
-from .datasets import Item
-from .files import atomic, content, identity
-from .masks import VOID, Mask, drawn_instead
 from .memory import trim_memory
-from .objects import Areas
-from .slides import Slide, Window, open_slide, read_blocks
 
 BLANK_CONTRAST = 5.0  # below this standard deviation of the brightness (0 to 255), it is glass
 DAMAGED = "{}: is damaged: delete it, and it will be cut again"
@@ -58,7 +57,7 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     - kind and colour of the mask (see `Mask`), positive and void: pixels of the mask; objects: the
       pixels of each
     - agreement of run-length code with polygons beside it: shared pixels, and pixels of both added
-    - made_from: what `minseg.data.files.content` notes of the image, the mask and, if there are
+    - made_from: what `minseg.files.atomic.content` notes of the image, the mask and, if there are
       any, the polygons beside its run-length code
     - source: the places of the files and the settings
     - places (y, x in scaled pixels) and area (share of positive pixels, without margin) of each

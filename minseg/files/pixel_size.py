@@ -1,6 +1,6 @@
 """# The size of a pixel: what a TIFF says of it
 
-By its texts or its resolution tags; the rules are in the table in `minseg.data.slides`. A text may
+By its texts or its resolution tags; the rules are in the table in `minseg.files.slides`. A text may
 have been copied from another image: of a smaller or larger copy, it says nothing of this one.
 """
 
@@ -22,7 +22,7 @@ NO_SIZE = ("states a pixel of {:.4g} x {:.4g} µm, which no slide has: it is ign
 
 def pixel_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: ElementTree.Element | None,
                notes: list[str]) -> tuple[float, float] | None:
-    """Width and height of a pixel in micrometres: of the table in `minseg.data.slides`, what the
+    """Width and height of a pixel in micrometres: of the table in `minseg.files.slides`, what the
     first row that applies says. None if the width is unknown. An unknown height is taken to equal
     it. Where a text states a size that no slide has, a note is added."""
     first = tiff.pages.first  # the newest tifffile's TiffFile.is_svs leaves out files in strips

@@ -1,6 +1,6 @@
 """# Slides in other formats: what they are, and the command that makes a TIFF of one
 
-`minseg.data.slides` reads TIFF, PNG and JPEG. Everything else is told by its name or its first
+`minseg.files.slides` reads TIFF, PNG and JPEG. Everything else is told by its name or its first
 bytes, and refused with a command of a free program, ready to be copied. docs/formats.md says how to
 install these programs, and what each command was tried on.
 

@@ -16,7 +16,7 @@ from minseg import UNet, deep_supervision_loss, dice_loss, make_loss
 from minseg.run.errors import out_of_memory
 from minseg.run.loop import LOOK_EVERY, MOST_SKIPPED, Watch, locked, stop_when_asked
 from minseg.run.options import RECIPES, train_options
-from minseg.run.step import autocast_dtype, backward_whole, recompute_activations, seeded
+from minseg.training import autocast_dtype, backward_whole, recompute_activations, seeded
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -62,7 +62,7 @@ clear.
 | "crs" of geopandas, CRS84, if any polygon is as large as a pixel | pixels |
 | all polygons near the upper left corner in all images | read, with a note |
 | ImageJ's .roi and .zip, ASAP's and Aperio's .xml, .ndpa | refused if the image has no other mask |
-| run-length code | as in `minseg.data.rle`, with runs in any order |
+| run-length code | as in `minseg.files.rle`, with runs in any order |
 | a run that leaves the image; runs that overlap, as in COCO's counts | refused |
 | nothing, -1, `nan`, `none` or `1 0` as run-length code | an empty mask |
 | run-length code of 32,767 characters, where a spreadsheet cuts it | refused |
@@ -102,11 +102,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from .layouts import TABLE, files_of, holds, images_of, is_hubmaps, masks_of, name_of, visible
-from .masks import POLYGON_SUFFIXES, VOID, classes_of, drawn_instead
+from .masks import POLYGON_SUFFIXES, VOID, Item, classes_of, drawn_instead
 from .polygons import VALUE
 from .slides import IMAGE_SUFFIXES
 from .tables import ONCE, clean, read_table, refuse_alike
@@ -116,25 +116,6 @@ PATIENTS = "HuBMAP-20-dataset_information.csv"
 OBJECTS = ("join their codes in one line, with a space between, if they are its objects, else "
            "keep only one")
 TABLE_SUFFIXES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a data set, the file with its mask, and its group, which must never be split
-    between folds. `runs` is the mask's run-length code if that file is a table; `polygons` is then
-    the file of polygons beside it, if there is one. `labels` and `ignore` are the classes of
-    polygons that are objects and void; "255" in `ignore` makes this value void in masks. `white` is
-    passed on to `open_slide`."""
-
-    id: str
-    image: Path
-    mask: Path
-    group: str
-    runs: str | None = field(default=None, repr=False)
-    polygons: Path | None = None
-    labels: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    white: int | None = None
 
 
 def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Sequence[str] = (),

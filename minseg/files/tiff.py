@@ -1,7 +1,7 @@
 """# TIFF: choosing the right image, and reading windows of it
 
 A TIFF can contain many pages. This file decides which of them is the slide and what its numbers
-mean, and reads windows of it. The rules are in the table in `minseg.data.slides`.
+mean, and reads windows of it. The rules are in the table in `minseg.files.slides`.
 
 No file stays open and no lock is taken, so threads and forked workers may share what is opened
 here. Scratch files have no name and vanish with the process.

@@ -2,21 +2,21 @@
 
 In a mask, 1 is object, 0 is background and 255 is "void": nobody labelled that pixel. Masks are
 stored as images, as run-length code or as polygons. They are read in windows, so that a whole mask
-is never in memory. The tables in `minseg.data.datasets` say what is accepted and how it is read.
+is never in memory. The tables in `minseg.files.datasets` say what is accepted and how it is read.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from . import tiff
-from .files import identity
+from .atomic import identity
 from .kept import once
 from .polygons import (
     MASKS_PAGE,
@@ -30,12 +30,28 @@ from .rle import Runs
 from .slides import Window, naming, open_source
 from .tiff import Source
 
-if TYPE_CHECKING:
-    from .datasets import Item
-
 VOID = 255
 MOST = 9  # pixels with different values to look at in a mask
 POLYGON_SUFFIXES = (".geojson", ".json")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a data set, the file with its mask, and its group, which must never be split
+    between folds. `runs` is the mask's run-length code if that file is a table; `polygons` is then
+    the file of polygons beside it, if there is one. `labels` and `ignore` are the classes of
+    polygons that are objects and void; "255" in `ignore` makes this value void in masks. `white` is
+    passed on to `open_slide`."""
+
+    id: str
+    image: Path
+    mask: Path
+    group: str
+    runs: str | None = field(default=None, repr=False)
+    polygons: Path | None = None
+    labels: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    white: int | None = None
 
 
 class Mask:
@@ -48,7 +64,7 @@ class Mask:
 
     _window: Window
 
-    def __init__(self, item: "Item", height: int, width: int):
+    def __init__(self, item: Item, height: int, width: int):
         self.item, self.kind, self.colour = item, "", ""
         self.has_void = False
         self._void: Window | None = None
@@ -99,7 +115,7 @@ def labels(path: Path, source: Source, means: "Meaning") -> Window:
     return window
 
 
-def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = False) -> Window:
+def draw(item: Item, path: Path, height: int, width: int, ignored: bool = False) -> Window:
     """A reader of windows of the polygons at `path` that are objects: those of the classes in
     `labels`, or if there are none, of all classes that are not to be ignored. With `ignored`, of
     those that are to be ignored instead. ValueError if an object is not an area, or if a polygon
@@ -108,7 +124,7 @@ def draw(item: "Item", path: Path, height: int, width: int, ignored: bool = Fals
     return once(key, lambda: _select(item, path, height, width, ignored)).window
 
 
-def _select(item: "Item", path: Path, height: int, width: int, ignored: bool) -> Polygons:
+def _select(item: Item, path: Path, height: int, width: int, ignored: bool) -> Polygons:
     polygons = [each for each in polygons_of(path) if (
         each.name in item.ignore and each.rings if ignored else
         each.name in item.labels if item.labels else
@@ -318,7 +334,7 @@ def palette_values(path: Path, palette: np.ndarray, indices: list[float]) -> dic
     return {index: index for index in indices}
 
 
-def drawn_instead(item: "Item") -> "Item":
+def drawn_instead(item: Item) -> "Item":
     """The same item, but with the polygons that lie beside its run-length code as its mask."""
     assert item.polygons is not None
-    return dataclasses.replace(item, runs=None, mask=item.polygons, polygons=None)
+    return replace(item, runs=None, mask=item.polygons, polygons=None)

@@ -15,7 +15,7 @@ array([[1, 1, 1, 1, 1, 0],
        [1, 1, 1, 1, 1, 0]], dtype=uint8)
 
 Predicted objects are written as GeoJSON with one feature per line; to open the file in QuPath, drop
-it on the image. `feature` makes a feature of an object from `minseg.data.objects.Outlines`.
+it on the image. `feature` makes a feature of an object from `minseg.files.objects.Outlines`.
 """
 
 import json
@@ -29,7 +29,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 
-from .files import atomic
+from .atomic import atomic
 from .objects import Object, Outlines
 from .tables import clean
 

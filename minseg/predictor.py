@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..tta import flips_and_turns
-from .step import autocast_dtype
+from .training import autocast_dtype
+from .tta import flips_and_turns
 
 
 def fold_batch_norm(net: nn.Module) -> nn.Module:
