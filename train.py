@@ -21,7 +21,7 @@ import time
 
 import torch
 
-from minseg import UNet, deep_supervision_loss, load_weights
+from minseg import UNet, deep_supervision_loss, load_weights, make_loss
 from minseg.augment import augment
 from minseg.losses import first_stage
 from minseg.run.checkpoint import save_model
@@ -61,14 +61,14 @@ class Plan:
 
 def build(args, steps, positive=0.5):
     """The network for a run of `steps` steps, and its arguments (see minseg/unet.py)."""
-    network = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
-               "attention": None if args.attention == "none" else args.attention,
-               "deep_supervision": args.deep_supervision,
-               # Stochastic depth skips blocks at random: long runs overfit less, short ones learn
-               # more slowly. So its rate grows, to EfficientNet's 0.2 at 50,000 steps.
-               "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
+    arguments = {"encoder": args.encoder, "gates": args.gates, "hypercolumn": args.hypercolumn,
+                 "attention": None if args.attention == "none" else args.attention,
+                 "deep_supervision": args.deep_supervision,
+                 # Stochastic depth skips blocks at random: long runs overfit less, short ones learn
+                 # more slowly. So its rate grows, to EfficientNet's 0.2 at 50,000 steps.
+                 "stochastic_depth": DEPTH * min(1, steps / DEPTH_STEPS)}
     torch.manual_seed(args.seed)
-    net = UNet(**network)
+    net = UNet(**arguments)
     # At first the network predicts the share of positive pixels in all tiles. If it predicted 1/2,
     # early steps would push all pixels down, rare objects too (arXiv 1708.02002, section 3.3).
     for head in [net.head, *(net.deep_heads or [])]:
@@ -77,9 +77,9 @@ def build(args, steps, positive=0.5):
         mean, std = load_weights(net.encoder, args.weights)  # also sets padding and bn_eps
         net.mean.copy_(torch.tensor(mean).view_as(net.mean))
         net.std.copy_(torch.tensor(std).view_as(net.std))
-    network.update(mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(),
-                   padding=net.encoder.padding, bn_eps=net.encoder.bn_eps)
-    return net.to(args.device, memory_format=torch.channels_last), network
+    arguments.update(mean=net.mean.flatten().tolist(), std=net.std.flatten().tolist(),
+                     padding=net.encoder.padding, bn_eps=net.encoder.bn_eps)
+    return net.to(args.device, memory_format=torch.channels_last), arguments
 
 
 def make_optimizer(net, args):
@@ -132,47 +132,47 @@ def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, a
     return total
 
 
-def train(args, tiles, train_on, held_out, folder):
-    """Train on the tiles `train_on`, and log the score on the images `held_out` after each epoch.
-    Returns the network with the averaged weights (EMA), and the arguments that make it."""
-    # steps_of(epoch) lists an epoch's steps, each a list of micro-batches, lists of tile numbers.
-    steps_of = make_sampler(args, tiles, train_on)
-    plan = Plan(args, len(steps_of(0)))
-    net, network = build(args, plan.steps, tiles.mask_area[train_on].mean())
+def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambda step, net: None):
+    """Train on the tiles `train_on`, and log the score on the images `held_out` (there may be none)
+    after each epoch. Returns the network with the averaged weights (EMA), and the arguments that
+    make it. Experiments give another `build`, or look at the averaged network in `after_step`."""
+    # numbers_of(epoch) tells which tiles each step sees: int64 (steps, accumulate, batch).
+    numbers_of = make_sampler(args, tiles, train_on)
+    plan = Plan(args, len(numbers_of(0)))
+    net, arguments = build(args, plan.steps, tiles.mask_area[train_on].mean())
     optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
     highest_rates = [group["lr"] for group in optimizer.param_groups]
+    first_loss, second_loss = make_loss(args.loss), make_loss(args.then or args.loss)
     dtype = autocast_dtype(args.device) if args.amp else None
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
     if args.checkpoint_activations:
         recompute_activations(net)
     forward = torch.compile(net, dynamic=False) if args.compile else net
-
-    states = {"net": net, "average": ema.net, "optimizer": optimizer, "scaler": scaler}
-    # With --resume, Run restores the saved states and continues after the last saved step.
-    with Run(args, plan, tiles, folder, states) as run:
+    # With --resume, Run restores what was saved and continues after the last saved step.
+    with Run(args, plan, tiles, folder, net, ema, optimizer, scaler) as run:
         for epoch in range(run.epoch, plan.epochs):
-            steps = run.remaining(steps_of(epoch))
-            batches = tiles.batches([batch for step_batches in steps for batch in step_batches],
-                                    args.device, args.workers)
+            numbers = run.remaining(numbers_of(epoch))
+            batches = tiles.batches(numbers.flatten(0, 1), args.device, args.workers)
             net.train()
-            for batches_of_step in steps:
+            for numbers_of_step in numbers:  # (accumulate, batch)
                 lr_share = learning_rate_share(run.step, plan.steps, plan.first_stage_steps)
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * lr_share
-                loss = args.losses[run.step >= plan.first_stage_steps]
+                loss = first_loss if run.step < plan.first_stage_steps else second_loss
                 # A step's random numbers follow from its number: a resumed run draws the same.
                 generator = seeded(args.seed, "step", run.step)
                 torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
                 micro_batches = (augment(*next(batches), args.tile, generator, args.augment)
-                                 for _ in batches_of_step)
+                                 for _ in numbers_of_step)
                 value = training_step(forward, loss, micro_batches, optimizer, scaler, dtype,
-                                      accumulate=len(batches_of_step))
+                                      accumulate=len(numbers_of_step))
                 ema.update()
-                run.after_step(value, lr_share * args.lr, batches_of_step)
+                run.after_step(value, lr_share * args.lr, numbers_of_step)
+                after_step(run.step, ema.net)
             # For the log only: to choose the best epoch by it would overstate the final score.
             quick_score = score(predict(ema.net, held_out, args, overlap=0), held_out)
             run.after_epoch(quick_score["pooled_dice"])
-    return ema.net.eval(), network
+    return ema.net.eval(), arguments
 
 
 def train_and_save(args, data, fold):
@@ -181,12 +181,12 @@ def train_and_save(args, data, fold):
     print(f"{folder}: {len(data.items) - len(held_out)} images to train on, "
           f"{len(held_out)} to score", flush=True)
     train_on = training_tiles(data.tiles, data.folds, fold)
-    net, network = train(args, data.tiles, train_on, held_out, folder)
+    net, arguments = train(args, data.tiles, train_on, held_out, folder)
     (folder / "probabilities").mkdir(exist_ok=True)
     counts = predict(net, held_out, args, folder=folder / "probabilities")
     check_unchanged(args.out, data)
     threshold = score(counts, held_out)["best_threshold"]  # what infer.py will use on new slides
-    save_model(folder / "model.pt", network, net.cpu().state_dict(), scale=args.scale,
+    save_model(folder / "model.pt", arguments, net.cpu().state_dict(), scale=args.scale,
                tile=args.tile, threshold=threshold, microns=data.microns, white=args.white,
                label=class_name(data.items), turn=True)  # it marks the fold as complete
 

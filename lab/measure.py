@@ -382,16 +382,16 @@ def changed(constants: dict[str, object]) -> Iterator[None]:
         yield
 
 
-def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
-                 steps: int) -> tuple[nn.Module, dict, float]:
+def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor, steps: int,
+                 after_step: Callable = lambda step, net: None) -> tuple[nn.Module, dict, float]:
     """train.py's own training, without scores and logs after epochs. Returns the network with the
     averaged weights, the arguments that make it, and the seconds."""
     args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
     with (tempfile.TemporaryDirectory() as folder,
-          patch("train.score", lambda *_: {"pooled_dice": math.nan}),
           patch("minseg.run.loop.save_log", lambda *_: None)):
         start = time.monotonic()
-        net, network = train.train(args, tiles, train_on, [], Path(folder))
+        net, network = train.train(args, tiles, train_on, [], Path(folder), build=train.build,
+                                   after_step=after_step)
         synchronize()
         return net, network, time.monotonic() - start
 

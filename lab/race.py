@@ -156,11 +156,11 @@ def train_peers(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
     bce, dice = nn.BCEWithLogitsLoss(), smp.losses.DiceLoss("binary")
     dtype = autocast_dtype(device)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp and dtype == torch.float16)
-    steps_of = make_sampler(args, tiles, train_on)
+    numbers_of = make_sampler(args, tiles, train_on)
     start = time.monotonic()
-    epochs = math.ceil(steps / len(steps_of(0)))
-    batches = [batch for epoch in range(epochs) for [batch] in steps_of(epoch)][:steps]
-    for images, masks in tiles.batches(batches, args.device, args.workers):
+    epochs = math.ceil(steps / len(numbers_of(0)))
+    numbers = torch.cat([numbers_of(epoch).flatten(0, 1) for epoch in range(epochs)])[:steps]
+    for images, masks in tiles.batches(numbers, args.device, args.workers):
         both = torch.stack([flipped_crop(tile, args.tile)
                             for tile in torch.cat([images, masks], 1)])
         images, masks = both[:, :3] / 255, (both[:, 3:] == 1).float()

@@ -50,7 +50,7 @@ import numpy as np
 from torch import Tensor, nn
 
 import train
-from minseg import CBAM, AttentionGate
+from minseg import CBAM, AttentionGate, make_loss
 from minseg.crossval import dice_parts
 from minseg.files.masks import Item
 from minseg.run.checkpoint import save_model
@@ -178,22 +178,17 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     data = prepare(given)
     items = [item for item, other in zip(data.items, data.folds) if other == fold]
 
-    class Scored(train.EMA):  # counts the steps
-        steps = 0
-
-        def update(self) -> None:
-            super().update()
-            self.steps += 1
-            if self.steps in lengths(args.steps):
-                counts = predict(self.net, items, given, **WAYS[SCORED])
-                along[str(self.steps)] = levels(items, counts)
+    def after_step(step: int, net: nn.Module) -> None:
+        if step in lengths(args.steps):
+            along[str(step)] = levels(items, predict(net, items, given, **WAYS[SCORED]))
 
     keep_memory()
     # Returning memory after each band of an image is for whole slides.
-    changes = {"train.EMA": Scored, "minseg.run.scores.trim_memory": lambda: None}
+    changes = {"minseg.run.scores.trim_memory": lambda: None}
     with measure.changed({**changes, **CHANGED.get(arm, {})}):
         net, network, _ = measure.train_minseg(
-            given, data.tiles, training_tiles(data.tiles, data.folds, fold), args.steps)
+            given, data.tiles, training_tiles(data.tiles, data.folds, fold), args.steps,
+            after_step)
         result = scored(net, items, given, **WAYS[SCORED])
         along[str(args.steps)] = result["levels"]
         found = {"along": along, "objects": result["objects"]}
@@ -273,7 +268,8 @@ def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
         step_of[arm] = name = arm if arm == AGAIN else f"{network}, {given.then or given.loss}"
         if name in steps:
             continue
-        optimizer, loss = train.make_optimizer(net.train(), given), given.losses[-1]
+        optimizer = train.make_optimizer(net.train(), given)
+        loss = make_loss(given.then or given.loss)
         batch = measure.random_batch(given.batch, given.tile, given.device)
         steps[name] = measure.train_step(net, optimizer, loss, batch, given.amp)
         kept = measure.alive_after(partial(measure.forward, net, loss, batch, given.amp))

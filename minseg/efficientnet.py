@@ -79,6 +79,7 @@ Next: `minseg.pretrained`, because few people train an encoder from random weigh
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -174,10 +175,13 @@ class MBConv(nn.Module):
 class EfficientNet(nn.Module):
     """EfficientNet B0 to B7 and Lite0 to Lite4 (arXiv 1905.11946, section 3.3 and table 1).
     `num_classes=0` leaves out the head, so only `features` works. `padding` is "same" (TensorFlow)
-    or "symmetric"; p grows to `stochastic_depth`. ValueError for an unknown name or padding."""
+    or "symmetric"; p grows to `stochastic_depth`. `taps` are the numbers of the blocks that give
+    the maps of strides 4 to 32, by default the last one of each stride. ValueError for an unknown
+    name or padding."""
 
     def __init__(self, name: str = "efficientnet-b0", in_channels: int = 3, num_classes: int = 1000,
-                 *, padding: str = "same", bn_eps: float = 1e-3, stochastic_depth: float = 0.2):
+                 *, padding: str = "same", bn_eps: float = 1e-3, stochastic_depth: float = 0.2,
+                 taps: Sequence[int] | None = None):
         super().__init__()
         if name not in SCALES:
             raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(SCALES)}")
@@ -206,9 +210,8 @@ class EfficientNet(nn.Module):
                                  bn_eps=bn_eps, drop=drop))
             c_in = c_out
         self.blocks = nn.ModuleList(blocks)
-        # After the stem: the last blocks of strides 4, 8 and 16, and the last of all.
         halvings = [i for i, (_, stride, _, _) in enumerate(plan) if stride == 2]
-        self.taps = [i - 1 for i in halvings[1:]] + [len(plan) - 1]
+        self.taps = taps or [i - 1 for i in halvings[1:]] + [len(plan) - 1]
         self.feature_channels = (channels, *(plan[i][3] for i in self.taps))
         self.head = None
         if num_classes:

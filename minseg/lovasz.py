@@ -108,11 +108,7 @@ def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor
     """Delta(M_k) - Delta(M_(k-1)) of each pixel, k being its rank among its row's hinges.
     `hinges` (R, P), none negative; `target` (R, P) in {0, 1}; `positives` (R, 1), |{t = 1}|.
     Returns (R, P) in the order of the pixels; each row is sorted by itself."""
-    # The bits of a non-negative float, read as an integer, are in the same order as the floats, and
-    # PyTorch sorts integers faster: with floats the whole loss takes 1.35 times as long on a CPU.
-    # The bitwise not reverses the order, so that the largest hinge comes first.
-    integer = torch.int64 if hinges.dtype == torch.float64 else torch.int32
-    order = (~hinges.view(integer)).sort(1).indices
+    order = descending(hinges)
     target = target.gather(1, order)
     k = torch.arange(1, hinges.shape[1] + 1, dtype=hinges.dtype, device=hinges.device)
     missed = positives - target.cumsum(1)  # positives that are not among the k worst
@@ -123,6 +119,15 @@ def jaccard_weights(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor
     steps = torch.where(target > 0, 1 / union, missed / (union * (union - 1)))
     steps[:, 0] = 1 / union[:, 0]  # the same, but without positives the formula above is 0/0
     return torch.empty_like(steps).scatter_(1, order, steps)
+
+
+def descending(hinges: Tensor) -> Tensor:
+    """`hinges.argsort(1, descending=True)` of values that are not negative, only faster."""
+    # The bits of a non-negative float, read as an integer, are in the same order as the floats, and
+    # PyTorch sorts integers faster: with floats the whole loss takes 1.35 times as long on a CPU.
+    # The bitwise not reverses the order, so that the largest hinge comes first.
+    integer = torch.int64 if hinges.dtype == torch.float64 else torch.int32
+    return (~hinges.view(integer)).sort(1).indices
 
 
 def weights_of_positive_hinges(hinges: Tensor, target: Tensor, positives: Tensor) -> Tensor:

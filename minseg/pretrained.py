@@ -94,14 +94,13 @@ Next: `minseg.attention_gate`, the first trick of the decoder: what a skip lets 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import weights  # downloads, packages and files: no part of the trick
+from .efficientnet import EfficientNet, PaddedConv
 
-EfficientNet = Any  # the network of `minseg.efficientnet`; this file needs its attributes only
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation, one for each channel
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3
@@ -193,7 +192,7 @@ def load_weights(encoder: EfficientNet, source: Mapping[str, Tensor] | str | Pat
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = bn_eps
-        elif hasattr(module, "same"):  # a convolution that pads its input
+        elif isinstance(module, PaddedConv):
             module.same = padding == "same"
     mean, std = (for_channels(values, encoder.in_channels)
                  for values in statistics(family, encoder.name, file))

@@ -161,6 +161,18 @@ def convolve_enlarged(conv: nn.Conv2d, d: Tensor, skip: Tensor | None = None) ->
     return result if skip is None else result + F.conv2d(skip, weight_skip, padding=1)
 
 
+class EnlargeConcatConv(nn.Sequential):
+    """`conv(torch.cat([enlarge(d), skip], 1))`, where `conv` is a `conv_norm_relu`, with less work:
+    d (N, c_in, H, W) and skip (N, c_skip, 2H, 2W) or None -> (N, c_out, 2H, 2W)."""
+
+    def __init__(self, c_in: int, c_skip: int, c_out: int):
+        super().__init__(*conv_norm_relu(c_in + c_skip, c_out))
+
+    def forward(self, d: Tensor, skip: Tensor | None = None) -> Tensor:
+        conv, norm, relu = self
+        return relu(norm(convolve_enlarged(conv, d, skip)))  # type: ignore[arg-type]
+
+
 class DecoderBlock(nn.Module):
     """(N, c_in, H, W) and a skip (N, c_skip, 2H, 2W) -> (N, c_out, 2H, 2W)."""
 
@@ -168,16 +180,14 @@ class DecoderBlock(nn.Module):
                  attention: str | None = None):
         super().__init__()
         self.gate = AttentionGate(c_skip, c_in) if gated else None
-        self.conv1 = conv_norm_relu(c_in + c_skip, c_out)
+        self.conv1 = EnlargeConcatConv(c_in, c_skip, c_out)
         self.conv2 = conv_norm_relu(c_out, c_out)
         self.attention = block_attention(attention, c_out)
 
     def forward(self, d: Tensor, skip: Tensor | None = None) -> Tensor:
         if self.gate is not None:
             skip = self.gate(skip, d)  # the deeper map says where to look
-        conv, norm, relu = self.conv1
-        assert isinstance(conv, nn.Conv2d)
-        d = relu(norm(convolve_enlarged(conv, d, skip)))  # (N, c_out, 2H, 2W)
+        d = self.conv1(d, skip)  # conv(torch.cat([enlarge(d), skip], 1)): (N, c_out, 2H, 2W)
         return self.attention(self.conv2(d))
 
 
@@ -208,13 +218,12 @@ class UNet(nn.Module):
             values = per_channel(name, given, imagenet, in_channels)
             self.register_buffer(name, values, persistent=False)
 
+        # segmentation_models.pytorch takes B0's stride-16 skip after block 8 (of 0 to 15), two
+        # blocks before the last map of that size; from B1 up it takes the last. Doing the same,
+        # weights trained there give the same logits here.
+        taps = [2, 4, 8, 15] if encoder == "efficientnet-b0" else None
         self.encoder = EfficientNet(encoder, in_channels, num_classes=0, padding=padding,
-                                    bn_eps=bn_eps, stochastic_depth=stochastic_depth)
-        if encoder == "efficientnet-b0":
-            # segmentation_models.pytorch takes B0's stride-16 skip after block 8 (of 0 to 15), two
-            # blocks before the last map of that size; from B1 up it takes the last. Doing the same,
-            # weights trained there give the same logits here.
-            self.encoder.taps = [2, 4, 8, 15]
+                                    bn_eps=bn_eps, stochastic_depth=stochastic_depth, taps=taps)
         x1, x2, x3, x4, x5 = self.encoder.feature_channels
         d4, d3, d2, d1, d0 = decoder_channels
         self.block4 = DecoderBlock(x5, x4, d4, gates, attention)

@@ -236,7 +236,7 @@ def test_a_stopped_run_can_be_closed_and_keeps_what_it_has_learnt(
         start(data, out, "--fold", 0, "--resume", "--epochs", epochs)
     assert f"is closed after step {2 * steps + 1} of {4 * steps}" in capsys.readouterr().out
     net, _ = load_model(out / "fold0" / "model.pt")
-    average = {name.removeprefix("module."): value for name, value in kept["average"].items()}
+    average = {name.removeprefix("module."): value for name, value in kept["ema"].items()}
     assert all(torch.equal(value, average[name]) for name, value in net.state_dict().items())
     with open(out / "fold0" / "log.csv") as file:
         assert [int(row["steps"]) for row in csv.DictReader(file)] == [
@@ -290,7 +290,7 @@ def test_a_fold_whose_picture_failed_is_drawn_by_the_next_start(data, out):
 def test_a_full_disk_after_the_last_step_still_gives_the_smaller_model(
         data, tmp_path, monkeypatch, capsys):
     def full(path, **entries):
-        if entries["done"]:
+        if entries["step"]:
             raise OSError(28, "No space left on device", str(path))
         path.write_bytes(b"first")
 

@@ -441,11 +441,11 @@ def test_what_follows_a_step_does_not_wait_for_its_loss(scaled):
         run = object.__new__(loop.Run)
         run.__dict__.update(
             loss_sum=torch.zeros((), device="cuda"), watch=loop.Watch(str), step=0, epoch=0,
-            rows=[], states={"scaler": scaler}, stop=threading.Event(), last_save=time.monotonic(),
+            rows=[], scaler=scaler, stop=threading.Event(), last_save=time.monotonic(),
             plan=SimpleNamespace(steps_per_epoch=9, steps=9, epochs=1), progress=Progress(9, ""))
         waits.clear()
         for _ in range(3):
-            run.after_step(loss, 1e-3, [[0]])
+            run.after_step(loss, 1e-3, torch.tensor([[0]]))
     assert run.loss_sum.device.type == "cuda" and len(run.watch.unseen) == 3
     assert not waits
 
@@ -468,8 +468,9 @@ def test_tiles_come_from_pinned_memory_in_the_background(monkeypatch):
     tiles = object.__new__(Tiles)
     tiles.read = lambda indices, pin: (lambda read: read.pin_memory() if pin else read)(
         torch.zeros(len(indices), 8, 8, 4, dtype=torch.uint8))
+    numbers = torch.tensor([[0, 1], [2, 3]])
     with fake_gpu() as waits:
-        for images, masks in tiles.batches([[0, 1], [2, 3]], "cuda"):
+        for images, masks in tiles.batches(numbers, "cuda"):
             assert (images.device.type, masks.device.type) == ("cuda", "cuda")
             assert images.shape == (2, 3, 8, 8) and masks.shape == (2, 1, 8, 8)
     assert not waits

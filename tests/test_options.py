@@ -31,7 +31,6 @@ def refused(capsys, read, *words):
 
 def test_train_py_has_these_defaults(capsys):
     given = vars(train())
-    assert len(given.pop("losses")) == 1
     assert given == {
         "data": None, "scale": 4, "tile": 128, "stride": 48, "folds": None, "fold": None,
         "negatives": 1.0, "exclude": None, "label": None, "ignore": None, "white": None,
@@ -62,20 +61,19 @@ def test_recipes_are_those_of_the_page_on_training(capsys):
     assert set(RECIPES) == {"post", "winner-like"}
     given = train("--recipe", "post")
     assert (given.encoder, given.tile, given.stride, given.batch, given.loss, given.then,
-            given.switch, given.negatives, given.lr, len(given.losses)) == (
-        "efficientnet-b0", 640, 320, 16, "dice", "lovasz", 0.6, 1, 6e-3, 2)
+            given.switch, given.negatives, given.lr) == (
+        "efficientnet-b0", 640, 320, 16, "dice", "lovasz", 0.6, 1, 6e-3)
     assert "--batch 16" in capsys.readouterr().out
     given = train("--recipe", "winner-like", "--batch", "9")
     assert (given.attention, given.hypercolumn, given.deep_supervision, given.loss, given.batch,
-            given.negatives, len(given.losses)) == (
-        "cbam3", True, True, "bce+lovasz", 9, "balanced", 1)
+            given.negatives) == ("cbam3", True, True, "bce+lovasz", 9, "balanced")
     assert "--batch" not in capsys.readouterr().out
     assert train("--recipe", "winner-like").batch == 16
 
 
 def test_none_takes_back_what_a_recipe_sets():
     given = train("--recipe", "post", "--then", "none", "--weights", "none")
-    assert given.then is given.weights is None and len(given.losses) == 1
+    assert given.then is given.weights is None
 
 
 @pytest.mark.parametrize("amp, device, used", [

@@ -171,8 +171,8 @@ def test_an_epoch_has_as_many_whole_steps_as_its_tiles_fill(
     args = SimpleNamespace(**{**ARGS, "batch": batch, "accumulate": accumulate})
     train_on = training_tiles(tiles(*[5] * (count + 2)), [1, 0, 1] + [0] * (count - 1), 1)
     assert train_on.tolist() == [1, *range(3, count + 2)]
-    steps_of = make_sampler(args, tiles(*[5] * (count + 2)), train_on)
-    drawn = [torch.tensor(steps_of(epoch)) for epoch in (0, 0, 1)]
+    numbers_of = make_sampler(args, tiles(*[5] * (count + 2)), train_on)
+    drawn = [numbers_of(epoch) for epoch in (0, 0, 1)]
     assert all(each_epoch.shape == (steps, micro, each) for each_epoch in drawn)
     assert len(set(drawn[0].flatten().tolist())) == drawn[0].numel()
     assert set(drawn[0].flatten().tolist()) <= set(train_on.tolist())
@@ -185,6 +185,6 @@ def test_an_epoch_has_as_many_whole_steps_as_its_tiles_fill(
 def test_an_epoch_draws_as_many_tiles_without_objects_as_asked_for(negatives, share):
     areas = torch.tensor(([0] * 4 + [7]) * 40)
     args = SimpleNamespace(**{**ARGS, "batch": 1, "negatives": negatives})
-    drawn = torch.tensor(make_sampler(args, tiles(*areas), torch.arange(200))(0)).flatten()
+    drawn = make_sampler(args, tiles(*areas), torch.arange(200))(0).flatten()
     assert (areas[drawn] > 0).float().mean().item() == pytest.approx(share, abs=0.01)
     assert math.isclose(len(drawn), 40 / share, abs_tol=1)

@@ -11,6 +11,7 @@ import statistics
 import sys
 from contextlib import nullcontext
 from datetime import date
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -277,7 +278,7 @@ def test_before_the_first_step_a_network_predicts_the_share_of_positive_pixels(
         shares.append(positive)
         return net, network
 
-    monkeypatch.setattr(train, "build", keep)
+    monkeypatch.setattr(train, "train", partial(train.train, build=keep))
     monkeypatch.setattr(train, "training_step", lambda net, *_, **__: torch.zeros(()))
     train.main(["--data", str(data), "--out", str(tmp_path / "run"), *QUICK, *options])
     fold_of = json.loads((tmp_path / "run" / "config.json").read_text())["fold_of"]
@@ -298,17 +299,20 @@ class Recording:
     def __init__(self, monkeypatch):
         self.rates, self.losses, self.seeds, self.accumulate = [], [], [], []
         self.tiles, self.micro_batches, self.scored, self.decay = [], [], [], []
-        self.raw, self.average = {}, {}
+        self.raw, self.average, self.seen_after = {}, {}, []
+        monkeypatch.setattr(train, "train", partial(train.train, after_step=self.after_step))
         for name in ("augment", "training_step", "predict", "EMA"):
             monkeypatch.setattr(train, name, getattr(self, name)(getattr(train, name)))
         batches = Tiles.batches
 
         def seen(tiles, numbers, *options):
-            numbers = list(numbers)
-            self.tiles.append(numbers)
+            self.tiles.append(numbers.tolist())
             return batches(tiles, numbers, *options)
 
         monkeypatch.setattr(Tiles, "batches", seen)
+
+    def after_step(self, step, net):
+        self.seen_after.append((step, is_average(net.state_dict(), self.average)))
 
     def augment(self, original):
         def seen(images, masks, tile, generator, strength):
@@ -377,6 +381,10 @@ def test_the_rate_rises_and_falls_in_each_stage(recorded):
                    for step in range(stage)]
     for group in zip(*recorded.rates):  # without --weights the encoder learns at the same rate
         assert group == pytest.approx([1e-3 * share for share in wanted])
+
+
+def test_an_experiment_sees_the_average_after_each_step(recorded):
+    assert recorded.seen_after == [(step, True) for step in range(1, recorded.steps + 1)]
 
 
 def test_the_warm_up_has_five_hundred_steps_at_most():
@@ -497,7 +505,7 @@ def test_published_weights_set_padding_and_mean_and_learn_at_a_lower_rate(
 
     build_ = train.build
     monkeypatch.setattr(train.torch.optim, "AdamW", adamw)
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr(train, "train", partial(train.train, build=build))
     out = tmp_path / "o"
     train.main(["--data", str(data), "--out", str(out), *QUICK, "--weights", str(file),
                 "--lr", "1e-3"])
@@ -538,7 +546,7 @@ def test_two_stages_switch_the_loss_at_their_epoch_and_warm_up_again(data, tmp_p
             return logits.square().mean()
         return loss
 
-    monkeypatch.setattr(options, "make_loss", counted)
+    monkeypatch.setattr(train, "make_loss", counted)
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--epochs", "3",
                 "--scale", "4", "--loss", "dice", "--then", "0.5*lovasz+bce", "--switch", "0.7"])
     rows = list(csv.DictReader(open(tmp_path / "o" / "fold0" / "log.csv")))
@@ -650,7 +658,7 @@ def test_a_recipe_sets_and_prints_options_and_those_of_the_user_take_precedence(
         args = train_options(["--recipe", name])
         typed = train_options(capsys.readouterr().out.split(": ")[1].split())
         args.recipe = None
-        args.losses = typed.losses = args.command = typed.command = None
+        args.command = typed.command = None
         assert vars(args) == vars(typed)
 
 
@@ -749,7 +757,7 @@ def test_a_tile_too_large_for_memory_is_refused_in_one_line(data, tmp_path, caps
 
 def test_a_second_stage_of_a_recipe_can_be_switched_off():
     args = train_options("--recipe post --then none --epochs 1".split())
-    assert args.then is None and len(args.losses) == 1
+    assert args.then is None
 
 
 def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsys):
@@ -1088,7 +1096,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     assert "step 2: the loss is nan; learning rate" in line and "tiles slide0" in line
     assert "goes on with --resume and a lower --lr" in line
     kept = torch.load(tmp_path / "o" / "fold0" / "resume.pt", weights_only=True)
-    assert kept["done"] == 2 and all(v.isfinite().all() for v in kept["net"].values())
+    assert kept["step"] == 2 and all(v.isfinite().all() for v in kept["net"].values())
 
     built = []
     optimizer = train.make_optimizer

@@ -53,9 +53,9 @@ def test_every_combination_of_switches_takes_a_step_in_half_precision(tricks):
 def test_every_recipe_takes_a_step_in_every_precision(recipe, dtype, capsys):
     args = train_options(["--recipe", recipe, "--encoder", "efficientnet-lite0"])
     args.device = DEVICE
-    for loss in args.losses:
+    for spec in filter(None, (args.loss, args.then)):
         net, _ = train.build(args, 100)
-        assert one_step(net.train(), loss, dtype=dtype).isfinite()
+        assert one_step(net.train(), make_loss(spec), dtype=dtype).isfinite()
 
 
 @pytest.mark.slow
@@ -241,11 +241,15 @@ class Scaler:
         return value * self.scale_
 
 
+ONE_TILE = torch.tensor([[0]])
+
+
 def test_a_loss_that_is_not_finite_is_named_with_step_rate_and_tiles():
     for bad in (torch.nan, torch.inf):
         watch = Watch(lambda tiles: f"slide{tiles[0]}")
         for step in range(3):
-            watch.add(step, torch.tensor(bad if step == 1 else 0.5), Scaler(), 0.02, [[step]])
+            watch.add(step, torch.tensor(bad if step == 1 else 0.5), Scaler(), 0.02,
+                      torch.tensor([[step]]))
         with pytest.raises(FloatingPointError, match=f"step 1: the loss is {bad}; learning rate "
                                                      "0.02, tiles slide1"):
             watch.check()
@@ -253,24 +257,24 @@ def test_a_loss_that_is_not_finite_is_named_with_step_rate_and_tiles():
 
 def test_losses_are_checked_on_their_own_once_there_are_enough_of_them():
     watch = Watch(str)
-    watch.add(0, torch.tensor(torch.nan), Scaler(), 0.1, [[0]])
+    watch.add(0, torch.tensor(torch.nan), Scaler(), 0.1, ONE_TILE)
     for step in range(1, LOOK_EVERY - 1):
-        watch.add(step, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+        watch.add(step, torch.tensor(0.5), Scaler(), 0.1, ONE_TILE)
     with pytest.raises(FloatingPointError, match="step 0"):
-        watch.add(LOOK_EVERY - 1, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+        watch.add(LOOK_EVERY - 1, torch.tensor(0.5), Scaler(), 0.1, ONE_TILE)
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_and_fewer_do_not():
     def skip(times, watch, step=0, scale=2.0**60):
         for k in range(times):
             scale /= 2
-            watch.add(step + k, torch.tensor(0.5), Scaler(scale), 0.1, [[0]])
+            watch.add(step + k, torch.tensor(0.5), Scaler(scale), 0.1, ONE_TILE)
         return scale
 
     watch = Watch(str)
-    watch.add(0, torch.tensor(0.5), Scaler(2.0**60), 0.1, [[0]])
+    watch.add(0, torch.tensor(0.5), Scaler(2.0**60), 0.1, ONE_TILE)
     scale = skip(MOST_SKIPPED - 1, watch)
-    watch.add(50, torch.tensor(0.5), Scaler(scale), 0.1, [[0]])  # one that was not skipped
+    watch.add(50, torch.tensor(0.5), Scaler(scale), 0.1, ONE_TILE)  # one that was not skipped
     skip(MOST_SKIPPED - 1, watch, 51, scale)
     watch.check()
     skip(1, watch, 90, scale / 2**(MOST_SKIPPED - 1))
@@ -285,14 +289,14 @@ def test_steps_skipped_by_a_real_scaler_are_noticed():
     for step in range(MOST_SKIPPED + 2):
         loss = train.training_step(net, lambda z, t: z.sum() * torch.inf, [batch()], optimizer,
                                    scaler)
-        watch.add(step, torch.ones_like(loss), scaler, 0.1, [[0]])
+        watch.add(step, torch.ones_like(loss), scaler, 0.1, ONE_TILE)
     with pytest.raises(FloatingPointError, match="steps in a row"):
         watch.check()
 
 
 def test_weights_that_are_not_finite_are_noticed():
     watch = Watch(str)
-    watch.add(0, torch.tensor(0.5), Scaler(), 0.1, [[0]])
+    watch.add(0, torch.tensor(0.5), Scaler(), 0.1, ONE_TILE)
     with pytest.raises(FloatingPointError, match="step 0: the weights are no longer finite"):
         watch.check([torch.ones(2), torch.tensor([1, torch.nan])])
     with pytest.raises(FloatingPointError):  # with nothing to look at before, too

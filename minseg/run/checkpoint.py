@@ -61,15 +61,16 @@ def read_resume_file(path: str | Path) -> dict | None:
         raise ValueError(f"{path}: is damaged: delete the folder and start the fold again")
 
 
-def restore(path: Path, states: dict[str, Any], areas: Tensor, length: int) -> dict | None:
+def restore(path: Path, states: dict[str, Any], mask_area: Tensor,
+            steps_per_epoch: int) -> dict | None:
     """Loads the states in a resume.pt into the objects of the same names in `states` (network,
     optimizer, ...). Returns the other entries of the file, or None if there is no file. ValueError
-    if the run was trained on other tiles: with other positive `areas`, or another `length` (steps
-    per epoch)."""
+    if the run was trained on other tiles: with another `mask_area`, or other `steps_per_epoch`."""
     saved = read_resume_file(path)
     if saved is None:
         return None
-    if not torch.equal(saved["areas"], areas) or saved["length"] != length:
+    if (not torch.equal(saved["mask_area"], mask_area)
+            or saved["steps_per_epoch"] != steps_per_epoch):
         raise ValueError(f"{path}: was trained on other tiles: the data have changed since: give "
                          "another --out")
     for name, restored in states.items():

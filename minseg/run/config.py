@@ -27,7 +27,7 @@ from .tiles import Tiles, differences, made_from_now
 # Options that decide where and how fast a run is trained, but not its result. config.json does not
 # hold them, and they may differ from fold to fold and when a run is resumed.
 NOT_IN_CONFIG = ("out", "fold", "device", "resume", "workers", "compile", "checkpoint_activations",
-                 "losses", "command", "close")
+                 "command", "close")
 # How train.py trains where no option says so: to be raised whenever that changes, so that folds of
 # one run are never trained in two ways. Before it was counted, it was 1.
 DEFAULTS = 2
@@ -134,10 +134,10 @@ def close_early(args: argparse.Namespace, chosen: Sequence[int],
         if (folder / "model.pt").exists():
             continue
         saved = read_resume_file(folder / "resume.pt")
-        if saved is None or not saved["done"]:
+        if saved is None or not saved["step"]:
             raise ValueError(f"{folder}: nothing is saved that --epochs {args.epochs:g} could "
                              f"close: go on with --epochs {planned:g}, or name one --fold")
-        done = whole_hundredths(saved["done"] / saved["length"])
+        done = whole_hundredths(saved["step"] / saved["steps_per_epoch"])
         if args.epochs > done:
             raise ValueError(f"{folder}: --epochs {args.epochs:g}: {done:g} of {planned:g} epochs "
                              f"are done: --epochs {done:g} closes the fold, {planned:g} goes on")

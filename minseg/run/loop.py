@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files.atomic import lock
+from ..training import EMA
 from .checkpoint import restore, write_checkpoint
 from .errors import Stopped, warn, whole_hundredths
 from .report import Progress
@@ -30,8 +31,6 @@ SAVE_EVERY, SAVE_AFTER_EPOCH = 300, 30  # seconds since the last save, within an
 LOOK_EVERY = 50  # steps
 MOST_SKIPPED = 20  # as many skipped steps in a row end the run
 
-Step = Sequence[Sequence[int]]  # the tile numbers of a step, micro-batch by micro-batch
-
 
 class Run:
     """A training run as the loop of `train.py` sees it: the number of the current step, and what to
@@ -39,16 +38,16 @@ class Run:
 
         with Run(...) as run:
             for epoch in range(run.epoch, plan.epochs):
-                for batches_of_step in run.remaining(steps of the epoch):
+                for numbers_of_step in run.remaining(tile numbers of the epoch):
                     ...
-                    run.after_step(loss, lr, batches_of_step)
+                    run.after_step(loss, lr, numbers_of_step)
                 run.after_epoch(dice)
 
     - It counts: `step` is the number of steps done, `epoch` the number of epochs done.
     - It saves: `resume.pt` is written after each epoch, unless the last one is younger than half a
       minute, every five minutes in between, and after the last step; also before the first step,
-      so that a full disk is noticed then. It holds the state of every object in `states` (network,
-      EMA, optimiser, loss scaler) and the counts.
+      so that a full disk is noticed then. It holds the states of network, EMA, optimiser and loss
+      scaler, and the counts.
     - It resumes: with `--resume` it restores the states, and `remaining` leaves out the steps that
       are done. All random numbers follow from the seed and the number of the step, so on a CPU the
       rest of the run is the same, to the bit, as if it had never been interrupted.
@@ -60,17 +59,20 @@ class Run:
     """
 
     def __init__(self, args: argparse.Namespace, plan: Any, tiles: Tiles, folder: Path,
-                 states: dict[str, Any]):
+                 net: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer,
+                 scaler: torch.amp.GradScaler):
         self.args, self.plan, self.tiles, self.folder = args, plan, tiles, folder
-        self.states, self.step = states, 0
+        self.ema, self.scaler, self.step = ema, scaler, 0
+        self.states: dict[str, Any] = {"net": net, "ema": ema.net, "optimizer": optimizer,
+                                       "scaler": scaler}
         self.rows: list[dict] = []  # the rows of log.csv, one for each epoch that is done
         self.loss_sum = torch.zeros((), device=args.device)  # over the steps of this epoch
         self.seconds_before = 0.0  # the time spent before the run was resumed
-        if args.resume and (saved := restore(folder / "resume.pt", states, tiles.mask_area,
+        if args.resume and (saved := restore(folder / "resume.pt", self.states, tiles.mask_area,
                                              plan.steps_per_epoch)):
-            self.step, self.rows = saved["done"], saved["rows"]
-            self.loss_sum += saved["total"]
-            self.seconds_before = saved["spent"]
+            self.step, self.rows = saved["step"], saved["rows"]
+            self.loss_sum += saved["loss_sum"]
+            self.seconds_before = saved["seconds"]
             text = "is closed" if args.close else "goes on"
             print(f"{folder}: {text} after step {self.step} of {plan.steps}, in epoch "
                   f"{min(self.epoch + 1, plan.epochs)} of {plan.epochs}", flush=True)
@@ -98,16 +100,17 @@ class Run:
     def __exit__(self, *error: Any) -> None:
         self.signals.__exit__(*error)
 
-    def remaining(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Those of an epoch's `steps` that are not done yet and not beyond the end of the run."""
-        steps = steps[self.step - self.epoch * self.plan.steps_per_epoch :]
-        return steps[: self.plan.steps - self.step]
+    def remaining(self, numbers: Tensor) -> Tensor:
+        """The tile numbers of an epoch, (steps, accumulate, batch), without steps that are done
+        already or beyond the end of the run."""
+        numbers = numbers[self.step - self.epoch * self.plan.steps_per_epoch :]
+        return numbers[: self.plan.steps - self.step]
 
-    def after_step(self, loss: Tensor, lr: float, batches_of_step: Step) -> None:
+    def after_step(self, loss: Tensor, lr: float, numbers_of_step: Tensor) -> None:
         """To be called after each step with its loss (a tensor on the device), its learning rate,
-        and the tile numbers of its micro-batches."""
+        and its tile numbers, (accumulate, batch)."""
         self.loss_sum += loss
-        self.watch.add(self.step, loss, self.states["scaler"], lr, batches_of_step)
+        self.watch.add(self.step, loss, self.scaler, lr, numbers_of_step)
         self.step += 1
         if self.step % self.plan.steps_per_epoch == 0:
             self.check()  # scoring takes minutes, which a broken network would waste
@@ -146,7 +149,7 @@ class Run:
 
     def check(self) -> None:
         """FloatingPointError if a loss or a value in the averaged network is not finite."""
-        average = self.states["average"].state_dict().values()
+        average = self.ema.net.state_dict().values()
         self.watch.check([value for value in average if value.is_floating_point()])
 
     def save(self) -> None:
@@ -154,9 +157,9 @@ class Run:
         self.check()
         path = self.folder / "resume.pt"
         try:
-            write_checkpoint(path, done=self.step, rows=self.rows, total=self.loss_sum.item(),
-                             length=self.plan.steps_per_epoch, areas=self.tiles.mask_area,
-                             spent=self.elapsed(),
+            write_checkpoint(path, step=self.step, rows=self.rows, loss_sum=self.loss_sum.item(),
+                             steps_per_epoch=self.plan.steps_per_epoch,
+                             mask_area=self.tiles.mask_area, seconds=self.elapsed(),
                              **{name: saved.state_dict() for name, saved in self.states.items()})
         except OSError as error:
             if self.step < self.plan.steps:
@@ -185,16 +188,16 @@ class Watch:
 
     def __init__(self, describe: Callable[[Sequence[int]], str]):
         self.describe = describe
-        self.unseen: list[tuple[int, Tensor, float, Step]] = []
+        self.unseen: list[tuple[int, Tensor, float, Tensor]] = []
         self.last_step, self.skipped, self.scale = 0, 0, 0.0
 
     def add(self, step: int, loss: Tensor, scaler: torch.amp.GradScaler, lr: float,
-            batches_of_step: Step) -> None:
+            numbers_of_step: Tensor) -> None:
         """Adds a step, and checks the steps added so far once there are `LOOK_EVERY` of them."""
         self.last_step = step
         # Scaling a 1 gives the scale as a tensor on the device; get_scale() would wait for it.
         scale = scaler.scale(torch.ones_like(loss))
-        self.unseen.append((step, torch.stack([loss, scale]), lr, batches_of_step))
+        self.unseen.append((step, torch.stack([loss, scale]), lr, numbers_of_step))
         if len(self.unseen) >= LOOK_EVERY:
             self.check()
 
@@ -203,14 +206,14 @@ class Watch:
         row were skipped. To be called before anything is saved."""
         steps, self.unseen = self.unseen, []
         values = torch.stack([pair for _, pair, _, _ in steps]).tolist() if steps else []
-        for (step, _, lr, batches_of_step), (loss, scale) in zip(steps, values):
+        for (step, _, lr, numbers_of_step), (loss, scale) in zip(steps, values):
             self.skipped = self.skipped + 1 if scale < self.scale else 0
             self.scale = scale
             if math.isfinite(loss) and self.skipped < MOST_SKIPPED:
                 continue
             failure = (f"{MOST_SKIPPED} steps in a row had gradients too large for 16 bits"
                        if self.skipped >= MOST_SKIPPED else f"the loss is {loss}")
-            tiles = self.describe([tile for batch in batches_of_step for tile in batch])
+            tiles = self.describe(numbers_of_step.flatten().tolist())
             raise FloatingPointError(f"step {step}: {failure}; learning rate {lr:.3g}, tiles "
                                      f"{tiles}")
         if weights and not torch.stack([w.isfinite().all() for w in weights]).all():

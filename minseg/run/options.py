@@ -167,7 +167,8 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check_train_options(parser, args)
     check_device_options(parser, args)
     try:
-        args.losses = [make_loss(spec) for spec in (args.loss, args.then) if spec is not None]
+        for spec in (args.loss, args.then or args.loss):
+            make_loss(spec)
         first_stage(2, args.switch)  # ValueError for a share that is not between 0 and 1
     except ValueError as error:
         parser.error(f"--loss, --then, --switch: {error}")

@@ -148,8 +148,8 @@ def check_stages(args: argparse.Namespace, tiles: Tiles, folds: Sequence[int],
                  chosen: Sequence[int]) -> None:
     """ValueError if there is a second stage (--then), but a chosen fold is trained for one step."""
     for fold in chosen if args.then else ():
-        steps_of = make_sampler(args, tiles, training_tiles(tiles, folds, fold))
-        if round(args.epochs * len(steps_of(0))) < 2:
+        numbers_of = make_sampler(args, tiles, training_tiles(tiles, folds, fold))
+        if round(args.epochs * len(numbers_of(0))) < 2:
             raise ValueError(f"--then {args.then}: fold {fold} is trained for one step only, and "
                              "each of the two stages needs one: raise --epochs, or lower --batch "
                              "or --accumulate")
@@ -238,10 +238,10 @@ def training_tiles(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:
 
 
 def make_sampler(args: argparse.Namespace, tiles: Tiles,
-                 train_on: Tensor) -> Callable[[int], list[list[list[int]]]]:
-    """A function of the epoch that returns its steps: each a list of `--accumulate` micro-batches,
-    each a list of `--batch` tile numbers. All epochs have the same number of steps. Tiles that do
-    not fill a whole step are dropped; another epoch may draw them."""
+                 train_on: Tensor) -> Callable[[int], Tensor]:
+    """A function of the epoch that returns its tile numbers: int64 (steps, accumulate, batch). All
+    epochs have the same number of steps. Tiles that do not fill a whole step are dropped; another
+    epoch may draw them."""
     negatives = {"all": math.inf, "balanced": 1.0}.get(args.negatives, args.negatives)
     bins = 4 if args.negatives == "balanced" else None
 
@@ -254,8 +254,7 @@ def make_sampler(args: argparse.Namespace, tiles: Tiles,
     micro_batches = min(args.accumulate, count // batch)  # in a step
     steps = count // (batch * micro_batches)
 
-    def steps_of(epoch: int) -> list[list[list[int]]]:
-        tile_numbers = draw_tiles(epoch)[: steps * micro_batches * batch]
-        return tile_numbers.view(steps, micro_batches, batch).tolist()
+    def numbers_of(epoch: int) -> Tensor:
+        return draw_tiles(epoch)[: steps * micro_batches * batch].view(steps, micro_batches, batch)
 
-    return steps_of
+    return numbers_of

@@ -11,6 +11,7 @@ pixels, which nobody labelled, are left out everywhere.
 import argparse
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -49,12 +50,15 @@ def score(counts: Sequence[Tensor], items: Sequence[Item],
     """The result of `cross_validate` for `counts` (from `count_levels`, one per image), with the
     images' IDs, and with `best_threshold`, the threshold with the highest Dice over all images
     together. `folds`: the fold of each image (default: all in one). The Dice of an image that is
-    entirely void is None. ValueError if all images of a fold are void.
+    entirely void is None, and that of no images is not a number. ValueError if all images of a fold
+    are void.
 
     The best threshold of a fold's held-out images goes into model.pt for `infer.py`. It is tuned on
     these images, so a score of the same images at this threshold would be too high. No score uses
     it: score.json uses 0.5, and `summarize` chooses the threshold of a fold from the other folds.
     The new slides that `infer.py` segments had no part in choosing it."""
+    if not items:
+        return {"pooled_dice": math.nan}
     folds = folds or [0] * len(counts)
     scored = [i for i, count in enumerate(counts) if count.any()]
     if missing := sorted(set(folds) - {folds[i] for i in scored}):

@@ -248,13 +248,13 @@ class Tiles:
                     raise ValueError(DAMAGED.format(path))
         return tiles
 
-    def batches(self, batches: Sequence[Sequence[int]], device: str = "cpu",
+    def batches(self, numbers: Tensor, device: str = "cpu",
                 workers: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields uint8 images (N, 3, size, size) and masks (N, 1, size, size) on `device` for each
-        of `batches`, which are lists of N indices; size = tile + 2 margin. `workers` threads read
+        row of `numbers`, (batches, N) tile numbers; size = tile + 2 margin. `workers` threads read
         ahead, and copies to the device run in the background."""
         pin = torch.device(device).type == "cuda"
-        remaining = iter(batches)
+        remaining = iter(numbers.tolist())
         jobs: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
