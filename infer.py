@@ -15,12 +15,12 @@ their height. A second start with the same arguments skips the slides that are c
 import sys
 from functools import partial
 
-from minseg import predict_bands
-from minseg.files.slides import open_slide
-from minseg.predictor import check_probabilities, predictor, skip_flat
+from minseg import open_slide
+from minseg.predictor import predictor, skip_flat
+from minseg.run.bands import predict_slide
 from minseg.run.checkpoint import load_ensemble
 from minseg.run.errors import out_of_memory, plain, warn
-from minseg.run.memory import keep_memory, trim_memory
+from minseg.run.memory import keep_memory
 from minseg.run.options import infer_options
 from minseg.run.outputs import (
     check_outputs,
@@ -51,14 +51,11 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
              f"{microns:.3g}: resample it, or expect worse masks")
     batch = max(1, args.batch // 8) if args.tta else args.batch  # --tta has 8 views of each tile
     with write_outputs(path, slide, ensemble, args) as outputs:
-        bands = predict_bands(
-            predict, outputs.read, slide.height, slide.width, tile=ensemble.tile,
-            stride=max(1, round(ensemble.tile * (1 - args.overlap))), window=args.window,
-            batch=batch, device=args.device, turn=ensemble.turn)
-        for y, band in slide.enlarge(bands):  # back to the slide's own size
-            check_probabilities(band, y, path, args.amp)
-            outputs.write(band[0].numpy())
-            trim_memory()  # or freed memory, not returned to the system, would add up
+        read = outputs.preview.watching(slide.read)  # the preview is made of the rows that are read
+        for _, band in predict_slide(predict, slide, tile=ensemble.tile, overlap=args.overlap,
+                                     window=args.window, batch=batch, device=args.device,
+                                     amp=args.amp, turn=ensemble.turn, read=read):
+            outputs.write(band[0].numpy())  # (rows, width), at the slide's own size
             progress(band.shape[1] / slide.full_height)
     return outputs.encoder
 

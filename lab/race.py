@@ -49,6 +49,7 @@ from minseg.files.datasets import Item, find_slides
 from minseg.files.masks import Mask
 from minseg.files.slides import open_slide
 from minseg.pretrained import load_weights
+from minseg.run.bands import enlarge
 from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped
 from minseg.run.loop import locked
@@ -190,7 +191,7 @@ def predict_peers(net: nn.Module, items: Sequence[Item], args: argparse.Namespac
                                               lambda tiles: net(tiles).float().sigmoid(),
                                               overlap=OVERLAP, mode="gaussian")[0].cpu()
         mask, total = Mask(item, slide.full_height, slide.full_width), torch.zeros(2, 256).long()
-        for y, band in slide.enlarge(iter([(0, result)])):
+        for y, band in enlarge(slide, [(0, result)]):
             probability = (band[0] * 255).round().byte().numpy()
             total += count_known(probability, mask.read(y, 0, *probability.shape))
         counts.append(total)

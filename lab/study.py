@@ -184,7 +184,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
 
     keep_memory()
     # Returning memory after each band of an image is for whole slides.
-    changes = {"minseg.run.scores.trim_memory": lambda: None}
+    changes = {"minseg.run.bands.trim_memory": lambda: None}
     with measure.changed({**changes, **CHANGED.get(arm, {})}):
         net, network, _ = measure.train_minseg(
             given, data.tiles, training_tiles(data.tiles, data.folds, fold), args.steps,

@@ -9,7 +9,8 @@ import pytest
 import tifffile
 
 from minseg.files.slides import open_slide, shrink
-from minseg.run.bands import Thumbnail, write_tiff
+from minseg.run.bands import write_tiff
+from minseg.run.outputs import Thumbnail
 
 
 @pytest.fixture(scope="module")

@@ -155,10 +155,10 @@ def test_all_views_together_are_about_a_batch(
         model, slides, tmp_path, monkeypatch, options, tiles):
     def recording(*arguments, batch, **more):
         batches.append(batch)
-        return predict_bands(*arguments, batch=batch, **more)
+        return predict_slide(*arguments, batch=batch, **more)
 
-    batches, predict_bands = [], infer.predict_bands
-    monkeypatch.setattr(infer, "predict_bands", recording)
+    batches, predict_slide = [], infer.predict_slide
+    monkeypatch.setattr(infer, "predict_slide", recording)
     monkeypatch.setattr(infer, "predictor", lambda *a, **b: lambda tiles: tiles[:, :1] / 255)
     start(slides[1:], model, tmp_path / "o", *options.split())
     assert batches == [tiles]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from minseg.files import slides, tiff
 from minseg.files.slides import open_slide, shrink
 from minseg.files.tiff import Mapped, Segments
+from minseg.run.bands import enlarge
 
 HEIGHT, WIDTH = 211, 173
 
@@ -677,7 +678,7 @@ def test_bands_are_enlarged_as_the_whole_map_would_be(tmp_path, scale):
     map = torch.rand(2, slide.height, slide.width)
     for rows in (1, 3, slide.height):
         pieces = map.split(rows, 1)
-        bands = list(slide.enlarge((i * rows, piece) for i, piece in enumerate(pieces)))
+        bands = list(enlarge(slide, ((i * rows, piece) for i, piece in enumerate(pieces))))
         assert [y for y, _ in bands] == list(np.cumsum([0] + [b.shape[1] for _, b in bands])[:-1])
         expected = map if scale == 1 else F.interpolate(
             map[None], scale_factor=scale, mode="bilinear")[0][:, :HEIGHT, :WIDTH]

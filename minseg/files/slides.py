@@ -72,16 +72,13 @@ import math
 import shlex
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from . import tiff
 from .formats import OTHER_SLIDES, conversion, format_of, index_of
@@ -347,31 +344,6 @@ class Slide:
             self.notes.append("its 16-bit values use less than a quarter of their range, so it "
                               f"looks dark: if {likely_white} is white in it, pass --white "
                               f"{likely_white}")
-
-    def enlarge(self, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-        """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. Both
-        are (y, band) from top to bottom, as `predict_bands` yields them. The result equals the
-        whole map enlarged at once: each band waits until the first row of the next is known."""
-        if self.scale == 1:
-            yield from bands
-            return
-        step = max(1, 256 // self.scale)  # rows to enlarge at a time, to bound the memory
-        pieces = ((y + i * step, piece) for y, band in bands
-                  for i, piece in enumerate(band.split(step, 1)))
-        row_above: Tensor | None = None
-        waiting: tuple[int, Tensor] | None = None
-        for y, piece in chain(pieces, [(self.height, None)]):
-            if waiting is not None:
-                top, band = waiting
-                above = band[:, :1] if row_above is None else row_above
-                below = band[:, -1:] if piece is None else piece[:, :1]
-                rows = min(band.shape[1] * self.scale, self.full_height - top * self.scale)
-                large = torch.cat([above, band, below], 1)
-                large = F.interpolate(large[None], scale_factor=self.scale, mode="bilinear")[0]
-                yield top * self.scale, large[:, self.scale :][:, :rows, : self.full_width]
-                row_above = band[:, -1:]
-            if piece is not None:
-                waiting = y, piece
 
 
 def open_slide(path: str | Path, scale: int = 1, white: int | None = None) -> Slide:

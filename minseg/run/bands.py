@@ -1,23 +1,71 @@
-"""# Writing results while they are computed
+"""# Slides in bands: predicted, enlarged and written
 
-`predict_bands` yields a slide's result in bands of rows, from top to bottom. Nothing here ever
-holds the whole slide: the TIFF is written in tiles, compressed in a thread of its own while the
-network goes on, and the preview is reduced band by band.
+The result of a slide comes in bands of rows, from top to bottom (`predict_slide`). Nothing here
+ever holds the whole slide: the TIFF is written in tiles, compressed in a thread of its own while
+the network goes on, and the preview is reduced band by band.
 """
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tifffile
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..files.atomic import atomic
-from ..files.slides import shrink
+from ..files.slides import Slide
+from ..predictor import check_probabilities
+from ..tiling import predict_bands
+from .memory import trim_memory
 
 TILE = 256  # pixels
+
+
+def predict_slide(predict: Callable[[Tensor], Tensor], slide: Slide, *, tile: int, overlap: float,
+                  amp: bool, read: Callable[[int, int, int, int], np.ndarray] | None = None,
+                  **options) -> Iterator[tuple[int, Tensor]]:
+    """Predicts a slide and yields (y, probabilities (C, rows, width)) from top to bottom, at the
+    size of its file. `tile` is in scaled pixels, and tiles share `overlap` of their side. `read`
+    replaces `slide.read`; `options` are those of `predict_bands`. ValueError if probabilities are
+    not numbers; `amp` says whether they were computed in 16 bits."""
+    bands = predict_bands(predict, read or slide.read, slide.height, slide.width, tile=tile,
+                          stride=max(1, round(tile * (1 - overlap))), **options)
+    for y, band in enlarge(slide, bands):
+        check_probabilities(band, y, slide.path, amp)
+        yield y, band
+        trim_memory()  # or freed memory, not returned to the system, would add up
+
+
+def enlarge(slide: Slide, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. Both
+    are (y, band) from top to bottom, as `predict_bands` yields them. The result equals the
+    whole map enlarged at once: each band waits until the first row of the next is known."""
+    if slide.scale == 1:
+        yield from bands
+        return
+    step = max(1, 256 // slide.scale)  # rows to enlarge at a time, to bound the memory
+    pieces = ((y + i * step, piece) for y, band in bands
+              for i, piece in enumerate(band.split(step, 1)))
+    row_above: Tensor | None = None
+    waiting: tuple[int, Tensor] | None = None
+    for y, piece in chain(pieces, [(slide.height, None)]):
+        if waiting is not None:
+            top, band = waiting
+            above = band[:, :1] if row_above is None else row_above
+            below = band[:, -1:] if piece is None else piece[:, :1]
+            rows = min(band.shape[1] * slide.scale, slide.full_height - top * slide.scale)
+            large = torch.cat([above, band, below], 1)
+            large = F.interpolate(large[None], scale_factor=slide.scale, mode="bilinear")[0]
+            yield top * slide.scale, large[:, slide.scale :][:, :rows, : slide.full_width]
+            row_above = band[:, -1:]
+        if piece is not None:
+            waiting = y, piece
 
 
 @contextmanager
@@ -68,25 +116,3 @@ def write_tiff(path: str | Path, height: int, width: int, description: str | Non
         finally:
             put(None)  # there are no more
         job.result()
-
-
-class Thumbnail:
-    """An image that comes in bands of rows, from top to bottom, `step` times smaller: the means of
-    square blocks."""
-
-    def __init__(self, step: int):
-        self.step = step
-        self._small: list[np.ndarray] = []
-        self._rest: np.ndarray | None = None  # rows that do not fill a block yet
-
-    def add(self, band: np.ndarray) -> None:
-        """The next rows, uint8 (rows, width) or (rows, width, channels)."""
-        rest = band if self._rest is None else np.concatenate([self._rest, band])
-        whole = len(rest) // self.step * self.step
-        self._small.append(shrink(rest[:whole], self.step))
-        self._rest = rest[whole:].copy()
-
-    def image(self) -> np.ndarray:
-        """What has come so far: (rows, width, ...), sizes rounded up."""
-        assert self._rest is not None, "no rows have come"
-        return np.concatenate([*self._small, shrink(self._rest, self.step)])

@@ -24,7 +24,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -36,11 +36,12 @@ from PIL.PngImagePlugin import PngInfo
 from ..files.atomic import atomic, content, identity, is_same
 from ..files.polygons import read_note, write_objects
 from ..files.rle import Encoder
-from ..files.slides import Slide, open_slide
-from .bands import Thumbnail, write_tiff
+from ..files.slides import Slide, open_slide, shrink
+from .bands import write_tiff
 from .checkpoint import Ensemble
 from .report import draw_outlines
 
+Reader = Callable[[int, int, int, int], np.ndarray]  # (y, x, height, width) -> pixels
 PREVIEW = 1600  # pixels: the longer side of a preview
 
 
@@ -152,6 +153,28 @@ def finished_slides(ensemble: Ensemble, args: argparse.Namespace) -> set[Path]:
                    for output in output_files(path, args))}
 
 
+class Thumbnail:
+    """An image that comes in bands of rows, from top to bottom, `step` times smaller: the means of
+    square blocks."""
+
+    def __init__(self, step: int):
+        self.step = step
+        self._small: list[np.ndarray] = []
+        self._rest: np.ndarray | None = None  # rows that do not fill a block yet
+
+    def add(self, band: np.ndarray) -> None:
+        """The next rows, uint8 (rows, width) or (rows, width, channels)."""
+        rest = band if self._rest is None else np.concatenate([self._rest, band])
+        whole = len(rest) // self.step * self.step
+        self._small.append(shrink(rest[:whole], self.step))
+        self._rest = rest[whole:].copy()
+
+    def image(self) -> np.ndarray:
+        """What has come so far: (rows, width, ...), sizes rounded up."""
+        assert self._rest is not None, "no rows have come"
+        return np.concatenate([*self._small, shrink(self._rest, self.step)])
+
+
 class Preview:
     """A small picture of a slide with the outline of its mask. If the rows that are read for the
     network have at least the preview's resolution (`rows_suffice`), they are reduced to it;
@@ -163,6 +186,15 @@ class Preview:
         self.rows_suffice = step >= slide.scale
         self.step = -(-step // slide.scale) * slide.scale if self.rows_suffice else step
         self.image, self.mask = Thumbnail(self.step // slide.scale or 1), Thumbnail(self.step)
+
+    def watching(self, read: Reader) -> Reader:
+        """`read`, for rows from top to bottom, which are then also added to the picture."""
+        def watched(y: int, x: int, height: int, width: int) -> np.ndarray:
+            rows = read(y, x, height, width)
+            self.image.add(rows)
+            return rows
+
+        return watched
 
     def save(self, path: Path, note: str) -> None:
         """Writes the PNG; `note` is its description."""
@@ -199,12 +231,6 @@ class Outputs:
                 self.add_objects = files.enter_context(write_objects(
                     file, height, width, note=self.notes[file], microns=slide.microns,
                     name=ensemble.label or "object", min_area=args.min_area))
-
-    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """`Slide.read` of the next rows, from top to bottom. It also adds them to the preview."""
-        rows = self.slide.read(y, x, height, width)
-        self.preview.image.add(rows)
-        return rows
 
     def write(self, band: np.ndarray) -> None:
         """Writes the next rows of the result: probabilities, float32 (rows, width)."""

@@ -25,11 +25,9 @@ from ..files.atomic import atomic
 from ..files.masks import VOID, Item, Mask
 from ..files.objects import count_objects, object_f1
 from ..files.slides import Slide, open_slide
-from ..predictor import check_probabilities, predictor
-from ..tiling import predict_bands
-from .bands import write_tiff
+from ..predictor import predictor
+from .bands import predict_slide, write_tiff
 from .errors import Unfinished
-from .memory import trim_memory
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
@@ -80,26 +78,23 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
     image's file. With `folder`, it also writes the probabilities there, as uint8 in steps of
     1/255."""
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
-    stride, counts = max(1, round(args.tile * (1 - overlap))), []
+    counts = []
     for item in items:
         slide, total = open_slide(item.image, args.scale, item.white), torch.zeros(2, 256).long()
         mask = Mask(item, slide.full_height, slide.full_width)
-        bands = predict_bands(probabilities, slide.read, slide.height, slide.width, tile=args.tile,
-                              stride=stride, window=window, batch=args.batch,
-                              device=args.device, turn=turn)
+        bands = predict_slide(probabilities, slide, tile=args.tile, overlap=overlap, amp=args.amp,
+                              window=window, batch=args.batch, device=args.device, turn=turn)
         with ExitStack() as files:
             write = None
             if folder is not None:
                 write = files.enter_context(write_tiff(
                     folder / f"{item.id}.tiff", slide.full_height, slide.full_width,
                     pixel_size=slide.pixel_size))
-            for y, band in slide.enlarge(bands):
-                check_probabilities(band, y, item.image, args.amp)
+            for y, band in bands:
                 levels = (band[0] * 255).round().byte().numpy()  # (rows, width)
                 total += count_known(levels, mask.read(y, 0, *levels.shape))
                 if write:
                     write(levels)
-                trim_memory()
         counts.append(total)
     return counts
 
