@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_old_tiles_of_an_image_go_when_it_is_cut_again_but_not_from_under_a_run(
     def tiles(name, *source):
         for suffix, text in ((".tiles", ""), (".json", json.dumps({"source": list(source)}))):
             (tmp_path / "tiles" / f"{name}{suffix}").write_text(text)
-        return {"file": f"{name}.tiles", "source": list(source)}
+        return SimpleNamespace(file=f"{name}.tiles", source=list(source))
 
     (tmp_path / "tiles").mkdir()
     old, other_scale, other_image = (tiles(*each) for each in (

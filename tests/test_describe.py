@@ -19,10 +19,11 @@ from minseg.run.describe import (
     report_unused,
     report_values,
 )
+from minseg.run.tiles import CutSlide
 
-FACT = {"height": 40, "width": 50, "positive": 100, "void": 0, "objects": [100], "area": [6, 0],
-        "kind": "255", "colour": "", "agreement": (0, 0), "notes": [], "microns": None,
-        "made_from": {"image": {"sha256": "0"}}}
+SLIDE = CutSlide(file="a.tiles", source=[], made_from={}, height=40, width=50, microns=None,
+                 notes=[], kind="255", colour="", positive=100, void=0, objects=[100], agreement=[0, 0],
+                 blank=0, places=[[0, 0], [0, 9]], area=[6, 0])
 
 
 def items(count, **options):
@@ -30,8 +31,8 @@ def items(count, **options):
             for i in range(count)]
 
 
-def facts(*changes):
-    return [{**FACT, "made_from": {"image": {"sha256": str(i)}}, **change}
+def slides(*changes):
+    return [replace(SLIDE, **{"made_from": {"image": {"sha256": str(i)}}, **change})
             for i, change in enumerate(changes)]
 
 
@@ -46,11 +47,11 @@ def said(capsys):
 
 
 def test_of_masks_that_leave_nothing_open_nothing_is_said(said):
-    assert said(report_data, items(1), facts({})) == []
-    assert said(report_objects, items(1), facts({}), 1, 40) == [
+    assert said(report_data, items(1), slides({})) == []
+    assert said(report_objects, items(1), slides({}), 1, 40) == [
         "5.0% of pixels positive, 1 objects, median diameter 11 pixels"]
-    assert said(report_copies, items(2), facts({}, {}), [0, 1]) == []
-    assert said(report_values, items(3), facts({}, {"kind": "void"}, {"kind": ""})[::2]) == []
+    assert said(report_copies, items(2), slides({}, {}), [0, 1]) == []
+    assert said(report_values, items(3), slides({}, {"kind": "void"}, {"kind": ""})[::2]) == []
 
 
 def test_files_that_have_no_effect_are_named_and_groups_recommended_beside_a_table(
@@ -86,28 +87,28 @@ def test_of_each_class_of_polygons_it_is_told_how_it_is_used(said, tmp_path):
                           ({"labels": ("fold",)}, ("not used", "to be found", "not used")),
                           ({"labels": ("cell",), "ignore": ("Region*",)},
                            ("to be found", "not used", "void"))):
-        assert said(report_data, [replace(item, **options)], facts({})) == [
+        assert said(report_data, [replace(item, **options)], slides({})) == [
             "polygons: 3 cell ({}), 2 fold ({}), 1 Region* ({})".format(*uses)]
     beside = replace(item, runs="", mask=tmp_path / "train.csv", polygons=item.mask)
-    assert said(report_data, [beside], facts({})) == [
+    assert said(report_data, [beside], slides({})) == [
         "polygons: 3 cell (not used), 2 fold (not used), 1 Region* (not used)"]
     many = geojson(tmp_path / "b.geojson", *[(30, f"c{i:02d}") for i in range(21)])
-    line, = said(report_data, [many], facts({}))
+    line, = said(report_data, [many], slides({}))
     assert line.endswith("1 c19 (to be found), ...") and line.count("found") == 20
     corner = geojson(tmp_path / "c.geojson", *[(9, "cell")] * 3)
-    assert len(said(report_data, [corner, corner], facts({}, {}))) == 2
-    assert len(said(report_data, [corner, corner, *items(1)], facts({}, {}, {}))) == 2
+    assert len(said(report_data, [corner, corner], slides({}, {}))) == 2
+    assert len(said(report_data, [corner, corner, *items(1)], slides({}, {}, {}))) == 2
 
 
 def test_void_is_told_as_a_share_and_a_note_once_for_all_its_files(said):
-    lines = said(report_data, items(3), facts(
+    lines = said(report_data, items(3), slides(
         {"void": 500, "notes": ["is dark"]}, {"notes": ["is dark", "is odd"]}, {}))
     assert lines == ["8.3% of all pixels are void: neither trained on nor scored",
                      "i/a0.png: is dark (and 1 others like it)", "i/a1.png: is odd"]
 
 
 def test_the_agreement_of_polygons_is_that_of_all_pixels_and_of_the_worst_image(said):
-    lines = said(report_data, items(4, runs=""), facts(
+    lines = said(report_data, items(4, runs=""), slides(
         {"agreement": (300, 1000)}, {"agreement": (100, 400)}, {"agreement": (5, 10)}, {}))
     assert lines == ["run-length code is used; the polygons beside it agree to a Dice of 0.5745, "
                      "in a1 0.5000"]
@@ -121,17 +122,17 @@ def test_colours_and_values_that_contradict_each_other_are_refused(said):
             (({"kind": "void"}, {"kind": "7"}), "a1.png: objects are 7, but 1 in m/a0.png"),
             (({"kind": "void"}, {"kind": "255"}), "a1.png: holds 0 and 255, m/a0.png also 1")):
         with pytest.raises(ValueError, match=words):
-            report_values(items(len(changes)), facts(*changes))
+            report_values(items(len(changes)), slides(*changes))
         with pytest.raises(ValueError, match=words):
-            report_data(items(len(changes)), facts(*changes))
-    assert said(report_values, items(2), facts({"kind": "1"}, {"kind": "void"})) == []
-    one_colour = facts({"kind": "1", "colour": "#ff0000"}, {"kind": "1", "colour": "#ff0000"})
+            report_data(items(len(changes)), slides(*changes))
+    assert said(report_values, items(2), slides({"kind": "1"}, {"kind": "void"})) == []
+    one_colour = slides({"kind": "1", "colour": "#ff0000"}, {"kind": "1", "colour": "#ff0000"})
     assert said(report_values, items(2), one_colour) == []
-    assert said(report_values, items(2), facts({"kind": "1"}, {})) == [
+    assert said(report_values, items(2), slides({"kind": "1"}, {})) == [
         "m/a0.png holds 0 and 1, m/a1.png 0 and 255: both are taken for objects; if 255 is void, "
         "say --ignore 255"]
     for ignore, beside in (((), "0"), (("255",), "0 and 255")):
-        line, = said(report_values, items(1, ignore=ignore), facts({"kind": "7"}))
+        line, = said(report_values, items(1, ignore=ignore), slides({"kind": "7"}))
         assert line == f"objects are 7 in the masks, the only value beside {beside}"
 
 
@@ -144,7 +145,7 @@ def test_three_polygons_of_two_images_in_the_upper_left_quarter_get_a_line(
     for i in range(images):
         shapes = [(side, "a") for side in corners[i::images]]
         found.append(geojson(tmp_path / f"a{i}.geojson", *shapes))
-    lines = said(report_corner, found, facts(*[{"height": 50}] * images))
+    lines = said(report_corner, found, slides(*[{"height": 50}] * images))
     assert [f"within {share} of their size" in line for line in lines] == [True] * bool(share)
     if share == "38%":
         assert "Up to 2.63 times as large they would still fit" in lines[0]
@@ -172,13 +173,13 @@ def test_folds_groups_and_tiles_are_counted(said, tmp_path):
 
 
 def test_what_there_is_to_find_is_a_share_of_the_labelled_pixels(said):
-    lines = said(report_objects, items(2), facts(
+    lines = said(report_objects, items(2), slides(
         {"void": 1000, "positive": 500, "objects": [100, 400]}, {"positive": 0, "objects": []}),
         2, 20)
     # of 3,000 labelled pixels; the median area is 250: a disc 17.8 pixels wide
     assert lines == ["16.7% of pixels positive, 2 objects, median diameter 18 pixels (9 at --scale "
                      "2)", "no object in: a1"]
-    assert said(report_objects, items(1), facts({"positive": 0, "objects": [], "void": 2000}),
+    assert said(report_objects, items(1), slides({"positive": 0, "objects": [], "void": 2000}),
                 1, 40) == ["no object in: a0"]
 
 
@@ -186,7 +187,7 @@ def test_masks_that_are_mostly_positive_may_be_inverted(said):
     half, more = {"positive": 1000, "objects": []}, {"positive": 1001, "objects": []}
     for changes, told in (((more, more, half), True), ((more, half), False), ((half,), False),
                           ((more,), True)):
-        lines = said(report_objects, items(len(changes)), facts(*changes), 1, 40)
+        lines = said(report_objects, items(len(changes)), slides(*changes), 1, 40)
         count = changes.count(more)
         assert [line.split("?")[0] for line in lines] == [
             f"in {count} of {len(changes)} images more than half of the pixels are positive: are "
@@ -196,7 +197,7 @@ def test_masks_that_are_mostly_positive_may_be_inverted(said):
 @pytest.mark.parametrize("scale, tile, small", [
     (1, 40, False), (1, 41, True), (2, 20, False), (2, 21, True)])
 def test_images_smaller_than_a_tile_are_named(said, scale, tile, small):
-    lines = said(report_objects, items(2), facts({}, {"height": 99, "width": 99}), scale, tile)
+    lines = said(report_objects, items(2), slides({}, {"height": 99, "width": 99}), scale, tile)
     at = " at --scale 2" if scale == 2 else ""
     assert lines[1:] == [f"1 of 2 images are smaller than a tile of {tile} x {tile} pixels{at}, "
                          "and filled up with mirror images: a0"] * small
@@ -204,23 +205,23 @@ def test_images_smaller_than_a_tile_are_named(said, scale, tile, small):
 
 def test_objects_of_less_than_half_a_block_are_too_small_for_a_scale(said):
     change = {"objects": [8, 7, 400]}
-    assert said(report_objects, items(1), facts(change), 4, 9)[1:] == [
+    assert said(report_objects, items(1), slides(change), 4, 9)[1:] == [
         "1 of 3 objects are smaller than half a pixel at --scale 4, too small to be seen there: "
         "use a smaller --scale"]
-    assert len(said(report_objects, items(1), facts({"objects": [8, 400]}), 4, 9)) == 1
-    assert "1 of 2 objects" in said(report_objects, items(1), facts({"objects": [1, 2]}), 2, 9)[1]
+    assert len(said(report_objects, items(1), slides({"objects": [8, 400]}), 4, 9)) == 1
+    assert "1 of 2 objects" in said(report_objects, items(1), slides({"objects": [1, 2]}), 2, 9)[1]
     gone = {"objects": [8], "area": [0, 0]}
-    assert said(report_objects, items(2), facts(gone, {"positive": 0, "area": [0]}), 4, 9)[1] == (
+    assert said(report_objects, items(2), slides(gone, {"positive": 0, "area": [0]}), 4, 9)[1] == (
         "0 of 2 objects are smaller than half a pixel at --scale 4, too small to be seen there; "
         "nothing is left in 1 images with objects: a0: use a smaller --scale")
 
 
 def test_copies_in_different_folds_are_named(said):
     same = {"made_from": {"image": {"sha256": "same"}}}
-    lines = said(report_copies, items(4), facts(same, {}, same, same), [0, 0, 1, 1])
+    lines = said(report_copies, items(4), slides(same, {}, same, same), [0, 0, 1, 1])
     assert lines == ["the same image under different names, in different folds: a0 = a2 = a3: it "
                      "is trained on and scored: keep one, or give them one group"]
-    assert said(report_copies, items(4), facts(same, {}, same, same), [1, 0, 1, 1]) == []
+    assert said(report_copies, items(4), slides(same, {}, same, same), [1, 0, 1, 1]) == []
 
 
 @pytest.mark.parametrize("sizes, median, lines", [
@@ -235,6 +236,6 @@ def test_copies_in_different_folds_are_named(said):
         "size, or leave some out with --exclude; model.pt will state no pixel size"])])
 def test_pixel_sizes_that_differ_by_more_than_a_tenth_have_no_median(
         capsys, sizes, median, lines):
-    found = pixel_size(items(len(sizes)), facts(*({"microns": size} for size in sizes)))
+    found = pixel_size(items(len(sizes)), slides(*({"microns": size} for size in sizes)))
     assert found == (median and pytest.approx(median))
     assert capsys.readouterr().out.splitlines() == lines

@@ -154,7 +154,8 @@ def segmented(tmp_path):
         with write_outputs(path, open_slide(path), ensemble, args) as outputs:
             for y in range(0, 40, 16):
                 rows = min(16, 40 - y)
-                assert outputs.preview.watching(outputs.slide.read)(y, 0, rows, 50).shape == (rows, 50, 3)
+                read = outputs.preview.watching(outputs.slide.read)
+                assert read(y, 0, rows, 50).shape == (rows, 50, 3)
                 outputs.write(probability[y : y + rows])
             in_between()
         return outputs.encoder

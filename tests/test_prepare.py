@@ -24,7 +24,11 @@ from minseg.run.prepare import (
     training_tiles,
 )
 
-FACT = {"height": 10, "width": 10, "positive": 5, "void": 0}
+SLIDE = SimpleNamespace(height=10, width=10, positive=5, void=0)
+
+
+def changed(**change):
+    return SimpleNamespace(**{**vars(SLIDE), **change})
 
 
 def items(groups, **options):
@@ -55,30 +59,30 @@ def test_folds_that_cannot_be_are_refused(groups, number, fold, words):
 
 
 def test_masks_need_something_to_find_and_something_beside_it():
-    half = {**FACT, "void": 94}
-    assert sorted(make_folds(items("ab"), [FACT, half], tiles(5, 5), 2, 1)) == [0, 1]
-    full = {**FACT, "positive": 100}
-    assert sorted(make_folds(items("ab"), [full, FACT], tiles(100, 5), 2, 1)) == [0, 1]
+    half = changed(void=94)
+    assert sorted(make_folds(items("ab"), [SLIDE, half], tiles(5, 5), 2, 1)) == [0, 1]
+    full = changed(positive=100)
+    assert sorted(make_folds(items("ab"), [full, SLIDE], tiles(100, 5), 2, 1)) == [0, 1]
     for masks, change, areas, words in (
             ({}, {"positive": 0}, (0, 0), "^m: no mask has a positive pixel"),
             ({"runs": ""}, {"positive": 0}, (0, 0), "^m/a0.png: no mask has"),
             ({}, {"void": 95}, (5, 5), "^m: every labelled pixel is positive"),
             ({}, {}, (0, 0), "^m: nothing positive is left at --scale 4")):
         with pytest.raises(ValueError, match=words):
-            make_folds(items("ab", **masks), [{**FACT, **change}] * 2, tiles(*areas), 2, 4)
+            make_folds(items("ab", **masks), [changed(**change)] * 2, tiles(*areas), 2, 4)
 
 
 def test_a_fold_needs_something_to_learn_from_and_something_to_score():
-    folder, nothing, void = Path("d"), {**FACT, "positive": 0}, {**FACT, "void": 100}
-    check_folds(folder, [FACT] * 3, tiles(5, 5, 0), [0, 1, 1], [0, 1], 2)
-    check_folds(folder, [FACT, FACT, void], tiles(5, 5, 0), [0, 1, 1], [0, 1], 2)
-    check_folds(folder, [FACT, {**FACT, "void": 94}], tiles(5, 5), [0, 1], [0, 1], 2)
+    folder, nothing, void = Path("d"), changed(positive=0), changed(void=100)
+    check_folds(folder, [SLIDE] * 3, tiles(5, 5, 0), [0, 1, 1], [0, 1], 2)
+    check_folds(folder, [SLIDE, SLIDE, void], tiles(5, 5, 0), [0, 1, 1], [0, 1], 2)
+    check_folds(folder, [SLIDE, changed(void=94)], tiles(5, 5), [0, 1], [0, 1], 2)
     for facts, areas, chosen, words in (
-            ([FACT, FACT], (5, 0), [0], "outside fold 0 nothing positive is left at --scale 2"),
-            ([FACT, FACT, nothing], (5, 0, 0), [0], "outside fold 0 nothing positive is left at"),
-            ([FACT, nothing], (5, 0), [0], "outside fold 0 no mask has a positive pixel"),
-            ([FACT, nothing], (5, 0), [1, 0], "outside fold 0 no mask has a positive pixel"),
-            ([FACT, void], (5, 5), [1], "all images of fold 1 are void: nothing to score")):
+            ([SLIDE, SLIDE], (5, 0), [0], "outside fold 0 nothing positive is left at --scale 2"),
+            ([SLIDE, SLIDE, nothing], (5, 0, 0), [0], "outside fold 0 nothing positive is left at"),
+            ([SLIDE, nothing], (5, 0), [0], "outside fold 0 no mask has a positive pixel"),
+            ([SLIDE, nothing], (5, 0), [1, 0], "outside fold 0 no mask has a positive pixel"),
+            ([SLIDE, void], (5, 5), [1], "all images of fold 1 are void: nothing to score")):
         with pytest.raises(ValueError, match=f"^d: {words}"):
             check_folds(folder, facts, tiles(*areas), [0, 1, 1][: len(facts)], chosen, 2)
 

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +116,12 @@ def test_tiles_are_windows_of_the_scaled_slide_mirrored_at_its_ends(tmp_path, si
                              margin=margin)
     small, places, wanted = naive(image, mask, scale, tile, stride, margin)
     if size == (1, 1):  # one pixel has no contrast
-        assert (facts["places"], facts["blank"], len(tiles)) == ([], 1, 0)
+        assert (facts.places, facts.blank, len(tiles)) == ([], 1, 0)
         return
-    assert facts["places"] == [list(place) for place in places] and facts["blank"] == 0
+    assert facts.places == [list(place) for place in places] and facts.blank == 0
     found = stacked(tiles)
     np.testing.assert_array_equal(found, wanted)
-    for (y, x), pixels, area in zip(places, found, facts["area"]):
+    for (y, x), pixels, area in zip(places, found, facts.area):
         np.testing.assert_array_equal(
             pixels, mirrored(small, y - margin, x - margin, tile + 2 * margin))
         assert area == pytest.approx(small[y : y + tile, x : x + tile, 3].mean(), abs=1e-12)
@@ -167,7 +167,7 @@ def test_the_file_format_does_not_matter(tmp_path, options, scale):
     for each in (item, with_runs(item, mask)):
         facts = cut(each, tmp_path / "cache", **one)
         np.testing.assert_array_equal(stacked(Tiles(tmp_path / "cache", [facts], 16, 4)), wanted)
-        assert facts["positive"] == mask.sum()
+        assert facts.positive == mask.sum()
 
 
 @pytest.mark.parametrize("held", [1, 1000, 2**30])
@@ -191,7 +191,7 @@ def test_facts_describe_the_slide_and_where_its_tiles_lie(tmp_path):
     image, mask = noise(41, 62), blobs(41, 62)
     item = slide(tmp_path, image, mask, suffix="tif", resolution=(20_000, 20_000),
                  resolutionunit="CENTIMETER")
-    facts = cut(item, tmp_path / "cache", **{**ONE, "scale": 2})
+    facts = asdict(cut(item, tmp_path / "cache", **{**ONE, "scale": 2}))
     small, places, _ = naive(image, mask, 2, 16, 12, 4)
     assert facts.pop("area") == pytest.approx(
         [small[y : y + 16, x : x + 16, 3].mean() for y, x in places])
@@ -212,7 +212,7 @@ def test_facts_describe_the_slide_and_where_its_tiles_lie(tmp_path):
 def test_void_is_kept_and_is_half_a_block_or_more(tmp_path, scale):
     mask = np.where(blobs(41, 62, seed=1), 255, blobs(41, 62)).astype(np.uint8)
     facts, tiles = cut_tiles(tmp_path, noise(41, 62), mask, scale=scale, tile=64)
-    assert (facts["kind"], facts["void"], facts["positive"]) == (
+    assert (facts.kind, facts.void, facts.positive) == (
         "void", (mask == 255).sum(), (mask == 1).sum())
     _, kept = batch(tiles, [0])
     for y, x in np.ndindex(-(-41 // scale), -(-62 // scale)):
@@ -227,13 +227,13 @@ def test_a_tile_that_is_entirely_void_is_left_out(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[:16, :16], mask[20, 20] = 255, 1
     facts, _ = cut_tiles(tmp_path, noise(32, 32), mask)
-    assert facts["places"] == [[0, 16], [16, 0], [16, 16]] and facts["blank"] == 1
-    assert facts["area"] == [0, 0, 1 / 256]
+    assert facts.places == [[0, 16], [16, 0], [16, 16]] and facts.blank == 1
+    assert facts.area == [0, 0, 1 / 256]
 
 
 def test_a_slide_is_cut_again_for_other_classes_or_another_white(tmp_path):
     item = slide(tmp_path, noise(32, 32), blobs(32, 32) * 255)
-    files = {cut(replace(item, **change), tmp_path / "cache", **ONE)["file"]
+    files = {cut(replace(item, **change), tmp_path / "cache", **ONE).file
              for change in ({}, {}, {"ignore": ("255",)}, {"white": 4095}, {"labels": ("a",)})}
     assert len(files) == 4
 
@@ -247,11 +247,11 @@ def test_run_length_code_and_polygons_are_compared(tmp_path):
     polygons.write_text(json.dumps([{"type": "Feature", "properties": {}, "geometry": {
         "type": "Polygon", "coordinates": [corners]}}]))
     facts = cut(replace(item, polygons=polygons), tmp_path / "cache", **{**ONE, "scale": 2})
-    assert facts["agreement"] == [19 * 30, 20 * 30 + 19 * 30] and facts["positive"] == 600
+    assert facts.agreement == [19 * 30, 20 * 30 + 19 * 30] and facts.positive == 600
 
 
 def test_an_unknown_pixel_size_is_null(tmp_path):
-    assert cut_tiles(tmp_path, noise(20, 20), blobs(20, 20))[0]["microns"] is None
+    assert cut_tiles(tmp_path, noise(20, 20), blobs(20, 20))[0].microns is None
 
 
 def test_an_image_smaller_than_the_tile_gives_one_tile_and_the_share_of_its_own_pixels(tmp_path):
@@ -259,7 +259,7 @@ def test_an_image_smaller_than_the_tile_gives_one_tile_and_the_share_of_its_own_
     mask[0, :4] = 1
     facts, tiles = cut_tiles(tmp_path, noise(10, 8), mask, stride=8, margin=2)
     assert tiles.places == [(0, 0, 0)]
-    assert facts["area"] == [4 / 80]
+    assert facts.area == [4 / 80]
     assert batch(tiles, [0])[0].shape == (1, 3, 20, 20)
 
 
@@ -268,7 +268,7 @@ def test_each_positive_pixel_of_the_file_is_counted_once(tmp_path, scale):
     mask = blobs(61, 47)
     mask[0, 0] = mask[-1, -1] = 1
     facts, _ = cut_tiles(tmp_path, noise(61, 47), mask * 255, scale=scale, stride=3, margin=9)
-    assert facts["positive"] == mask.sum()
+    assert facts.positive == mask.sum()
 
 
 def glass(height, width, level=240, spread=2):
@@ -290,7 +290,7 @@ def test_every_pixel_lies_in_a_tile_or_in_one_counted_as_blank(tmp_path, size, s
             or window[::4, ::4, :3].mean(2).std() >= BLANK_CONTRAST]
     assert 5 < len(keep) < len(places) - 5
     assert [(0, *place) for place in keep] == tiles.places
-    assert len(keep) + facts["blank"] == len(places)
+    assert len(keep) + facts.blank == len(places)
     np.testing.assert_array_equal(stacked(tiles), pixels[[places.index(place) for place in keep]])
     unseen = np.ones(small.shape[:2], bool)
     for y, x in keep:
@@ -303,7 +303,7 @@ def test_every_pixel_lies_in_a_tile_or_in_one_counted_as_blank(tmp_path, size, s
 def test_a_tile_without_positives_and_contrast_is_left_out(tmp_path, level):
     facts, tiles = cut_tiles(tmp_path, glass(32, 32, level), np.zeros((32, 32), np.uint8), tile=32,
                              stride=32, margin=4)
-    assert (facts["blank"], facts["places"], facts["area"], len(tiles)) == (1, [], [], 0)
+    assert (facts.blank, facts.places, facts.area, len(tiles)) == (1, [], [], 0)
     assert tiles.mask_area.shape == (0,) and tiles.blank == 1
     assert sorted(len(content) for content in contents(tmp_path).values())[0] == 0
 
@@ -312,7 +312,7 @@ def test_a_flat_tile_with_a_single_positive_pixel_is_kept(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[31, 31] = 1
     facts, tiles = cut_tiles(tmp_path, glass(32, 32), mask, tile=32, stride=32, margin=4)
-    assert (facts["blank"], facts["area"], len(tiles)) == (0, [1 / 1024], 1)
+    assert (facts.blank, facts.area, len(tiles)) == (0, [1 / 1024], 1)
 
 
 @pytest.mark.parametrize("factor, blank", [(0.8, 1), (1.2, 0)])
@@ -320,7 +320,7 @@ def test_the_contrast_that_counts_is_the_deviation_of_the_brightness(tmp_path, f
     image = np.full((32, 32, 3), 100, np.uint8)
     image[16:] += np.uint8(round(2 * BLANK_CONTRAST * factor))  # deviation: half of the difference
     facts, _ = cut_tiles(tmp_path, image, np.zeros((32, 32), np.uint8), tile=32, stride=32)
-    assert facts["blank"] == blank
+    assert facts.blank == blank
 
 
 def test_the_margin_does_not_decide_what_is_blank_or_positive(tmp_path):
@@ -328,8 +328,8 @@ def test_the_margin_does_not_decide_what_is_blank_or_positive(tmp_path):
     image[:, 64:], mask[:, 64:] = noise(32, 32), 1
     mask[:, :1] = 1
     facts, tiles = cut_tiles(tmp_path, image, mask, tile=32, stride=32, margin=16)
-    assert facts["blank"] == 1 and tiles.places == [(0, 0, 0), (0, 0, 64)]
-    assert facts["area"] == [1 / 32, 1] and facts["positive"] == 33 * 32
+    assert facts.blank == 1 and tiles.places == [(0, 0, 0), (0, 0, 64)]
+    assert facts.area == [1 / 32, 1] and facts.positive == 33 * 32
 
 
 # Progress
@@ -375,7 +375,7 @@ def test_the_second_time_no_slide_is_read(tmp_path, monkeypatch, runs):
 
 def test_other_settings_make_other_files(tmp_path):
     item = slide(tmp_path, noise(70, 60), blobs(70, 60))
-    files = [cut(item, tmp_path / "cache", **{**ONE, **change})["file"] for change in (
+    files = [cut(item, tmp_path / "cache", **{**ONE, **change}).file for change in (
         {}, {"scale": 2}, {"tile": 15}, {"stride": 11}, {"margin": 5}, {"tile": 12, "stride": 12})]
     assert len({*files}) == 6 and len(contents(tmp_path)) == 12
 
@@ -386,7 +386,7 @@ def test_a_changed_file_is_cut_again(tmp_path, part):
     path, files = getattr(item, part), []
 
     def cut_again():
-        files.append(cut(item, tmp_path / "cache", **ONE)["file"])
+        files.append(cut(item, tmp_path / "cache", **ONE).file)
         return files[-1]
 
     cut_again()
@@ -420,7 +420,7 @@ def test_an_image_that_changes_while_it_is_cut_is_refused(tmp_path):
 def test_what_tiles_are_made_from_is_known_by_content_not_by_place_and_time(tmp_path):
     image, mask = noise(40, 30), blobs(40, 30)
     first = slide(tmp_path / "here", image, mask)
-    noted = {"a": cut(first, tmp_path / "here" / "cache", **ONE)["made_from"]}
+    noted = {"a": cut(first, tmp_path / "here" / "cache", **ONE).made_from}
     moved = slide(tmp_path / "there", image, mask)
     assert differences({"a": made_from(moved)}, noted) == []
     assert differences({"a": made_from(with_runs(moved, mask))}, noted) == ["a (mask)"]
@@ -433,26 +433,26 @@ def test_what_tiles_are_made_from_is_known_by_content_not_by_place_and_time(tmp_
 def test_files_at_another_place_are_other_files_but_a_path_may_be_written_in_another_way(
         tmp_path, monkeypatch):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30))
-    first = cut(item, tmp_path / "cache", **ONE)["file"]
+    first = cut(item, tmp_path / "cache", **ONE).file
     monkeypatch.chdir(tmp_path)
     near = replace(item, image=Path("images/a.png"), mask=Path("images/../masks/a.png"))
-    assert cut(near, Path("cache"), **ONE)["file"] == first
+    assert cut(near, Path("cache"), **ONE).file == first
     (tmp_path / "link").symlink_to(tmp_path / "images")
-    assert cut(replace(item, image=Path("link/a.png")), Path("cache"), **ONE)["file"] == first
+    assert cut(replace(item, image=Path("link/a.png")), Path("cache"), **ONE).file == first
     os.link("images/a.png", "images/b.png")
-    assert cut(replace(item, image=Path("images/b.png")), Path("cache"), **ONE)["file"] != first
+    assert cut(replace(item, image=Path("images/b.png")), Path("cache"), **ONE).file != first
 
 
 def test_run_length_code_is_part_of_the_key_and_the_rest_of_its_table_is_not(tmp_path):
     mask = blobs(40, 30)
     item = with_runs(slide(tmp_path, noise(40, 30), mask), mask)
     item.mask.write_text("1")
-    first = cut(item, tmp_path / "cache", **ONE)["file"]
+    first = cut(item, tmp_path / "cache", **ONE).file
     item.mask.write_text("another table")
-    assert cut(item, tmp_path / "cache", **ONE)["file"] == first
+    assert cut(item, tmp_path / "cache", **ONE).file == first
     mask[0, 0] ^= 1
     other = cut(with_runs(item, mask), tmp_path / "cache", **ONE)
-    assert other["file"] != first and other["positive"] == mask.sum()
+    assert other.file != first and other.positive == mask.sum()
 
 
 def test_groups_are_not_part_of_the_key(tmp_path):
@@ -465,7 +465,7 @@ def test_groups_are_not_part_of_the_key(tmp_path):
 def test_damaged_tiles_are_refused_by_name(tmp_path, size):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30))
     facts = cut(item, tmp_path / "cache", **ONE)
-    path = tmp_path / "cache" / facts["file"]
+    path = tmp_path / "cache" / facts.file
     content = path.read_bytes()
     path.write_bytes(content[:size] if size is not None else content + b"\0")
     with pytest.raises(ValueError) as error:
@@ -488,7 +488,7 @@ def test_tiles_of_another_size_are_refused(tmp_path):
 def test_tiles_without_their_facts_are_cut_again(tmp_path):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30))
     facts, before = cut(item, tmp_path / "cache", **ONE), contents(tmp_path)
-    path = tmp_path / "cache" / facts["file"]
+    path = tmp_path / "cache" / facts.file
     path.with_suffix(".json").unlink()
     path.write_bytes(b"half of it")
     assert cut(item, tmp_path / "cache", **ONE) == facts
@@ -506,9 +506,9 @@ def test_the_facts_are_written_after_the_tiles(tmp_path, monkeypatch):
 def test_names_may_hold_other_characters(tmp_path, name):
     item = slide(tmp_path, noise(40, 30), blobs(40, 30), name=name)
     facts = cut(item, tmp_path / "cache", **ONE)
-    assert facts["file"].startswith(f"{name}-") and facts["file"].endswith(".tiles")
-    assert len(Tiles(tmp_path / "cache", [facts], 16, 4)) == len(facts["places"]) > 0
-    assert {Path(file).stem for file in contents(tmp_path)} == {facts["file"][:-6]}
+    assert facts.file.startswith(f"{name}-") and facts.file.endswith(".tiles")
+    assert len(Tiles(tmp_path / "cache", [facts], 16, 4)) == len(facts.places) > 0
+    assert {Path(file).stem for file in contents(tmp_path)} == {facts.file[:-6]}
 
 
 # What goes wrong
@@ -635,7 +635,7 @@ def test_leftovers_of_a_dead_process_are_deleted_by_the_next_cut(tmp_path):
     left, = contents(tmp_path)
     assert left.startswith(".a-") and left.endswith(".tiles")
     facts = cut(item, tmp_path / "cache", **ONE)
-    assert {*contents(tmp_path)} == {facts["file"], facts["file"].replace(".tiles", ".json")}
+    assert {*contents(tmp_path)} == {facts.file, facts.file.replace(".tiles", ".json")}
 
 
 def test_two_processes_may_cut_one_slide_at_once(tmp_path):
@@ -697,9 +697,9 @@ def test_tiles_of_several_slides_know_which_they_come_from(tmp_path):
         image[:17, :16], mask[:17, :16] = 200, 0
         facts.append(cut(slide(tmp_path, image, mask, f"s{i}"), tmp_path / "cache", scale=1,
                          tile=16, stride=16, margin=0))
-        places += [(i, y, x) for y, x in facts[-1]["places"]]
-        areas += facts[-1]["area"]
-        blank += facts[-1]["blank"]
+        places += [(i, y, x) for y, x in facts[-1].places]
+        areas += facts[-1].area
+        blank += facts[-1].blank
     tiles = Tiles(tmp_path / "cache", facts, 16, 0)
     assert tiles.places == places and {i for i, _, _ in places} == {0, 1, 2}
     assert len(tiles) == len(places) == len(tiles.mask_area)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..files.atomic import lock
 from .report import Parser
+from .tiles import CutSlide
 
 NEW = 3600  # seconds: younger tiles may belong to a run that has not written its config.json yet
 
@@ -48,12 +49,12 @@ def clean(runs: Path) -> list[Path]:
     return unused
 
 
-def delete_superseded(cache: Path, facts: Sequence[dict]) -> None:
+def delete_superseded(cache: Path, slides: Sequence[CutSlide]) -> None:
     """Deletes the tiles of images that were cut again, because they or their masks had changed.
-    `facts`: what `minseg.run.tiles.cut` returned. Tiles that a process is training on stay."""
-    current = {fact["file"] for fact in facts}
-    sources = {json.dumps(fact["source"]) for fact in facts}
-    ids = {fact["source"][0] for fact in facts}
+    `slides`: what `minseg.run.tiles.cut` returned. Tiles that a process is training on stay."""
+    current = {slide.file for slide in slides}
+    sources = {json.dumps(slide.source) for slide in slides}
+    ids = {slide.source[0] for slide in slides}
     old = []
     for path in cache.glob("*.json"):
         if path.stem.rpartition("-")[0] in ids and f"{path.stem}.tiles" not in current:

@@ -22,7 +22,7 @@ from ..pretrained import load_weights
 from .checkpoint import read_resume_file
 from .errors import whole_hundredths
 from .report import environment, some
-from .tiles import Tiles, differences, made_from_now
+from .tiles import CutSlide, Tiles, differences, made_from_now
 
 # Options that decide where and how fast a run is trained, but not its result. config.json does not
 # hold them, and they may differ from fold to fold and when a run is resumed.
@@ -44,7 +44,7 @@ class Data:
     folds: list[int]  # the fold of each image
     tiles: Tiles
     chosen: Sequence[int]  # the folds to train
-    facts: list[dict]  # what `minseg.run.tiles.cut` returned for each image
+    slides: list[CutSlide]
     microns: float | None  # size of a pixel before scaling, if the slides state one
     config: dict  # the content of config.json
 
@@ -148,7 +148,7 @@ def close_early(args: argparse.Namespace, chosen: Sequence[int],
 def check_unchanged(out: Path, data: Data) -> None:
     """ValueError names images and masks that have changed since the program was started: a network
     must not be scored on other files than the one before it."""
-    now = {item.id: made_from_now(item, fact) for item, fact in zip(data.items, data.facts)}
+    now = {item.id: made_from_now(item, slide) for item, slide in zip(data.items, data.slides)}
     if names := differences(now, data.config["made_from"]["images"]):
         raise ValueError(f"{out}: {some(names)} changed while the program was running: put back "
                          "what was there and go on with --resume, or give another --out")

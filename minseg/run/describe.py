@@ -13,7 +13,7 @@ from ..files.datasets import GROUPS, PATIENTS, TABLE_SUFFIXES, Item, count_class
 from ..files.masks import POLYGON_SUFFIXES, polygons_of
 from ..files.polygons import MASKS_PAGE, is_object
 from .report import some
-from .tiles import Tiles
+from .tiles import CutSlide, Tiles
 
 TWO_CLASSES = ("{}: objects are {}, but {} in {}: are these two classes? Make what is to be found "
                "1 in all masks, and everything else 0")
@@ -31,10 +31,10 @@ def report_unused(folder: Path, unused: Sequence[Path]) -> None:
         print(f"{parent}: not used ({len(files)}): {some(files)}{hint}")
 
 
-def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
+def report_data(items: Sequence[Item], slides: Sequence[CutSlide]) -> None:
     """Prints how the files were understood, where that is not obvious. ValueError if masks
     contradict each other."""
-    report_values(items, facts)
+    report_values(items, slides)
     first = items[0]
     if classes := count_classes(items):
         def use(name: str) -> str:
@@ -48,32 +48,32 @@ def report_data(items: Sequence[Item], facts: Sequence[dict]) -> None:
 
         print("polygons: " + some((f"{count} {name} ({use(name)})"
                                    for name, count in classes.most_common()), 20))
-        report_corner(items, facts)
-    agreement = {item.id: fact["agreement"] for item, fact in zip(items, facts)
-                 if fact["agreement"][1]}
+        report_corner(items, slides)
+    agreement = {item.id: slide.agreement for item, slide in zip(items, slides)
+                 if slide.agreement[1]}
     if agreement:
         shared, total = map(sum, zip(*agreement.values()))
         worst = min(agreement, key=lambda id: agreement[id][0] / agreement[id][1])
         print("run-length code is used; the polygons beside it agree to a Dice of "
               f"{2 * shared / total:.4f}, in {worst} "
               f"{2 * agreement[worst][0] / agreement[worst][1]:.4f}")
-    if void := sum(fact["void"] for fact in facts):
-        whole = sum(fact["height"] * fact["width"] for fact in facts)
+    if void := sum(slide.void for slide in slides):
+        whole = sum(slide.height * slide.width for slide in slides)
         print(f"{void / whole:.1%} of all pixels are void: neither trained on nor scored")
     notes: dict[str, list[str]] = {}
-    for item, fact in zip(items, facts):
-        for note in fact["notes"]:
+    for item, slide in zip(items, slides):
+        for note in slide.notes:
             notes.setdefault(note, []).append(f"{item.image}: {note}")
     for lines in notes.values():  # the first line stands for all that have the same note
         others = f" (and {len(lines) - 1} others like it)" if len(lines) > 1 else ""
         print(f"{lines[0]}{others}")
 
 
-def report_values(items: Sequence[Item], facts: Sequence[dict]) -> None:
+def report_values(items: Sequence[Item], slides: Sequence[CutSlide]) -> None:
     """Prints which value of masks means object, where that is not obvious. ValueError if masks
     contradict each other."""
-    kinds = {fact["kind"]: item.mask for item, fact in zip(items, facts) if fact["kind"]}
-    colours = {fact["colour"]: item.mask for item, fact in zip(items, facts) if fact["colour"]}
+    kinds = {slide.kind: item.mask for item, slide in zip(items, slides) if slide.kind}
+    colours = {slide.colour: item.mask for item, slide in zip(items, slides) if slide.colour}
     if len(colours) > 1:
         (other, its_path), (colour, path) = [*colours.items()][:2]
         raise ValueError(TWO_CLASSES.format(path, colour, other, its_path))
@@ -93,15 +93,15 @@ def report_values(items: Sequence[Item], facts: Sequence[dict]) -> None:
         print(f"objects are {kind} in the masks, the only value beside {beside}")
 
 
-def report_corner(items: Sequence[Item], facts: Sequence[dict]) -> None:
+def report_corner(items: Sequence[Item], slides: Sequence[CutSlide]) -> None:
     """Prints a line if all polygons lie in the upper left quarter of their images, as they do if
     coordinates are per cent, micrometres or pixels of a smaller copy. Three polygons that may lie
     anywhere do so by chance in one data set of 64."""
     shares, count = [], 0  # of its image's size that an image's polygons reach
-    for item, fact in zip(items, facts):
+    for item, slide in zip(items, slides):
         if item.runs is None and item.mask.suffix.lower() in POLYGON_SUFFIXES:
             bounds = [each.bounds for each in polygons_of(item.mask) if each.rings]
-            shares += [max(right / fact["width"], bottom / fact["height"])
+            shares += [max(right / slide.width, bottom / slide.height)
                        for _, _, right, bottom in bounds]
             count += bool(bounds)
     if count > 1 and len(shares) > 2 and 0 < max(shares) < 0.5:
@@ -129,53 +129,54 @@ def report_folds(folder: Path, items: Sequence[Item], folds: Sequence[int], tile
           "blank tiles are left out of training")
 
 
-def report_objects(items: Sequence[Item], facts: Sequence[dict], scale: int, tile: int) -> None:
+def report_objects(items: Sequence[Item], slides: Sequence[CutSlide], scale: int,
+                   tile: int) -> None:
     """Prints what there is to find, and what looks like a mistake in it."""
-    pixels = [fact["height"] * fact["width"] for fact in facts]
-    labelled = sum(pixels) - sum(fact["void"] for fact in facts)
-    positive = sum(fact["positive"] for fact in facts) / max(1, labelled)
-    areas = [area for fact in facts for area in fact["objects"]]
+    pixels = [slide.height * slide.width for slide in slides]
+    labelled = sum(pixels) - sum(slide.void for slide in slides)
+    positive = sum(slide.positive for slide in slides) / max(1, labelled)
+    areas = [area for slide in slides for area in slide.objects]
     if areas:
         diameter = math.sqrt(4 / math.pi * statistics.median(areas))  # of a disc of that area
         at_scale = f" ({diameter / scale:.0f} at --scale {scale})" if scale > 1 else ""
         print(f"{positive:.1%} of pixels positive, {len(areas)} objects, median diameter "
               f"{diameter:.0f} pixels{at_scale}")
     if scale > 1:
-        report_vanished(items, facts, scale)
-    if empty := [item.id for item, fact in zip(items, facts) if not fact["positive"]]:
+        report_vanished(items, slides, scale)
+    if empty := [item.id for item, slide in zip(items, slides) if not slide.positive]:
         print(f"no object in: {some(empty)}")
-    full = sum(2 * fact["positive"] > size for fact, size in zip(facts, pixels))
-    if full > len(facts) / 2:
-        print(f"in {full} of {len(facts)} images more than half of the pixels are positive: are "
+    full = sum(2 * slide.positive > size for slide, size in zip(slides, pixels))
+    if full > len(slides) / 2:
+        print(f"in {full} of {len(slides)} images more than half of the pixels are positive: are "
               "the masks inverted? Objects are 1 or 255, the background is 0 (of polygons: the "
               "value 0, or none)")
-    small = [item.id for item, fact in zip(items, facts)
-             if min(fact["height"], fact["width"]) < tile * scale]
+    small = [item.id for item, slide in zip(items, slides)
+             if min(slide.height, slide.width) < tile * scale]
     if small:
         print(f"{len(small)} of {len(items)} images are smaller than a tile of {tile} x {tile} "
               f"pixels{f' at --scale {scale}' if scale > 1 else ''}, and filled up with mirror "
               f"images: {some(small)}")
 
 
-def report_vanished(items: Sequence[Item], facts: Sequence[dict], scale: int) -> None:
+def report_vanished(items: Sequence[Item], slides: Sequence[CutSlide], scale: int) -> None:
     """Prints how many objects are too small for the scale: those that fill less than half of a
     block are background there, unless they share it with others."""
-    areas = [area for fact in facts for area in fact["objects"]]
+    areas = [area for slide in slides for area in slide.objects]
     small = sum(2 * area < scale**2 for area in areas)
-    gone = [item.id for item, fact in zip(items, facts)
-            if fact["positive"] and not any(fact["area"])]
+    gone = [item.id for item, slide in zip(items, slides)
+            if slide.positive and not any(slide.area)]
     if small or gone:
         print(f"{small} of {len(areas)} objects are smaller than half a pixel at --scale {scale}, "
               "too small to be seen there" + (f"; nothing is left in {len(gone)} images with "
               f"objects: {some(gone)}" if gone else "") + ": use a smaller --scale")
 
 
-def report_copies(items: Sequence[Item], facts: Sequence[dict], folds: Sequence[int]) -> None:
+def report_copies(items: Sequence[Item], slides: Sequence[CutSlide], folds: Sequence[int]) -> None:
     """Prints which images are the same under two names, if one is trained on when the other is
     scored."""
     copies: dict[str, list[int]] = {}
-    for i, fact in enumerate(facts):
-        copies.setdefault(fact["made_from"]["image"]["sha256"], []).append(i)
+    for i, slide in enumerate(slides):
+        copies.setdefault(slide.made_from["image"]["sha256"], []).append(i)
     apart = [" = ".join(items[i].id for i in same) for same in copies.values()
              if len({folds[i] for i in same}) > 1]
     if apart:
@@ -183,11 +184,11 @@ def report_copies(items: Sequence[Item], facts: Sequence[dict], folds: Sequence[
               "trained on and scored: keep one, or give them one group")
 
 
-def pixel_size(items: Sequence[Item], facts: Sequence[dict]) -> float | None:
+def pixel_size(items: Sequence[Item], slides: Sequence[CutSlide]) -> float | None:
     """The median size of a pixel in micrometres, before scaling. None if no image states its own,
     or if they differ by more than a tenth, which one line then says."""
-    sizes = sorted((fact["microns"], item.id) for item, fact in zip(items, facts)
-                   if fact["microns"])
+    sizes = sorted((slide.microns, item.id) for item, slide in zip(items, slides)
+                   if slide.microns)
     if not sizes:
         return None
     alike: list[list[tuple[float, str]]] = []  # those of one magnification
@@ -195,7 +196,7 @@ def pixel_size(items: Sequence[Item], facts: Sequence[dict]) -> float | None:
         if not alike or size > 1.1 * alike[-1][0][0]:
             alike.append([])
         alike[-1].append((size, id))
-    unknown = [item.id for item, fact in zip(items, facts) if not fact["microns"]]
+    unknown = [item.id for item, slide in zip(items, slides) if not slide.microns]
     if unknown:
         print(f"{some(unknown)}: no pixel size in the file, unlike the others: is it the same?")
     if len(alike) == 1:

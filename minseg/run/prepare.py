@@ -40,7 +40,7 @@ from .describe import (
     report_unused,
 )
 from .report import Progress, some
-from .tiles import Tiles, cut
+from .tiles import CutSlide, Tiles, cut
 
 
 def prepare(args: argparse.Namespace) -> Data:
@@ -64,13 +64,13 @@ def prepare(args: argparse.Namespace) -> Data:
     config = settings(args, data=folder, folds=number, exclude=excluded)
     existing = check_settings(args, config)
 
-    facts, tiles = cut_all(items, args)
-    images = {item.id: fact["made_from"] for item, fact in zip(items, facts)}
+    slides, tiles = cut_all(items, args)
+    images = {item.id: slide.made_from for item, slide in zip(items, slides)}
     check_made_from(args.out, images, weights, existing)
     config["made_from"] = {"images": images, "weights": weights}
-    report_data(items, facts)
-    folds = make_folds(items, facts, tiles, number, args.scale)
-    config["tiles"] = [fact["file"] for fact in facts]  # `minseg.run.clean` keeps them
+    report_data(items, slides)
+    folds = make_folds(items, slides, tiles, number, args.scale)
+    config["tiles"] = [slide.file for slide in slides]  # `minseg.run.clean` keeps them
     config["fold_of"] = {item.id: fold for item, fold in zip(items, folds)}
     if existing.get("fold_of", config["fold_of"]) != config["fold_of"]:
         raise ValueError(f"{args.out}: holds a run whose images were in other folds: groups "
@@ -80,12 +80,12 @@ def prepare(args: argparse.Namespace) -> Data:
     if args.close:
         config["closed"] |= close_early(args, chosen, existing["epochs"])
         config["epochs"] = args.epochs = existing["epochs"]
-    check_folds(folder, facts, tiles, folds, chosen, args.scale)
+    check_folds(folder, slides, tiles, folds, chosen, args.scale)
     check_stages(args, tiles, folds, chosen)
     report_folds(folder, items, folds, tiles, args.tile)
-    report_objects(items, facts, args.scale, args.tile)
-    report_copies(items, facts, folds)
-    return Data(items, folds, tiles, chosen, facts, pixel_size(items, facts), config)
+    report_objects(items, slides, args.scale, args.tile)
+    report_copies(items, slides, folds)
+    return Data(items, folds, tiles, chosen, slides, pixel_size(items, slides), config)
 
 
 def number_of_folds(folder: Path, items: Sequence[Item], number: int | None,
@@ -104,19 +104,19 @@ def number_of_folds(folder: Path, items: Sequence[Item], number: int | None,
     return number
 
 
-def make_folds(items: Sequence[Item], facts: Sequence[dict], tiles: Tiles, number: int,
+def make_folds(items: Sequence[Item], slides: Sequence[CutSlide], tiles: Tiles, number: int,
                scale: int) -> list[int]:
     """The fold of each image. ValueError if no mask has a positive pixel, or all have no other."""
     masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
-    if not any(fact["positive"] for fact in facts):
+    if not any(slide.positive for slide in slides):
         raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
-    if all(fact["positive"] + fact["void"] == fact["height"] * fact["width"] for fact in facts):
+    if all(slide.positive + slide.void == slide.height * slide.width for slide in slides):
         raise ValueError(f"{masks}: every labelled pixel is positive, and there is nothing to tell "
                          "objects from: make the background 0, delete its polygons, or leave "
                          "them out with --label")
     if not tiles.mask_area.any():
         raise ValueError(f"{masks}: nothing positive is left at --scale {scale}: use a smaller one")
-    return group_folds([item.group for item in items], [fact["positive"] for fact in facts],
+    return group_folds([item.group for item in items], [slide.positive for slide in slides],
                        number)
 
 
@@ -127,19 +127,19 @@ def mask_options(options: dict) -> dict:
             "white": options.get("white")}
 
 
-def check_folds(folder: Path, facts: Sequence[dict], tiles: Tiles, folds: Sequence[int],
+def check_folds(folder: Path, slides: Sequence[CutSlide], tiles: Tiles, folds: Sequence[int],
                 chosen: Sequence[int], scale: int) -> None:
     """ValueError if a chosen fold leaves no positive pixel to learn from, or has nothing to
     score."""
     for fold in chosen:
         if not tiles.mask_area[training_tiles(tiles, folds, fold)].any():
-            if any(fact["positive"] for fact, other in zip(facts, folds) if other != fold):
+            if any(slide.positive for slide, other in zip(slides, folds) if other != fold):
                 raise ValueError(f"{folder}: outside fold {fold} nothing positive is left at "
                                  f"--scale {scale}: use a smaller one")
             raise ValueError(f"{folder}: outside fold {fold} no mask has a positive pixel: "
                              "add images of other groups that have some")
-        if not any(fact["void"] < fact["height"] * fact["width"]
-                   for fact, other in zip(facts, folds) if other == fold):
+        if not any(slide.void < slide.height * slide.width
+                   for slide, other in zip(slides, folds) if other == fold):
             raise ValueError(f"{folder}: all images of fold {fold} are void: nothing to score: "
                              "leave them out with --exclude")
 
@@ -214,20 +214,19 @@ def draw_synthetic_slides(folder: Path, count: int = 20, **options) -> Path:
     return folder
 
 
-def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[dict], Tiles]:
-    """The facts about each image (`minseg.run.tiles.cut`), and the tiles of all images. Slides are
-    cut once, for all folds and for all runs in the same parent folder. ValueError if the tiles do
-    not fit in memory."""
+def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[CutSlide], Tiles]:
+    """What `cut` notes of each slide, and the tiles of all. Slides are cut once, for all folds and
+    for all runs in the same parent folder. ValueError if the tiles do not fit in memory."""
     # `augment` shifts each tile by up to its margin: with the usual stride, half a tile, it can be
     # anywhere then.
     cache, margin = args.out.parent / "tiles", args.tile // 4
     cache.mkdir(parents=True, exist_ok=True)
     progress = Progress(len(items), "cutting slides")
     try:
-        facts = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride,
-                     margin=margin, progress=progress.step) for item in items]
-        delete_superseded(cache, facts)
-        return facts, Tiles(cache, facts, args.tile, margin)
+        slides = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride,
+                      margin=margin, progress=progress.step) for item in items]
+        delete_superseded(cache, slides)
+        return slides, Tiles(cache, slides, args.tile, margin)
     except MemoryError as error:
         raise ValueError(f"{error}: use a smaller --tile or a larger --scale")
 

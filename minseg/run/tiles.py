@@ -29,9 +29,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from torch import Tensor
 from ..files.atomic import atomic, content, identity
 from ..files.masks import VOID, Item, Mask, drawn_instead
 from ..files.objects import Areas
-from ..files.slides import Slide, Window, open_slide, read_blocks
+from ..files.slides import Slide, open_slide, read_blocks
 from ..tiling import read_strips, tile_starts
 from .memory import trim_memory
 
@@ -48,35 +48,44 @@ BLANK_CONTRAST = 5.0  # below this standard deviation of the brightness (0 to 25
 DAMAGED = "{}: is damaged: delete it, and it will be cut again"
 
 
-def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin: int,
-        progress: Callable[[float], None] = lambda share: None) -> dict:
-    """Cuts one slide into the cache, unless it is there already. `progress` is called with each
-    share of the work. ValueError names a file that is wrong. Returns what the .json holds:
+@dataclass
+class CutSlide:
+    """What `cut` notes of a slide. It is stored as ID-KEY.json."""
 
-    - file (name of the .tiles), height and width (of the image), microns, notes (on its file)
-    - kind and colour of the mask (see `Mask`), positive and void: pixels of the mask; objects: the
-      pixels of each
-    - agreement of run-length code with polygons beside it: shared pixels, and pixels of both added
-    - made_from: what `minseg.files.atomic.content` notes of the image, the mask and, if there are
-      any, the polygons beside its run-length code
-    - source: the places of the files and the settings
-    - places (y, x in scaled pixels) and area (share of positive pixels, without margin) of each
-      tile; blank: the number of tiles left out
-    """
+    file: str  # the name of the .tiles
+    source: list  # the places of its files, and the settings
+    made_from: dict[str, dict]  # what `made_from` notes of its files
+    height: int  # of the image, in its own pixels
+    width: int
+    microns: float | None
+    notes: list[str]  # on the image's file
+    kind: str  # of the mask, see `Mask`
+    colour: str
+    positive: int  # pixels of the mask
+    void: int
+    objects: list[int]  # the pixels of each object
+    agreement: list[int]  # of run-length code with polygons beside it: see `CountingReader`
+    blank: int  # the number of tiles left out
+    places: list[list[int]]  # y and x of each tile, in scaled pixels
+    area: list[float]  # the share of positive pixels of each tile, without its margin
+
+
+def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin: int,
+        progress: Callable[[float], None] = lambda share: None) -> CutSlide:
+    """Cuts one slide into the cache, unless it is there already. `progress` is called with each
+    share of the work. ValueError names a file that is wrong."""
     source = _source(item, scale, tile, stride, margin)
     path = folder / f"{item.id}-{_key(item, source)}.tiles"
-    facts_path = path.with_suffix(".json")
-    if facts_path.exists() and path.exists():
+    noted_path = path.with_suffix(".json")
+    if noted_path.exists() and path.exists():
         progress(1.0)
-        return json.loads(facts_path.read_text())
-    slide = open_slide(item.image, scale, item.white)
-    facts = {**_nothing_yet(slide), "file": path.name, "made_from": made_from(item),
-             "source": source}
+        return CutSlide(**json.loads(noted_path.read_text()))
+    slide, before = open_slide(item.image, scale, item.white), made_from(item)
+    reader = CountingReader(slide, item)
+    places, areas, blank, rows_done = [], [], 0, 0
     tops = tile_starts(slide.height, tile, stride)
     spans = [(max(0, y - margin), min(y + tile + margin, slide.height)) for y in tops]
-    objects = Areas(slide.full_width)
-    strips = read_strips(_labelled(slide, item, facts, objects), slide.width, spans)
-    rows_done = 0
+    strips = read_strips(reader.read, slide.width, spans)
     with closing(strips), atomic(path) as temporary, open(temporary, "wb") as file:
         for y, (top, bottom), strip in zip(tops, spans, strips):
             trim_memory()
@@ -87,37 +96,32 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
                 with_margin = strip[:, x : x + tile + 2 * margin]
                 inner = with_margin[margin : margin + tile, margin : margin + tile]
                 inner = inner[: slide.height - y, : slide.width - x]  # without mirrored pixels
-                if _note_tile(facts, y, x, inner):
-                    file.write(with_margin.tobytes())
+                if teaches_nothing(inner):
+                    blank += 1
+                    continue
+                places.append([y, x])
+                areas.append(float((inner[..., 3] == 1).mean()))
+                file.write(with_margin.tobytes())
             progress((bottom - rows_done) / slide.height)
             rows_done = bottom
-    facts["objects"] = [int(area) for area in objects.finish()[1] if area]
     if path.name != f"{item.id}-{_key(item, source)}.tiles":
         path.unlink()
         raise ValueError(f"{item.image}: it or its mask has changed while it was cut: start again")
-    with atomic(facts_path) as temporary:  # last, because it says that the tiles are complete
-        temporary.write_text(json.dumps(facts))
-    return facts
+    noted = CutSlide(path.name, source, before, slide.full_height, slide.full_width, slide.microns,
+                     slide.notes, reader.mask.kind, reader.mask.colour, reader.positive,
+                     reader.void, reader.objects(), reader.agreement, blank, places, areas)
+    with atomic(noted_path) as temporary:  # last, because it says that the tiles are complete
+        temporary.write_text(json.dumps(asdict(noted)))
+    return noted
 
 
-def _nothing_yet(slide: Slide) -> dict[str, Any]:
-    """The facts about a slide before it is read."""
-    return {"height": slide.full_height, "width": slide.full_width, "microns": slide.microns,
-            "notes": slide.notes, "kind": "", "colour": "", "positive": 0, "void": 0,
-            "objects": [], "agreement": [0, 0], "blank": 0, "places": [], "area": []}
-
-
-def _note_tile(facts: dict, y: int, x: int, inner: np.ndarray) -> bool:
-    """Notes a tile, (h, w, 4) without its margin, in `facts`. Whether it is to be kept: it is not
-    if it holds nothing positive and is blank or entirely void."""
-    area = (inner[..., 3] == 1).mean()
-    contrast = inner[::4, ::4, :3].mean(2).std()
-    if not area and (contrast < BLANK_CONTRAST or (inner[..., 3] == VOID).all()):
-        facts["blank"] += 1
+def teaches_nothing(inner: np.ndarray) -> bool:
+    """Whether a tile, (h, w, 4) without its margin, has nothing positive and is blank or entirely
+    void."""
+    mask = inner[..., 3]
+    if (mask == 1).any():
         return False
-    facts["places"].append([y, x])
-    facts["area"].append(float(area))
-    return True
+    return bool((mask == VOID).all() or inner[::4, ::4, :3].mean(2).std() < BLANK_CONTRAST)
 
 
 def files_of(item: Item) -> dict[str, Path]:
@@ -137,10 +141,10 @@ def made_from(item: Item) -> dict[str, dict]:
     return noted
 
 
-def made_from_now(item: Item, facts: dict) -> dict[str, dict]:
+def made_from_now(item: Item, noted: CutSlide) -> dict[str, dict]:
     """`made_from` of an image, from what `cut` returned if its files have not changed since."""
-    unchanged = facts["file"] == f"{item.id}-{_key(item, facts['source'])}.tiles"
-    return facts["made_from"] if unchanged else made_from(item)
+    unchanged = noted.file == f"{item.id}-{_key(item, noted.source)}.tiles"
+    return noted.made_from if unchanged else made_from(item)
 
 
 def differences(now: dict[str, dict], before: dict[str, dict]) -> list[str]:
@@ -171,60 +175,68 @@ def _key(item: Item, source: list) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _labelled(slide: Slide, item: Item, facts: dict, objects: Areas) -> Window:
-    """A reader of windows (h, w, 4), image and mask, at the slide's scale, from top to bottom and
-    in full width. While it reads, it adds up the pixels of the mask in `facts` and `objects`."""
-    height, width = slide.full_height, slide.full_width
-    mask = Mask(item, height, width)
-    facts["kind"], facts["colour"] = mask.kind, mask.colour
-    polygons: Mask | None = None
-    if item.runs is not None and item.polygons:
-        try:
-            polygons = Mask(drawn_instead(item), height, width)
-        except ValueError as error:  # they only serve a comparison
-            facts["notes"].append(f"its run-length code is not compared with polygons: {error}")
+class CountingReader:
+    """Reads windows (h, w, 4), image and mask, at the slide's scale, from top to bottom and in full
+    width. Meanwhile it counts the pixels of the mask as it is in its file: `positive`, `void`, and
+    `agreement` of run-length code with polygons beside it, [shared, those of both added]."""
 
-    def positive_and_void(y: int, x: int, h: int, w: int) -> np.ndarray:
-        """Positive and, if there may be any, void pixels: (h, w, 2) or (h, w, 1) of 0 or 255."""
-        full = mask.read(y, x, h, w)
-        positive, void = full == 1, full == VOID
-        objects.add(positive)
-        facts["positive"] += int(np.count_nonzero(positive))
-        facts["void"] += int(np.count_nonzero(void))
-        if polygons is not None:
-            drawn = polygons.read(y, x, h, w) == 1
-            facts["agreement"][0] += int(np.count_nonzero(drawn & positive))
-            facts["agreement"][1] += int(np.count_nonzero(drawn) + np.count_nonzero(positive))
-        if not mask.has_void:
-            return positive[..., None] * np.uint8(255)
-        return np.stack([positive, void], 2) * np.uint8(255)
+    def __init__(self, slide: Slide, item: Item):
+        self.slide = slide
+        self.mask = Mask(item, slide.full_height, slide.full_width)
+        self.positive, self.void, self.agreement = 0, 0, [0, 0]
+        self._areas = Areas(slide.full_width)
+        self._polygons: Mask | None = None
+        if item.runs is not None and item.polygons:
+            try:
+                self._polygons = Mask(drawn_instead(item), slide.full_height, slide.full_width)
+            except ValueError as error:  # they only serve a comparison
+                slide.notes.append(f"its run-length code is not compared with polygons: {error}")
 
-    def read(y: int, x: int, h: int, w: int) -> np.ndarray:
-        blocks = read_blocks(positive_and_void, height, width, slide.scale, y, x, h, w)
+    def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """The next rows."""
+        blocks = read_blocks(self._positive_and_void, self.slide.full_height,
+                             self.slide.full_width, self.slide.scale, y, x, h, w)
         blocks = blocks.astype(np.int16)
-        positive, void = blocks[..., 0], blocks[..., -1] if mask.has_void else np.int16(0)
+        positive, void = blocks[..., 0], blocks[..., -1] if self.mask.has_void else np.int16(0)
         # A block is void if at least half of it is. Otherwise it is positive if at least half of
         # the rest is (up to rounding, if some of it is void).
         label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
-        return np.dstack([slide.read(y, x, h, w), label.astype(np.uint8)])
+        return np.dstack([self.slide.read(y, x, h, w), label.astype(np.uint8)])
 
-    return read
+    def objects(self) -> list[int]:
+        """The pixels of each object that has been read."""
+        return [int(area) for area in self._areas.finish()[1] if area]
+
+    def _positive_and_void(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """Positive and, if there may be any, void pixels: (h, w, 2) or (h, w, 1) of 0 or 255."""
+        full = self.mask.read(y, x, h, w)
+        positive, void = full == 1, full == VOID
+        self._areas.add(positive)
+        self.positive += int(np.count_nonzero(positive))
+        self.void += int(np.count_nonzero(void))
+        if self._polygons is not None:
+            drawn = self._polygons.read(y, x, h, w) == 1
+            self.agreement[0] += int(np.count_nonzero(drawn & positive))
+            self.agreement[1] += int(np.count_nonzero(drawn) + np.count_nonzero(positive))
+        if not self.mask.has_void:
+            return positive[..., None] * np.uint8(255)
+        return np.stack([positive, void], 2) * np.uint8(255)
 
 
 class Tiles:
-    """The tiles of some slides, with their margins, from the cache in `folder`. `facts` has what
-    `cut` returned for each slide. ValueError names a file of tiles that is damaged."""
+    """The tiles of some slides, with their margins, from the cache in `folder`. ValueError names a
+    file of tiles that is damaged."""
 
-    def __init__(self, folder: Path, facts: Sequence[dict], tile: int, margin: int):
+    def __init__(self, folder: Path, slides: Sequence[CutSlide], tile: int, margin: int):
         self.size = tile + 2 * margin
-        self.places = [(index, *place) for index, of_slide in enumerate(facts)
-                       for place in of_slide["places"]]  # (slide, y, x) of each tile
-        self.mask_area = torch.tensor([area for of_slide in facts for area in of_slide["area"]])
-        self.blank = sum(of_slide["blank"] for of_slide in facts)  # tiles that were left out
-        self._where = [(folder / of_slide["file"], k) for of_slide in facts
-                       for k in range(len(of_slide["places"]))]  # file, and number within it
-        for of_slide in facts:
-            path, size = folder / of_slide["file"], len(of_slide["places"]) * self.size**2 * 4
+        self.places = [(index, y, x) for index, slide in enumerate(slides)
+                       for y, x in slide.places]  # (slide, y, x) of each tile
+        self.mask_area = torch.tensor([area for slide in slides for area in slide.area])
+        self.blank = sum(slide.blank for slide in slides)  # tiles that were left out
+        self._where = [(folder / slide.file, k) for slide in slides
+                       for k in range(len(slide.places))]  # file, and number within it
+        for slide in slides:
+            path, size = folder / slide.file, len(slide.places) * self.size**2 * 4
             if not path.exists() or path.stat().st_size != size:
                 raise ValueError(DAMAGED.format(path))
 
