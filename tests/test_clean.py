@@ -61,7 +61,7 @@ def test_old_tiles_of_an_image_go_when_it_is_cut_again_but_not_from_under_a_run(
     facts = [tiles("a-4", "a", "here", 1)]
     fold = tmp_path / "run" / "fold0"
     fold.mkdir(parents=True)
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"tiles": [old["file"]]}))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"tiles": [old.file]}))
 
     def left():
         return sorted(path.name for path in (tmp_path / "tiles").glob("*.tiles"))
@@ -72,5 +72,5 @@ def test_old_tiles_of_an_image_go_when_it_is_cut_again_but_not_from_under_a_run(
         delete_superseded(tmp_path / "tiles", facts)
         assert left() == everything
     delete_superseded(tmp_path / "tiles", facts)
-    assert left() == [other_scale["file"], "a-4.tiles", other_image["file"]]
+    assert left() == [other_scale.file, "a-4.tiles", other_image.file]
     assert not (tmp_path / "tiles" / "a-0.json").exists()

@@ -22,8 +22,8 @@ from minseg.run.describe import (
 from minseg.run.tiles import CutSlide
 
 SLIDE = CutSlide(file="a.tiles", source=[], made_from={}, height=40, width=50, microns=None,
-                 notes=[], kind="255", colour="", positive=100, void=0, objects=[100], agreement=[0, 0],
-                 blank=0, places=[[0, 0], [0, 9]], area=[6, 0])
+                 notes=[], kind="255", colour="", positive=100, void=0, objects=[100],
+                 agreement=[0, 0], blank=0, places=[[0, 0], [0, 9]], area=[6, 0])
 
 
 def items(count, **options):
