@@ -27,10 +27,10 @@ def pixel_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: ElementTre
     it. Where a text states a size that no slide has, a note is added."""
     first = tiff.pages.first  # the newest tifffile's TiffFile.is_svs leaves out files in strips
     if ome is not None and ome.get("PhysicalSizeX"):
-        x, y = (number(ome.get(f"PhysicalSize{axis}"))
+        x, y = (to_number(ome.get(f"PhysicalSize{axis}"))
                 * micrometres(ome.get(f"PhysicalSize{axis}Unit") or "µm") for axis in "XY")
     elif first.is_svs and (match := re.search(r"\bMPP\s*=([^|\r\n]*)", first.description)):
-        x = y = number(match[1].replace(",", "."))
+        x = y = to_number(match[1].replace(",", "."))
     elif tiff.is_philips:
         x, y = philips_size(first.description)
     else:
@@ -51,7 +51,7 @@ def philips_size(text: str) -> tuple[float, float]:
     try:
         for each in ElementTree.fromstring(text).iter("Attribute"):
             if each.get("Name") == "DICOM_PIXEL_SPACING":
-                y, x = (1e3 * number(part.strip('"')) for part in (each.text or "").split())
+                y, x = (1e3 * to_number(part.strip('"')) for part in (each.text or "").split())
                 sizes += [(x, y)] if min(x, y) > 0 else []
     except (ElementTree.ParseError, ValueError):  # damaged XML is no reason to refuse the image
         return 0.0, 0.0
@@ -80,7 +80,7 @@ def micrometres(unit: object) -> float:
     return MICROMETRES.get(name.replace("\u03bc", "µ"), 0.0)
 
 
-def number(value: object) -> float:
+def to_number(value: object) -> float:
     """The number in a tag or an attribute; 0 if there is none, or if there are several different
     ones."""
     values = set(value) if isinstance(value, tuple) else {value}
@@ -116,7 +116,7 @@ def ome_pixels(tiff: tifffile.TiffFile) -> list[ElementTree.Element]:
 
 def size_of(pixels: ElementTree.Element) -> tuple[int, int]:
     """Width and height of an image in OME's XML."""
-    return int(number(pixels.get("SizeX"))), int(number(pixels.get("SizeY")))
+    return int(to_number(pixels.get("SizeX"))), int(to_number(pixels.get("SizeY")))
 
 
 def described_size(tiff: tifffile.TiffFile) -> list[tuple[int, int]]:

@@ -231,7 +231,7 @@ def open_picture(path: Path) -> Source:
     if colour_of_16_bits and array[..., : array.shape[2] - alpha].max() < 32:
         raise UnsupportedImage("its 16-bit colours use less than an eighth of their range, and "
                                f"only the upper 8 bits can be read from a {kind}: save it as TIFF")
-    pixels: Decoded | Mapped = Decoded(array)
+    pixels: tiff.Pixels = Decoded(array)
     if array.nbytes > 2 * tiff.HELD:
         scratch = scratch_file()
         scratch.write(np.ascontiguousarray(array).data)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 from weakref import proxy
 from xml.etree import ElementTree
 
@@ -29,7 +29,7 @@ import numpy as np
 import tifffile
 from tifffile import COMPRESSION, PHOTOMETRIC
 
-from .pixel_size import described, number, pixel_size
+from .pixel_size import described, pixel_size, to_number
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # whatever matters is raised, too
 HELD = 2**26  # bytes to decode in one piece, to keep in a cache, and to read at a time
@@ -46,6 +46,18 @@ TURNED = "is rotated or mirrored as its orientation tag ({}) says"
 
 class UnsupportedImage(ValueError):
     """An intact file whose content is not supported. The message says what to do."""
+
+
+class Pixels(Protocol):
+    """Stored pixels, from which windows are read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # (H, W, C)
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def window(self, y: int, x: int, h: int, w: int) -> np.ndarray: ...  # (h, w, C) from (y, x) on
 
 
 class Decoded:
@@ -242,7 +254,7 @@ class Source:
     (H, W, C), .dtype and .window(y, x, h, w). Its channels are one grey or three colours, then an
     alpha channel if `alpha` is set, or one of unknown meaning if `extra` is set."""
 
-    pixels: Decoded | Mapped | Segments | Turned
+    pixels: Pixels
     height: int  # of the whole image, of which `pixels` may be a smaller copy
     width: int
     factor: int = 1  # how many times smaller `pixels` is
@@ -261,15 +273,15 @@ def open_tiff(path: Path, scale: int) -> Source:
     """Opens the largest image in a TIFF; of a pyramid, the coarsest level whose factor divides
     `scale`. UnsupportedImage if it cannot be read; decoders raise errors of their own."""
     with sorted_pages(path) as tiff:
-        series, notes = largest(tiff)
+        series, notes = find_largest(tiff)
         levels = series.levels
         page = levels[0].keyframe
-        height, width = layout(levels[0])[0][:2]
+        height, width = read_layout(levels[0])[0][:2]
         orientation = page.tags.valueof("Orientation", default=1)
         turned = orientation if orientation in range(2, 9) else 0
         chosen, factor = levels[0], 1
         for level in levels[1:] if not turned else ():  # from fine to coarse
-            h, w = layout(level)[0][:2]
+            h, w = read_layout(level)[0][:2]
             times = round(width / w)
             if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
                 chosen, factor = level, times
@@ -287,7 +299,7 @@ def open_tiff(path: Path, scale: int) -> Source:
             source.pixel_size = x, y = size if turned < 5 else size[::-1]
             if max(x, y) >= 1.01 * min(x, y):
                 source.notes.append(OBLONG.format(x, y))
-        source.nodata, _ = nodata(page)
+        source.nodata, _ = read_nodata(page)
         if turned:
             source.notes.append(TURNED.format(turned))
         return source
@@ -309,7 +321,7 @@ def sorted_pages(path: Path) -> Iterator[tifffile.TiffFile]:
         yield tiff
 
 
-def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]]:
+def find_largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]]:
     """The largest image in a file: the others are labels, overviews, smaller copies or masks of
     transparency. Also a note if another one is nearly as large."""
     # tifffile stitches neither, and its older versions do not know Trestle's files.
@@ -334,7 +346,7 @@ def largest(tiff: tifffile.TiffFile) -> tuple[tifffile.TiffPageSeries, list[str]
                    for each in close[:1]]
 
 
-def layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
+def read_layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, bool]:
     """The shape as (H, W, C); whether channels are stored as planes; whether a page is H x W."""
     sizes = list(zip(level.shape, level.axes))
     sizes = [(n, axis) for n, axis in sizes if n > 1 or axis in "YX"]
@@ -357,10 +369,10 @@ def layout(level: tifffile.TiffPageSeries) -> tuple[tuple[int, int, int], bool, 
 
 
 def open_level(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageSeries,
-               turned: int) -> Mapped | Segments | Turned:
+               turned: int) -> Pixels:
     """The stored pixels of an image or of one level of it, rotated or mirrored as the orientation
     tag `turned` says (0: not at all)."""
-    shape, planes, page_is_plane = layout(level)
+    shape, planes, page_is_plane = read_layout(level)
     page = level.keyframe
     check_colours(page)
     if any(each is None or each.parent is not tiff for each in level):
@@ -407,7 +419,7 @@ def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageS
                   turned: int) -> Mapped | Segments:
     """An image in tiles or strips. Strips that are too large to keep are unpacked. ValueError if
     the file is cut off; UnsupportedImage if a decoder is missing."""
-    page, (shape, planes, _) = level.keyframe, layout(level)
+    page, (shape, planes, _) = level.keyframe, read_layout(level)
     segments = Segments(path, list(level), shape, planes, 0)
     ends = [offset + count for offset, count in zip(segments.offsets, segments.counts)]
     if max(ends) > path.stat().st_size:
@@ -416,7 +428,7 @@ def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageS
         raise UnsupportedImage("holds no pixels, only a header: writing it failed, or it is a "
                                "sparse file without any tile: save it again, with all tiles")
     if 0 in segments.counts:
-        segments.fill = 255 if tiff.is_philips else fill(page)
+        segments.fill = 255 if tiff.is_philips else read_fill(page)
     try:
         # Where rows become columns, reading a few of them touches every strip.
         if not page.is_tiled and (segments.size > 2 * HELD or turned > 4):
@@ -432,7 +444,7 @@ def open_segments(path: Path, tiff: tifffile.TiffFile, level: tifffile.TiffPageS
     return segments
 
 
-def nodata(page: tifffile.TiffPage) -> tuple[int | None, str]:
+def read_nodata(page: tifffile.TiffPage) -> tuple[int | None, str]:
     """The value of GDAL's NODATA tag, or None if it is missing or not a value that a pixel can
     have; and the text of the tag."""
     text = str(page.tags.valueof("GDAL_NODATA", default="")).strip("\0 ")
@@ -441,9 +453,9 @@ def nodata(page: tifffile.TiffPage) -> tuple[int | None, str]:
     return (value if value < 2**page.bitspersample else None), text
 
 
-def fill(page: tifffile.TiffPage) -> int:
+def read_fill(page: tifffile.TiffPage) -> int:
     """The value of tiles that the file leaves out: GDAL's NODATA, else 0."""
-    value, text = nodata(page)
+    value, text = read_nodata(page)
     if value is None and text:
         raise UnsupportedImage(f"leaves out tiles whose value should be {text}, which pixels of "
                                f"{page.bitspersample} bits cannot have: save it with all tiles")
@@ -484,10 +496,10 @@ def find_white(source: Source, page: tifffile.TiffPage, ome: ElementTree.Element
     """Sets the value that is white, and whether the file says so by OME's SignificantBits,
     BitsPerSample or SMaxSampleValue: a plain 16-bit file does not."""
     bits = page.bitspersample
-    if ome is not None and (significant := number(ome.get("SignificantBits"))) > 0:
+    if ome is not None and (significant := to_number(ome.get("SignificantBits"))) > 0:
         bits = min(bits, int(significant))
     source.white, source.says_white = 2**bits - 1, bits != 16
-    stated = int(number(page.tags.valueof("SMaxSampleValue")))
+    stated = int(to_number(page.tags.valueof("SMaxSampleValue")))
     all_ones = not stated + 1 & stated  # in binary: 1, 3, 7, 15, ...
     # Any other value is only the maximum of this image in 8-bit files. In 16-bit files it may be
     # either, so a note says that it was used.
