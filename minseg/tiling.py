@@ -66,7 +66,7 @@ and 0.963 with it.*
 any distance from it a pixel's answer depends on its tile if the network takes means over the tile
 (squeeze-and-excitation, SCSE, CBAM), or if tiles are not a multiple of 32 pixels apart (the last
 one is moved in). Without either, it is the same to the bit from 520 pixels inside on (Lite0;
-[measured](../docs/study.md#the-same-pixel-in-another-tile)).
+[measured](../docs/shifts.md)).
 
 **Measured.** Overlap 0.5 and the linear window instead of no overlap: Dice -0.002 [-0.008, +0.005]
 on nuclei, +0.077 ▲ [+0.049, +0.104] on synthetic slides, in tiles of 64 pixels, where most pixels
