@@ -441,7 +441,7 @@ def draw_seam(net: nn.Module):
     here = costliest_place(wrong[0].float() - wrong[1].float(), tile)
     figure, axes = sheet(
         "What seams cost: four tiles that meet, and the same with overlap", 1, 3, height=3.9,
-        note="Yellow: found, red: wrong. Of all places where four tiles meet, the one where "
+        note="Yellow: found, orange: wrong. Of all places where four tiles meet, the one where "
         "overlap repairs most pixels.")
     show(axes[0], image[here], "image and label", "dashes: where tiles meet")
     outline(axes[0], mask[here], BLUE, 3)
