@@ -5,7 +5,7 @@
 
 Some show a network at work: two are trained first, into runs/figures-*, for ten minutes. The
 charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.jpg is
-the preview of the network with every trick, as train.py draws it.)"""
+the upper half of runs/synthetic/fold0/preview.png, which `python train.py` writes.)"""
 
 import math
 from collections.abc import Sequence

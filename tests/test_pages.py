@@ -370,9 +370,29 @@ def test_a_chapter_begins_with_a_line_of_the_tutorial():
 def test_the_table_of_the_readme_has_a_row_for_every_chapter():
     text = (ROOT / "README.md").read_text("utf-8")
     for file in (ROOT / "minseg").glob("[a-z]*.py"):
-        if file.stem in ("weights", "augment", "training", "predictor", "synthetic"):
-            continue
-        assert f"]({file.relative_to(ROOT).as_posix()})" in text, file
+        assert file.stem == "weights" or f"](minseg/{file.name})" in text, file
+
+
+def test_the_verdicts_of_the_readme_follow_from_the_study():
+    studies, judged = pages.load(ROOT / "docs/results"), set()
+    word = {"attention_gate": "gate", "deep_supervision": "supervision", "pretrained": "imagenet",
+            "losses": "lovász", "tiling": "window"}
+    for verdict, chapter in re.findall(r"\| ([^|]+) \| \[(\w+)\]\(minseg/",
+                                       (ROOT / "README.md").read_text("utf-8")):
+        for arm in WORDS.get(word.get(chapter, chapter), ()):
+            found = {name: study["arms"][arm] for name, study in studies.items()
+                     if arm in study["arms"]}
+            better = {name for name, row in found.items() if pages.mark(row) == " ▲"}
+            assert better == {
+                "clear": found.keys() - {"nuclei"}, "clear at first": {"synthetic"},
+                "clear in two of three lengths": {"synthetic-150", "synthetic-1200"}}.get(
+                    verdict, set()), arm
+            assert verdict != "clear at first" or "synthetic-1200" in found
+            early = found["synthetic"].get("along", {}).get("75", {"difference": -1})["difference"]
+            assert verdict != "slow start" or early < -0.2
+            judged.add(verdict)
+    assert judged == {"clear", "clear at first", "clear in two of three lengths", "slow start",
+                      "not told from chance"}
 
 
 def test_the_readme_counts_the_audits_verdicts():
