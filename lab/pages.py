@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,15 +202,6 @@ def schedules(studies: Studies) -> str:
                                        for arm, name in {"baseline": "baseline", **others}.items()))
 
 
-def number(value: float) -> str:
-    """A small number, with two digits.
-
-    >>> number(0.0), number(0.0173), number(2.34e-5)
-    ('0', '0.017', '2.3e-5')
-    """
-    return "0" if value == 0 else f"{value:.2g}".replace("e-0", "e-")
-
-
 def inside(row: dict, key: str, means: str, beyond: int) -> float:
     """The mean mismatch (`lab.shifts`) of the pixels that lie `beyond` so many pixels or more from
     every border."""
@@ -218,34 +210,30 @@ def inside(row: dict, key: str, means: str, beyond: int) -> float:
     return float((np.array(found[means])[beyond // WIDTH :] * pixels).sum() / pixels.sum())
 
 
-def mismatches(found: dict) -> str:
-    """The table of what two large tiles say of the same pixel, far from their borders."""
-    key, reach = f"tile {found['tiles'][-1]}, shift {{}}", found["reach"]
-    rows = [["mean difference, far inside", "32 pixels apart", "32 apart, shared means",
-             "16 apart, shared means", "for comparison: 32 apart, within 8 pixels of a border"]]
-    for row in found["rows"]:
-        cells = [inside(row, key.format(shift), means, reach) for shift, means in
-                 ((32, "as they are"), (32, "same means"), (16, "same means"))]
-        cells.append(row["mismatch"][key.format(32)]["as they are"][0])
-        rows.append([row["name"], *map(number, cells)])
-    return markdown(*rows)
+def shift_tables(found: dict) -> list[str]:
+    """What two tiles say of the same pixel: in large tiles, far from their borders; in the middle
+    of small ones, for each shift; and what each way to blend leaves between two predictions."""
+    small, large = (f"tile {tile}, shift {{}}".format for tile in found["tiles"])
 
+    def table(title: str, columns: dict[str, Callable[[dict], float]]) -> str:
+        return markdown([title, *columns], *(
+            [row["name"], *(f"{value(row):.2g}".replace("e-0", "e-") for value in columns.values())]
+            for row in found["rows"]))
 
-def shifted(found: dict) -> str:
-    """The table of what two small tiles say of the pixels in their middle, for each shift."""
-    tile = found["tiles"][0]
-    return markdown([f"mean difference, tiles of {tile} apart by", *map(str, SHIFTS)],
-                    *([row["name"], *(number(inside(row, f"tile {tile}, shift {shift}",
-                                                    "as they are", 32)) for shift in SHIFTS)]
-                      for row in found["rows"]))
-
-
-def blended(found: dict) -> str:
-    """The table of what each way to blend leaves between two predictions of an image."""
-    ways = list(found["rows"][0]["left"])
-    return markdown(["mean difference after blending", *ways],
-                    *([row["name"], *(number(row["left"][way]) for way in ways)]
-                      for row in found["rows"]))
+    return [
+        table("mean difference, far inside", {
+            "32 pixels apart": lambda row: inside(row, large(32), "as they are", found["reach"]),
+            "32 apart, shared means":
+                lambda row: inside(row, large(32), "same means", found["reach"]),
+            "16 apart, shared means":
+                lambda row: inside(row, large(16), "same means", found["reach"]),
+            "for comparison: 32 apart, within 8 pixels of a border":
+                lambda row: row["mismatch"][large(32)]["as they are"][0]}),
+        table(f"mean difference, tiles of {found['tiles'][0]} apart by", {
+            str(shift): partial(inside, key=small(shift), means="as they are", beyond=32)
+            for shift in SHIFTS}),
+        table("mean difference after blending", {
+            way: lambda row, way=way: row["left"][way] for way in found["rows"][0]["left"]})]
 
 
 def race_table(found: dict, title: str) -> str:
@@ -321,7 +309,7 @@ def pages(results: Path) -> dict[str, list[str]]:
     return {
         "docs/study.md": [effects(main, read(results / "costs.json")["rows"]), along(main),
                           schedules(studies), objects(main), seams(main)],
-        "docs/shifts.md": [mismatches(shifts), shifted(shifts), blended(shifts)],
+        "docs/shifts.md": shift_tables(shifts),
         "docs/race.md": [*races, small_table(results / "small-others.jsonl")],
         "docs/log.md": [*(log_table(results / f"{lines}.jsonl", *row)
                           for lines, row in LOG.items()),
