@@ -219,6 +219,16 @@ def test_two_groups_of_nuclei_fall_and_the_others_gain():
     assert sum(0 < gain < 0.0065 for gain in gains.values()) == 8
 
 
+def test_what_was_counted():
+    """What docs/study.md says of networks that found nothing, and of objects."""
+    found = pages.load(ROOT / "docs/results")["synthetic"]
+    blind = found["arms"]["Dice, then Lovász"]
+    assert (blind["found_nothing"], blind["networks"]) == (2, 6)
+    without, overlap = (found["objects"][f"overlap {way}"] for way in ("0, uniform", "0.5, linear"))
+    assert (without["invented"], overlap["invented"]) == (150, 59)
+    assert without["found"] + without["missed"] == 67
+
+
 def test_what_runs_of_1200_steps_say():
     """What docs/study.md says of them in words."""
     found = pages.load(ROOT / "docs/results")["synthetic-1200"]["arms"]
