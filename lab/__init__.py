@@ -14,7 +14,6 @@ docs/results/ and docs/figures/.
 | `lab.audit` | whether everything computes what other libraries compute |
 | `lab.labels` | which labels are wrong |
 | `lab.mutants` | whether the tests notice a broken line |
-| `lab.compare` | two runs side by side |
 | `lab.figures` | the figures of the docstrings |
 | `lab.plots` | charts of results |
 | `lab.style` | the style of all figures |

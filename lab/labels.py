@@ -58,13 +58,22 @@ from minseg.run.scores import open_saved
 from minseg.run.tiles import made_from
 from minseg.synthetic import write_slides
 
-from .compare import read_run
 from .measure import RESULTS, environment, write_json, write_text
 
 REACH, BLOCK = 128, 512  # pixels: the longest shift that is tried; what is read at once
 GAIN, GOOD = 0.05, 0.5  # what a shift must add to Dice, and the Dice it must reach, to be reported
 SHOWN = 9  # regions in the picture, at most three of an image
 KINDS = ("shifted", "missing", "added", "another's")  # of planted faults
+
+
+def read_run(run: Path) -> tuple[dict, dict]:
+    """A run's options and its summary. ValueError where the run is not complete."""
+    try:
+        config, summary = (json.loads((run / name).read_text(encoding="utf-8"))
+                           for name in ("config.json", "summary.json"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
+    return config, summary
 
 
 def around(mask: Mask, height: int, width: int, y: int, x: int) -> Tensor:

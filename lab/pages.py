@@ -84,9 +84,7 @@ PARAGRAPHS = {  # of the chapters, up to the next empty line
                 "tiles have something to find, 150 steps with R = 1 gave a Dice of 0.849, with all "
                 "tiles 0.772 (one seed, which may be chance: [log](../docs/log.md)).",
     "pretrained": f"ImageNet instead of random weights: {BOTH.format('random weights')} {NOTE}"
-                  + LONGER.format("random weights") +
-                  " After ten epochs on the nuclei at full size, one seed, mean of the groups: "
-                  "0.863 against 0.841.",
+                  + LONGER.format("random weights"),
     "attention_gate": f"Added to the baseline: {BOTH.format('gates')}; where they start open, "
                       "{gates, open at first@nuclei} and {gates, open at first@synthetic} " + NOTE,
     "scse": f"Added to the baseline: {BOTH.format('SCSE')} {NOTE}",
