@@ -12,7 +12,7 @@ docs/results/ and docs/figures/.
 | `lab.pages` | writes what was measured into README.md, the chapters and three pages of docs/ |
 | `lab.bench` | how fast and how large things are |
 | `lab.audit` | whether everything computes what other libraries compute |
-| `lab.labels` | which labels are wrong |
+| `lab.planted` | whether `labels.py` finds wrong labels |
 | `lab.mutants` | whether the tests notice a broken line |
 | `lab.figures` | the figures of the docstrings |
 | `lab.plots` | charts of results |
