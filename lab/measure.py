@@ -12,8 +12,8 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -341,23 +341,30 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
     return step
 
 
-@contextmanager
-def changed(constants: dict[str, object]) -> Iterator[None]:
-    """Inside the block, constants of modules have other values: {"train.EMA_SHARE": 0.1}."""
-    with ExitStack() as stack:
-        for name, value in constants.items():
-            stack.enter_context(patch(name, value))
-        yield
-
-
-def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor,
-                 steps: int) -> tuple[nn.Module, dict, float]:
-    """train.py's own training, without scores and logs after epochs. Returns the network with the
+def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor, steps: int, *,
+                 build: Callable = train.build,
+                 after_step: Callable[[nn.Module, int], None] | None = None,
+                 changes: Mapping[str, object] | None = None) -> tuple[nn.Module, dict, float]:
+    """train.py's own training, without scores and logs after epochs. `build` is called instead of
+    `train.build`; `after_step` after each step, with the network of averaged weights and the number
+    of steps done. `changes` are other values for names in modules. Returns the network with the
     averaged weights, the arguments that make it, and the seconds."""
+    class Counted(EMA):
+        steps = 0
+
+        def update(self) -> None:
+            super().update()
+            self.steps += 1
+            if after_step:
+                after_step(self.net, self.steps)
+
     args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
-    with (tempfile.TemporaryDirectory() as folder,
-          patch("train.score", lambda *_: {"pooled_dice": math.nan}),
-          patch("minseg.run.loop.save_log", lambda *_: None)):
+    replaced = {"train.build": build, "train.EMA": Counted, **(changes or {}),
+                "train.score": lambda *_: {"pooled_dice": math.nan},
+                "minseg.run.loop.save_log": lambda *_: None}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(patch(name, value))
         start = time.monotonic()
         net, network = train.train(args, tiles, train_on, [], Path(folder))
         synchronize()
