@@ -43,7 +43,6 @@ import train
 from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
-from minseg.run.report import Parser
 from minseg.run.scores import predict
 
 from . import measure, peers
@@ -51,10 +50,11 @@ from .effects import dice_of_groups, effect
 from .plots import race_chart
 from .runs import (
     FEW,
-    add_data_options,
+    add_folds,
     claim,
     finish,
     levels,
+    make_parser,
     mean,
     options_of,
     parse_known,
@@ -185,21 +185,17 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = Parser(prog="python -m lab.race", allow_abbrev=False,
-                    description=__doc__.split("\n")[0],
-                    epilog="Other options are passed to train.py.")
+    parser = make_parser("race", __doc__, "20 synthetic slides, few glomeruli", seeds=3)
+    add_folds(parser)
     add = parser.add_argument
-    add_data_options(parser, seeds=3)
     add("--budgets", type=int, nargs="+", default=[75, 150, 300, 600], metavar="STEPS",
         help="default 75 150 300 600")
     add("--changes", nargs="+", choices=CHANGES, default=[], metavar="NAME",
         help="also minseg with one thing changed: " + ", ".join(CHANGES))
-    add("--out", type=Path, metavar="DIR", help="of the runs (default: runs/race- and the name)")
-    add("--docs", type=Path, default=Path("docs"), metavar="DIR",
-        help="for results/ and figures/ (default docs)")
     args = parse_known(parser, argv, "--seed --fold --resume --epochs --accumulate")
     args.name = args.name or (args.data.resolve().name if args.data else "synthetic")
     args.out = args.out or Path("runs") / f"race-{args.name}"
+    args.docs = args.docs or Path("docs")
     args.images = None  # of each group
     args.tuned_on = tuned_on(args.name, args.docs / "results")
     args.contestants = [MINSEG, *args.changes]

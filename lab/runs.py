@@ -22,7 +22,7 @@ from minseg.files.masks import Item
 from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped, out_of_memory
 from minseg.run.loop import locked
-from minseg.run.report import Progress, duration
+from minseg.run.report import Parser, Progress, duration
 
 from .measure import write_json, write_text
 
@@ -31,17 +31,27 @@ THRESHOLDS = [i / 64 for i in range(1, 64)]
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 
 
-def add_data_options(parser: argparse.ArgumentParser, seeds: int) -> None:
-    """What is trained on, and how often."""
+def make_parser(program: str, doc: str, data: str, seeds: int) -> Parser:
+    """A parser with the options that these programs share. `data`: what they take without --data;
+    `seeds`: how many they train by default."""
+    parser = Parser(prog=f"python -m lab.{program}", allow_abbrev=False,
+                    description=doc.split("\n")[0], epilog="Other options are passed to train.py.")
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
-    add("--name", help="of the results (default: the name of the data)")
-    add("--folds", type=int, default=3, metavar="K", help="default 3")
+    add("--data", type=Path, metavar="DIR", help=f"default: {data}")
     add("--seeds", type=int, default=seeds, metavar="N",
         help=f"default {seeds}: seeds 0 to {seeds - 1}")
+    add("--out", type=Path, metavar="DIR", help="of the runs (default: a folder in runs/)")
+    add("--docs", type=Path, metavar="DIR", help="for results/ and figures/ (default docs)")
+    return parser
 
 
-def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
+def add_folds(parser: Parser) -> None:
+    """Two more, for one data set."""
+    parser.add_argument("--name", help="of the results (default: the name of the data)")
+    parser.add_argument("--folds", type=int, default=3, metavar="K", help="default 3")
+
+
+def parse_known(parser: Parser, argv: Sequence[str] | None,
                 own: str) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`, but not the options in `own`."""
     args, args.options = parser.parse_known_args(argv)

@@ -35,13 +35,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minseg.files.datasets import find_slides
-from minseg.run.report import Parser
 from minseg.synthetic import synthetic_slide
 
 from . import measure, peers, race
 from .effects import dice_of_groups, effect
 from .race import MINSEG, PEERS
-from .runs import claim, finish, mean, parse_known, publish
+from .runs import claim, finish, make_parser, mean, parse_known, publish
 
 IMAGES = 5  # in each set
 NOT_TURNED = "minseg, tiles not turned"  # the same networks (see `minseg.tiling`)
@@ -193,20 +192,15 @@ def read_lines(path: Path) -> tuple[argparse.Namespace, dict[Job, dict]]:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = Parser(prog="python -m lab.small", allow_abbrev=False,
-                    description=__doc__.split("\n")[0],
-                    epilog="Other options are passed to train.py.")
+    parser = make_parser("small", __doc__, "only the synthetic slides, without the nuclei", seeds=3)
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="the nuclei (default: only drawn slides)")
     add("--part", choices=PARTS, default="others", help="which five sets (default others)")
-    add("--seeds", type=int, default=3, metavar="N", help="default 3")
     add("--steps", type=int, default=150, metavar="N", help="of a run (default 150)")
     add("--longer", type=int, metavar="N", help="steps that minseg takes in the peers' time")
     add("--contestants", nargs="+", default=[PEERS, MINSEG], metavar="NAME",
         choices=[PEERS, MINSEG, *race.CHANGES], help="default peers minseg")
-    add("--out", type=Path, default=Path("runs/small"), metavar="DIR", help="default runs/small")
-    add("--docs", type=Path, default=Path("docs"), metavar="DIR", help="default docs")
     args = parse_known(parser, argv, "--seed --fold --resume --epochs --accumulate --exclude")
+    args.out, args.docs = args.out or Path("runs/small"), args.docs or Path("docs")
     args.sets = [name for name in PARTS[args.part] if args.data or "group" not in SETS[name]]
     args.contestants = [(who, args.steps) for who in args.contestants
                         if who != PEERS or peers.installed()]

@@ -54,7 +54,6 @@ from minseg.run.config import DEFAULTS
 from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
-from minseg.run.report import Parser
 from minseg.run.scores import count_saved_objects, predict
 
 from . import measure, seams
@@ -64,8 +63,9 @@ from .plots import charts_of, stored_chart
 from .runs import (
     BASELINE,
     FEW,
-    add_data_options,
+    add_folds,
     levels,
+    make_parser,
     mean,
     options_of,
     parse_known,
@@ -243,20 +243,15 @@ def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = Parser(prog="python -m lab.study", allow_abbrev=False,
-                    description=__doc__.split("\n")[0],
-                    epilog="Other options are passed to train.py and change the baseline.")
+    parser = make_parser("study", __doc__, "20 synthetic slides, few glomeruli", seeds=2)
+    add_folds(parser)
     add = parser.add_argument
-    add_data_options(parser, seeds=2)
     add("--steps", type=int, default=600, metavar="N", help="of a run (default 600)")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
         help="default all: " + ", ".join(ARMS))
     add("--costs", action="store_true", help="measure time and memory of the arms, and nothing "
         "else")
     add("--quick", action="store_true", help="a minute or two on small slides, to see what it does")
-    add("--out", type=Path, metavar="DIR", help="of the runs (default: runs/study- and the name)")
-    add("--docs", type=Path, metavar="DIR", help="for results/ and figures/ (default docs, or with "
-        "--quick the folder of --out)")
     args = parse_known(parser, argv, "--seed --fold --resume --recipe --epochs --accumulate")
     if args.seeds < 1 or args.steps < 8:
         parser.error(f"--seeds {args.seeds} --steps {args.steps}: needs 1 seed and 8 steps or more")
