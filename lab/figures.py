@@ -463,7 +463,7 @@ NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}
 CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind in KINDS),
-          "study-synthetic-1200-lengths", "compare-random-imagenet", "shifts"]
+          "study-synthetic-1200-lengths", "pretrained", "shifts"]
 
 
 def make(name: str, runs: Path):
@@ -473,7 +473,7 @@ def make(name: str, runs: Path):
     if name in FIGURES:
         return FIGURES[name]()
     figure = stored_chart(name, RESULTS)
-    return figure, figure.axes if name.startswith("compare") else []
+    return figure, figure.axes if name == "pretrained" else []
 
 
 def main(argv: list[str] | None = None) -> None:

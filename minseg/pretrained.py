@@ -45,13 +45,13 @@ and segmentation_models.pytorch do the same. Mean and standard deviation are ave
 
 **Measured.** ImageNet instead of random weights: -0.012 on nuclei, +0.208 on synthetic slides:
 clear at first. In runs of 1,200 steps, +0.038 there: not told from chance
-([how](../docs/study.md)). After ten epochs on the nuclei at full size, one seed, mean of the
-groups: 0.863 against 0.841.
+([how](../docs/study.md)).
 
-![Held-out Dice, epoch by epoch](../docs/figures/compare-random-imagenet.png)
+![Held-out Dice during training](../docs/figures/pretrained.png)
 
-*Lite0 on 107 images of nuclei: held-out Dice, mean of the folds, with ImageNet's weights and with
-random ones (the axis starts at 0.6). ImageNet's are far ahead after one epoch, slightly after ten.*
+*Lite0 with ImageNet's weights and with random ones: held-out Dice along the way, in runs of 600
+steps on the nuclei and of 1,200 on synthetic slides. On the slides, random weights need most of the
+run to catch up.*
 
 **Source.** Tan and Le, arXiv 1905.11946; AdvProp: Xie et al., arXiv 1911.09665; the code of each
 family: pytorch/vision `efficientnet.py`, huggingface/pytorch-image-models `efficientnet.py`,

@@ -163,8 +163,7 @@ def prose():
             r"\*\*Measured\.\*\* .*?(?=\n\n)", chapter.read_text("utf-8"), re.S)]
     for text in paragraphs:
         if not text.startswith(("|", "```")):
-            text = re.sub("[▲▼↗↘] |After ten epochs.*|In another experiment.*", "",
-                          " ".join(text.split()))  # these two have tests of their own
+            text = re.sub("[▲▼↗↘] |In another experiment.*", "", " ".join(text.split()))
             yield text, measured(text, studies) | (quotes["docs/log.md"] if "log.md" in text
                                                    else set())
     # The prose of these two repeats numbers of their tables, but the log's last two sections quote
@@ -328,13 +327,6 @@ def test_tables_of_shifts_leave_out_what_lies_near_a_border():
     assert pages.shift_tables({**moved, "reach": 32})[0].endswith("| net | 0.19 | 0 | 0 | 1 |")
     assert blended.splitlines() == ["| mean difference after blending | a | b |",
                                     "|---|---|---|", "| net | 0.012 | 1.2e-5 |"]
-
-
-def test_the_chapter_quotes_the_longer_run_from_imagenet():
-    rows = json.loads((ROOT / "docs/results/compare-random-imagenet.json").read_text("utf-8"))
-    dice = {row["name"]: row["mean_dice"] for row in rows["rows"]}
-    quote = "{imagenet:.3f} against {random:.3f}".format(**dice)
-    assert quote in (ROOT / "minseg/pretrained.py").read_text("utf-8")
 
 
 def test_the_page_says_of_tiles_what_was_measured():
