@@ -6,15 +6,16 @@ docs/results/ and docs/figures/.
 | `lab.study` | which trick helps |
 | `lab.race` | train.py beside the recipe of other libraries |
 | `lab.small` | the same on data sets of five images |
+| `lab.peers` | that recipe |
+| `lab.runs` | how these three keep what they ran |
 | `lab.effects` | and how sure that is |
 | `lab.seams` | where in a tile the errors are |
 | `lab.shifts` | why a pixel's answer depends on its tile |
 | `lab.pages` | writes what was measured into README.md, the chapters and three pages of docs/ |
 | `lab.bench` | how fast and how large things are |
 | `lab.audit` | whether everything computes what other libraries compute |
-| `lab.labels` | which labels are wrong |
+| `lab.planted` | whether `labels.py` finds wrong labels |
 | `lab.mutants` | whether the tests notice a broken line |
-| `lab.compare` | two runs side by side |
 | `lab.figures` | the figures of the docstrings |
 | `lab.plots` | charts of results |
 | `lab.style` | the style of all figures |

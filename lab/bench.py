@@ -4,8 +4,8 @@
     python -m lab.bench hypercolumn
     python -m lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
     python -m lab.bench train --against smp --amp --compile
-    python -m lab.bench spread
-    python -m lab.bench memory --amp --encoders efficientnet-b0 efficientnet-b7
+    python -m lab.bench spread --amp --device cuda
+    python -m lab.bench memory
     python -m lab.bench slides
 """
 
@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,13 @@ from .measure import RESULTS, alive_after, in_turn, in_turn_apart, measured
 
 TILE, OVERLAP = 512, 0.25  # of the tiling bench
 SIDE, SMALL_TILE = 2048, 256  # of the image and the tiles against MONAI
-LOSS = "dice+lovasz"  # of the training steps
+ENCODER, LOSS = "efficientnet-b0", "dice+lovasz"  # of the training steps
 TRICKS = {
     "plain": {}, "gates": {"gates": True}, "scse": {"attention": "scse"},
     "cbam": {"attention": "cbam"}, "hypercolumn": {"hypercolumn": True},
     "deep": {"deep_supervision": True},
     "all": {"gates": True, "attention": "scse", "hypercolumn": True, "deep_supervision": True},
 }
-PAPER_BANDWIDTH = 3.0e12  # bytes per second, of a large GPU
-PAPER_PIXELS = 2**20  # of a batch; `spread` only counts larger ones on a CPU, it does not run them
 UNUSED = "encoder._conv_head", "encoder._bn1"  # parts that smp's U-Net has but never computes
 # Freed memory stays in the process only if a program asks for it. These ways do not ask for it:
 NOT_KEPT = "smp", "monai + smp", "minseg, memory not kept"
@@ -246,16 +243,10 @@ def against_monai(args: argparse.Namespace) -> Iterator[dict]:
                "dice_of_masks": dice_score(result >= 0.5, expected >= 0.5)}
 
 
-def numbers(amp: bool, device: str) -> str:
-    """The type that the network computes in."""
-    return str(autocast_dtype(device))[6:] if amp else "float32"
-
-
-def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False,
-                **options: Any) -> Step:
+def minseg_step(args: argparse.Namespace, recompute: bool = False, **options: Any) -> Step:
     """train.py's own step on one batch that lies on the device already; nothing is augmented.
     `options` are those of `measure.train_step`."""
-    net = UNet(name, **TRICKS[tricks]).to(args.device, memory_format=torch.channels_last).train()
+    net = UNet(ENCODER).to(args.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
     if recompute:
         recompute_activations(net)
@@ -263,15 +254,14 @@ def minseg_step(args: argparse.Namespace, name: str, tricks: str, recompute: boo
     return measure.train_step(net, optimizer, make_loss(LOSS), batch, args.amp, **options)
 
 
-def smp_step(args: argparse.Namespace, name: str, added: bool = False,
-             compiled: bool = False) -> Step:
+def smp_step(args: argparse.Namespace, added: bool = False, compiled: bool = False) -> Step:
     """segmentation_models.pytorch's U-Net in the loop that its documentation shows. `added`: with
     channels-last memory, a fused optimiser and, with --amp, autocast. `compiled`: with the network
     compiled."""
     import segmentation_models_pytorch as smp
 
     images, masks = measure.random_batch(args.images, args.size, args.device)
-    net = smp.Unet(name, encoder_weights=None).to(args.device).train()
+    net = smp.Unet(ENCODER, encoder_weights=None).to(args.device).train()
     dice, lovasz = smp.losses.DiceLoss("binary"), smp.losses.LovaszLoss("binary", per_image=True)
     if added:
         net = net.to(memory_format=torch.channels_last)
@@ -282,16 +272,13 @@ def smp_step(args: argparse.Namespace, name: str, added: bool = False,
     amp, kind, dtype = args.amp and added, args.device, autocast_dtype(args.device)
     scaler = torch.amp.GradScaler(kind, enabled=amp and dtype == torch.float16)
 
-    def loss_of(logits: Tensor, masks: Tensor) -> Tensor:
-        return dice(logits, masks) + lovasz(logits, masks)
-
     forward = torch.compile(net, dynamic=False) if compiled else net
 
     def step() -> Tensor:
         optimizer.zero_grad()
         with torch.autocast(kind, dtype, enabled=amp):
             logits = forward((images - mean) / std)
-            loss = loss_of(logits, masks)
+            loss = dice(logits, masks) + lovasz(logits, masks)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -316,88 +303,71 @@ def two_steps(make: Callable[[], Step], keep: bool) -> Callable[[], None]:
 
 
 def bench_train(args: argparse.Namespace) -> Iterator[dict]:
-    """Images a second and peak memory of a training step, with every encoder and set of tricks.
-    The post's epoch had 18,000 images. On a CPU a compiler's own memory would count, so that of
-    compiled steps is left out there."""
-    for name, tricks in product(args.encoders, args.tricks):
-        torch.compiler.reset()  # a function is compiled for eight networks at most
-        ours, theirs = partial(minseg_step, args, name, tricks), partial(smp_step, args, name)
-        makers = {"minseg": ours, "minseg, memory not kept": ours,
-                  "minseg, recomputed": partial(ours, recompute=True)}
-        if args.device == "cuda":  # the setting is for the memory of a CPU
-            del makers["minseg, memory not kept"]
+    """Images a second and peak memory of a training step. On a CPU a compiler's own memory would
+    count, so that of compiled steps is left out there."""
+    ours, theirs = partial(minseg_step, args), partial(smp_step, args)
+    makers = {"minseg": ours, "minseg, memory not kept": ours,
+              "minseg, recomputed": partial(ours, recompute=True)}
+    if args.compile:
+        makers["minseg, compiled"] = partial(ours, compiled=True)
+    if args.against == "smp":
+        makers |= {"smp": theirs, "smp, memory kept": theirs,
+                   "smp, everything added": partial(theirs, added=True)}
         if args.compile:
-            makers["minseg, compiled"] = partial(ours, compiled=True)
-        if args.against == "smp" and tricks == "plain":
-            makers |= {"smp": theirs, "smp, memory kept": theirs,
-                       "smp, everything added": partial(theirs, added=True)}
-            if args.device == "cuda":
-                del makers["smp, memory kept"]
-            if args.compile:
-                makers["smp, everything added, compiled"] = partial(theirs, True, compiled=True)
-        steps, memory = {}, {}
-        for way, make in makers.items():
-            if args.device == "cuda":
-                steps[way], memory[way] = measure.step_and_peak(make)
-            elif "compiled" not in way:
-                memory[way] = measured(two_steps, make, way not in NOT_KEPT, threads=1)[2]
-        seconds = (in_turn(steps, args.rounds, calls=2) if args.device == "cuda"
-                   else in_turn_apart(makers, args.rounds, NOT_KEPT))
-        for way in makers:
-            yield {"encoder": name, "tricks": tricks, "way": way, "images": args.images,
-                   "size": args.size, "loss": LOSS,
-                   "amp": "float32" if way in FLOAT32 else numbers(args.amp, args.device),
-                   "seconds_a_step": round(seconds[way], 4),
-                   "images_a_second": round(args.images / seconds[way], 3),
-                   "seconds_per_18000_images": round(18_000 / args.images * seconds[way], 1),
-                   "peak_gib": round(memory[way], 3) if way in memory else None}
+            makers["smp, everything added, compiled"] = partial(theirs, True, compiled=True)
+    cuda, steps, memory = args.device == "cuda", {}, {}
+    if cuda:  # whether freed memory is kept is a question of CPUs
+        makers = {way: make for way, make in makers.items() if "memory" not in way}
+    for way, make in makers.items():
+        if cuda:
+            steps[way], memory[way] = measure.step_and_peak(make)
+        elif "compiled" not in way:
+            memory[way] = measured(two_steps, make, way not in NOT_KEPT, threads=1)[2]
+    seconds = (in_turn(steps, args.rounds, calls=2) if cuda
+               else in_turn_apart(makers, args.rounds, NOT_KEPT))
+    for way in makers:
+        yield {"encoder": ENCODER, "way": way, "images": args.images, "size": args.size,
+               "loss": LOSS, "amp": args.amp and way not in FLOAT32,
+               "seconds_a_step": round(seconds[way], 4),
+               "images_a_second": round(args.images / seconds[way], 3),
+               "peak_gib": round(memory[way], 3) if way in memory else None}
 
 
 def bench_spread(args: argparse.Namespace) -> Iterator[dict]:
-    """Where a training step's time goes. For each group of operators: the bytes that it moves on
-    paper, its share of them and, where the step really runs, its milliseconds. Then a row for the
-    whole step, with the images a second that the bandwidth would allow if each operator moved its
-    bytes at full speed. The bytes are those of separate operators; compiled code moves fewer, so
-    it can exceed that bound. Without --amp, 32-bit and 16-bit numbers are shown."""
-    runs = args.device == "cuda" or args.images * args.size**2 <= PAPER_PIXELS
-    speed = measure.bandwidth(args.device) if runs else PAPER_BANDWIDTH
-    for name, tricks, amp in product(args.encoders, args.tricks,
-                                     (True,) if args.amp else (False, True)):
-        torch.compiler.reset()  # a function is compiled for eight networks at most
-        moved, operations = measure.count_step(
-            partial(UNet, name, **TRICKS[tricks]), make_loss(LOSS), args.images, args.size, amp)
-        total = sum(moved.values())
-        for compiled in (False, True) if args.compile and runs else (False,):
-            row = {"encoder": name, "tricks": tricks, "compiled": compiled, "images": args.images,
-                   "size": args.size, "amp": numbers(amp, args.device)}
-            whole = {"operators": "all", "gib": round(total / 2**30, 2),
-                     "tflop": round(operations / 1e12, 3),
-                     "bandwidth_tb_a_second": round(speed / 1e12, 3),
-                     "bound_images_a_second": round(args.images * speed / total, 1)}
-            spent = {}
-            if runs:
-                step = minseg_step(argparse.Namespace(**{**vars(args), "amp": amp}), name, tricks,
-                                   compiled=compiled, begin=measure.mark)
-                seconds = in_turn({"step": step}, args.rounds, calls=5)["step"]
-                spent = measure.milliseconds(step, args.device)
-                whole |= {"milliseconds": round(1e3 * seconds, 2),
-                          "milliseconds_in_operators": round(sum(spent.values()), 2),
-                          "images_a_second": round(args.images / seconds, 2),
-                          "share_of_bound": round(total / speed / seconds, 3)}
-            for group in spent if compiled else {**moved, **spent}:
-                yield {**row, "operators": group,
-                       "gib": None if compiled else round(moved[group] / 2**30, 3),
-                       "share": None if compiled else round(moved[group] / total, 3),
-                       "milliseconds": round(spent.get(group, 0), 3) if runs else None}
-            yield {**row, **whole}
+    """Where a training step's time goes: for each group of operators, the bytes that it moves on
+    paper and its milliseconds. Then a row for the whole step, with the images a second that the
+    bandwidth would allow if each operator moved its bytes at full speed."""
+    traffic = measure.Traffic()
+
+    def begin(part: str) -> None:
+        traffic.part = part
+        measure.mark(part)
+
+    step = minseg_step(args, begin=begin)
+    step()  # makes the optimiser's moments
+    with traffic:
+        step()
+    seconds = in_turn({"step": step}, args.rounds, calls=5)["step"]
+    spent, speed = measure.milliseconds(step, args.device), measure.bandwidth(args.device)
+    total = sum(traffic.moved.values())
+    row = {"encoder": ENCODER, "images": args.images, "size": args.size, "amp": args.amp}
+    for group in {**traffic.moved, **spent}:
+        yield {**row, "operators": group, "gib": round(traffic.moved[group] / 2**30, 3),
+               "milliseconds": round(spent.get(group, 0), 3)}
+    yield {**row, "operators": "all", "gib": round(total / 2**30, 2),
+           "milliseconds": round(1e3 * seconds, 2),
+           "images_a_second": round(args.images / seconds, 2),
+           "bandwidth_tb_a_second": round(speed / 1e12, 3),
+           "bound_images_a_second": round(args.images * speed / total, 1),
+           "share_of_bound": round(total / speed / seconds, 3)}
 
 
-def kept_bytes(args: argparse.Namespace, name: str, tricks: str, recompute: bool = False) -> int:
-    """Bytes of each image that a training step keeps for the backward pass, once the forward pass
-    has ended; with `recompute` also the inside of the block that then needs most. A batch of two
-    less a batch of one leaves out what does not depend on the images, as 16-bit copies of weights.
-    It is counted at half the size, since maps grow with the area."""
-    side = max(64, args.size // 64 * 32)  # a multiple of 32, as others are padded
+def kept_bytes(name: str, tricks: str, size: int, recompute: bool = False) -> int:
+    """Bytes of each image that a training step in bfloat16 keeps for the backward pass, once the
+    forward pass has ended; with `recompute` also the inside of the block that then needs most. A
+    batch of two less a batch of one leaves out what does not depend on the images, as 16-bit copies
+    of weights. It is counted at half the size, since maps grow with the area."""
+    side = max(64, size // 64 * 32)  # a multiple of 32, as others are padded
     torch.manual_seed(0)
     net = UNet(name, **TRICKS[tricks]).train().to(memory_format=torch.channels_last)
     inside, kept = [], []
@@ -409,28 +379,26 @@ def kept_bytes(args: argparse.Namespace, name: str, tricks: str, recompute: bool
     for images in (1, 2):
         x = torch.rand(images, 3, side, side).contiguous(memory_format=torch.channels_last)
         inside.clear()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
+        with torch.autocast("cpu", torch.bfloat16):
             kept.append(alive_after(partial(net, x)) + max(inside, default=0))
-    return round((args.size / side) ** 2 * (kept[1] - kept[0]))
+    return round((size / side) ** 2 * (kept[1] - kept[0]))
 
 
 def bench_memory(args: argparse.Namespace) -> Iterator[dict]:
     """What a batch needs at least: the maps that are kept for the backward pass, and 20 bytes for
-    each parameter (weight, gradient, two moments and moving average). It is counted, not measured,
-    so it holds on every device, but leaves out what single operators need while they run."""
-    for name, tricks in product(args.encoders, args.tricks):
+    each parameter (weight, gradient, two moments and moving average). Every encoder with all
+    tricks, then B0 with each. It is counted, not measured, so it holds on every device, but leaves
+    out what single operators need while they run."""
+    names = [name for name in SCALES if "lite" not in name]
+    for name, tricks in [*((name, "all") for name in names),
+                         *((ENCODER, each) for each in TRICKS if each != "all")]:
         parameters = sum(p.numel() for p in UNet(name, **TRICKS[tricks]).parameters())
         for recompute in (False, True):
-            kept = kept_bytes(args, name, tricks, recompute)
-            row = {"encoder": name, "tricks": tricks, "recomputed": recompute,
-                   "images": args.images, "size": args.size,
-                   "numbers": "bfloat16" if args.amp else "float32", "parameters": parameters,
+            kept = kept_bytes(name, tricks, args.size, recompute)
+            yield {"encoder": name, "tricks": tricks, "recomputed": recompute,
+                   "images": args.images, "size": args.size, "parameters": parameters,
                    "kept_mib_an_image": round(kept / 2**20, 1),
                    "gib": round((args.images * kept + 20 * parameters) / 2**30, 2)}
-            if args.device == "cuda":
-                make = partial(minseg_step, args, name, tricks, recompute)
-                row["peak_gib"] = round(measure.step_and_peak(make)[1], 2)
-            yield row
 
 
 def prepare_slides(folder: str, work: str, count: int, side: int) -> Callable[[], dict]:
@@ -493,12 +461,8 @@ def main(argv: list[str] | None = None) -> None:
         help="lovasz, tiling: model.pt of a run on synthetic slides")
     add("--images", type=int, help="of a batch (default 16; hypercolumn 2); slides: 100 of them")
     add("--size", type=int, help="side in pixels (default 640; tiling 30000; slides 5120)")
-    add("--amp", action="store_true", help="tiling, train, spread, memory: 16-bit numbers")
-    add("--compile", action="store_true", help="train, spread: also with torch.compile")
-    add("--encoders", nargs="+", default=["efficientnet-b0"], choices=SCALES, metavar="NAME",
-        help="train, spread, memory: default efficientnet-b0")
-    add("--tricks", nargs="+", default=["plain"], choices=TRICKS, metavar="NAME",
-        help=f"train, spread, memory: {', '.join(TRICKS)} (default plain)")
+    add("--amp", action="store_true", help="tiling, train, spread: 16-bit numbers")
+    add("--compile", action="store_true", help="train: also with torch.compile")
     add("--rounds", type=int, default=7, help="that count, after one of warm-up (default 7)")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
     add("--out", type=Path, default=RESULTS, help="default docs/results")

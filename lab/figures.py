@@ -5,7 +5,7 @@
 
 Some show a network at work: two are trained first, into runs/figures-*, for ten minutes. The
 charts of what was measured are drawn from docs/results/; nothing is measured anew. (preview.jpg is
-the preview of the network with every trick, as train.py draws it.)"""
+the upper half of runs/synthetic/fold0/preview.png, which `python train.py` writes.)"""
 
 import math
 from collections.abc import Sequence
@@ -441,7 +441,7 @@ def draw_seam(net: nn.Module):
     here = costliest_place(wrong[0].float() - wrong[1].float(), tile)
     figure, axes = sheet(
         "What seams cost: four tiles that meet, and the same with overlap", 1, 3, height=3.9,
-        note="Yellow: found, red: wrong. Of all places where four tiles meet, the one where "
+        note="Yellow: found, orange: wrong. Of all places where four tiles meet, the one where "
         "overlap repairs most pixels.")
     show(axes[0], image[here], "image and label", "dashes: where tiles meet")
     outline(axes[0], mask[here], BLUE, 3)
@@ -463,7 +463,7 @@ NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}
 CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind in KINDS),
-          "study-synthetic-1200-lengths", "compare-random-imagenet", "shifts"]
+          "study-synthetic-1200-lengths", "pretrained", "shifts"]
 
 
 def make(name: str, runs: Path):
@@ -473,7 +473,7 @@ def make(name: str, runs: Path):
     if name in FIGURES:
         return FIGURES[name]()
     figure = stored_chart(name, RESULTS)
-    return figure, figure.axes if name.startswith("compare") else []
+    return figure, figure.axes if name == "pretrained" else []
 
 
 def main(argv: list[str] | None = None) -> None:

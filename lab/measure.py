@@ -12,8 +12,8 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -22,13 +22,11 @@ import numpy as np
 import tifffile
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import DeviceType
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import infer
 import train
@@ -221,7 +219,8 @@ GROUPS = {  # of the network's operators: an operator belongs to the first patte
     "sums, products, means": "add|sub|mul|div|sum|mean",
     "copies, casts": "copy|clone",
 }
-FREE = re.compile("empty|detach|alias|_unsafe_view|lift|^device$")  # these move nothing
+# These move nothing, or a single number.
+FREE = re.compile("empty|detach|alias|_unsafe_view|lift|^device$|_local_scalar")
 WRITE_ONLY = re.compile(r"_like$|^new_|^zero_$|^fill_$")  # do not read the tensor they are given
 MARK = "begins: "
 
@@ -235,8 +234,7 @@ def group_of(operator: str, part: str) -> str:
 
 class Traffic(TorchDispatchMode):
     """Adds up the bytes that operators move through memory, group by group: each tensor that goes
-    in is read once, each that comes out is written once, and views are free. Of fake tensors
-    (`FakeTensorMode`), which have no values, each value is taken to be 1."""
+    in is read once, each that comes out is written once, and views are free."""
 
     def __init__(self):
         super().__init__()
@@ -245,8 +243,6 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        if name == "_local_scalar_dense":
-            return 1
         result = function(*args, **kwargs or {})
         if not function.is_view and not FREE.search(name):
             self.moved[group_of(name, self.part)] += _moved(function, name, args, kwargs, result)
@@ -266,34 +262,6 @@ def _moved(function, name: str, args: tuple, kwargs: dict | None, result: object
                if argument.alias_info and argument.alias_info.is_write
                and argument.name != "grads"]  # optimisers write these only to unscale them
     return nbytes(read) + nbytes(written)
-
-
-def _backward_flops(grad_shape, x_shape, w_shape, _bias, _stride, _padding, _dilation, transposed,
-                    _output_padding, _groups, output_mask, **_) -> int:
-    """The gradients of the input and of the weight cost as much as the forward pass, each.
-    PyTorch's own formula takes no account of groups."""
-    return sum(output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
-
-
-def count_step(make_net: Callable[[], nn.Module], loss: Callable, images: int, size: int,
-               amp: bool) -> tuple[Counter[str], int]:
-    """The bytes that a training step moves, by group of operators, and the floating-point
-    operations of its convolutions and matrix products. It computes nothing and allocates nothing,
-    so it takes seconds at any size; `amp` means autocast to bfloat16."""
-    backward = {torch.ops.aten.convolution_backward: _backward_flops}
-    with FakeTensorMode():
-        net = make_net().train()
-        net.__deepcopy__ = lambda memo: make_net()  # for the EMA: fake tensors cannot be copied
-        optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
-        traffic = Traffic()
-        batch = random_batch(images, size, "cpu")
-        step = train_step(net, optimizer, loss, batch, amp, begin=partial(setattr, traffic, "part"))
-        with traffic:
-            step()  # makes the optimiser's moments
-        traffic.moved.clear()
-        with FlopCounterMode(display=False, custom_mapping=backward) as flops, traffic:
-            step()
-    return traffic.moved, flops.get_total_flops()
 
 
 def mark(part: str) -> None:
@@ -373,24 +341,20 @@ def train_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable,
     return step
 
 
-@contextmanager
-def changed(constants: dict[str, object]) -> Iterator[None]:
-    """Inside the block, constants of modules have other values: {"train.EMA_SHARE": 0.1}."""
-    with ExitStack() as stack:
-        for name, value in constants.items():
-            stack.enter_context(patch(name, value))
-        yield
-
-
-def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor, steps: int,
-                 after_step: Callable = lambda step, net: None) -> tuple[nn.Module, dict, float]:
-    """train.py's own training, without scores and logs after epochs. Returns the network with the
+def train_minseg(args: argparse.Namespace, tiles: Tiles, train_on: Tensor, steps: int, *,
+                 build: Callable = train.build,
+                 after_step: Callable[[int, nn.Module], None] = lambda step, net: None,
+                 changes: Mapping[str, object] | None = None) -> tuple[nn.Module, dict, float]:
+    """train.py's own training, without scores and logs after epochs; `build` and `after_step` are
+    its own. `changes` are other values for constants of modules. Returns the network with the
     averaged weights, the arguments that make it, and the seconds."""
     args.epochs = steps / len(make_sampler(args, tiles, train_on)(0))
-    with (tempfile.TemporaryDirectory() as folder,
-          patch("minseg.run.loop.save_log", lambda *_: None)):
+    replaced = {**(changes or {}), "minseg.run.loop.save_log": lambda *_: None}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(patch(name, value))
         start = time.monotonic()
-        net, network = train.train(args, tiles, train_on, [], Path(folder), build=train.build,
+        net, network = train.train(args, tiles, train_on, [], Path(folder), build=build,
                                    after_step=after_step)
         synchronize()
         return net, network, time.monotonic() - start

@@ -182,13 +182,22 @@ def study_chart(name: str, kind: str, found: dict):
     return figure
 
 
-def comparison(rows: Sequence[dict]):
-    """The held-out Dice of runs, epoch by epoch, from the rows of `lab.compare`."""
-    lines = {f"{row['name']}: {row['held_out_dice'][-1]:.3f}":
-             (range(1, len(row["held_out_dice"]) + 1), row["held_out_dice"]) for row in rows}
-    encoder = rows[0]["alike"].get("encoder", "")
-    figure, axes = curves(f"Held-out Dice, mean of the folds, {encoder}", lines, "epoch", "Dice")
-    axes.set_ylim(bottom=math.floor(10 * min(min(dice) for _, dice in lines.values())) / 10)
+def weights_chart(studies: dict[str, dict]):
+    """The Dice of the baseline on its way, with ImageNet's weights and with random ones, from the
+    summaries of studies."""
+    lines = {}
+    for name, found in studies.items():
+        base = found["baseline"]["along"]
+        [random] = [row["along"] for row in found["training"] if row["arm"] == "random weights"]
+        steps = [int(number) for number in base]
+        lines[f"{name}: ImageNet"] = steps, list(base.values())
+        lines[f"{name}: random"] = steps, [base[at] + random[at]["difference"] for at in base]
+    figure, axes = curves("Held-out Dice, mean of the groups, Lite0", lines, "steps of training",
+                          "Dice")
+    axes.set(xscale="log", ylim=(0, 1))
+    axes.set_xticks(marks := sorted({at for steps, _ in lines.values() for at in steps}),
+                    map(str, marks))
+    axes.minorticks_off()
     return figure
 
 
@@ -246,13 +255,15 @@ def shifts_chart(found: dict):
 
 def stored_chart(name: str, results: Path):
     """A chart, by the name of its file, from the files in `results`."""
+    def read(stored: str) -> dict:
+        return json.loads((results / f"{stored}.json").read_text(encoding="utf-8"))
+
     study, _, kind = name.rpartition("-")
-    stored = results / f"{study if kind in KINDS else name}.json"
-    found = json.loads(stored.read_text(encoding="utf-8"))
     if kind in KINDS:
-        return study_chart(study.removeprefix("study-"), kind, found)
-    if name.startswith("race-"):
-        return race_chart(name.removeprefix("race-"), found)
+        return study_chart(study.removeprefix("study-"), kind, read(study))
+    if name == "pretrained":
+        return weights_chart({"nuclei": read("study-nuclei"),
+                              "synthetic": read("study-synthetic-1200")})
     if name == "shifts":
-        return shifts_chart(found)
-    return comparison(found["rows"])
+        return shifts_chart(read(name))
+    return race_chart(name.removeprefix("race-"), read(name))

@@ -26,8 +26,6 @@ Then whole images: predicted twice, with tiles that begin elsewhere, so `left` t
 Writes docs/results/shifts.json and draws docs/figures/shifts.png.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,52 +133,46 @@ def left(net: nn.Module, images: Sequence, tile: int, shift: int, device: str) -
     return result
 
 
-def measure_model(path: Path, name: str, images: Sequence, tiles: Sequence[int], device: str,
-                  bar: Progress) -> dict:
+def measure_model(path: Path, name: str, images: Sequence, device: str, bar: Progress) -> dict:
     """All that is measured of one network."""
     net, _ = load_model(path, device)
     row: dict = {"name": name, "mismatch": {}}
-    for tile in tiles:
-        for shift in SHIFTS if tile == tiles[0] else SHIFTS[:2]:
+    for tile in TILES:
+        for shift in SHIFTS if tile == TILES[0] else SHIFTS[:2]:
             found = sum(mismatch(net, torch.tensor(image).permute(2, 0, 1)[None].to(device) / 255,
                                  tile, shift) for image in images)
             row["mismatch"][f"tile {tile}, shift {shift}"] = {
                 "as they are": (found[0] / found[2]).tolist(),
                 "same means": (found[1] / found[2]).tolist(), "pixels": found[2].tolist()}
-            bar.step()
     parts = [image[: BLENDED + SHIFTS[0], : BLENDED + SHIFTS[0]] for image in images]
-    row["left"] = left(net, parts, tiles[0], SHIFTS[0], device)
+    row["left"] = left(net, parts, TILES[0], SHIFTS[0], device)
     bar.step()
     return row
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def middles(data: Path, scale: int, side: int) -> list:
+    """The middle of each image, `side` pixels of the scale a side."""
+    slides = [open_slide(item.image, scale, item.white) for item in find_slides(data)]
+    for slide in slides:
+        if min(slide.height, slide.width) < side:
+            raise ValueError(f"{data}: an image has {slide.height} x {slide.width} pixels at scale "
+                             f"{scale}: it needs {side} a side")
+    return [slide.read((slide.height - side) // 2, (slide.width - side) // 2, side, side)
+            for slide in slides]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures each network, writes what came out and draws it."""
     parser = Parser(prog="python -m lab.shifts", description=__doc__.split("\n")[0].strip("# "))
     add = parser.add_argument
     add("models", nargs="+", metavar="NAME=MODEL", help="a name, and a run's model.pt")
     add("--data", type=Path, metavar="DIR", help="images, as for train.py (default: two synthetic "
         "slides, drawn for it)")
-    add("--tiles", type=int, nargs="+", default=list(TILES), metavar="PIXELS",
-        help="multiples of 32 (default 128 1152)")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
     add("--docs", type=Path, default=Path("docs"), metavar="DIR",
         help="for results/ and figures/ (default docs)")
     args = parser.parse_args(argv)
-    args.device = parser.device(args.device)
-    args.tiles.sort()
-    for tile in args.tiles:
-        if tile < 64 or tile % 32:
-            parser.error(f"--tiles {tile}: needs multiples of 32, from 64 up")
-    if args.tiles[0] > BLENDED // 2:
-        parser.error(f"--tiles {args.tiles[0]}: give one of {BLENDED // 2} or less, too: whole "
-                     "images are predicted with the smallest")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measures each network, writes what came out and draws it."""
-    args = parse(argv)
+    device = parser.device(args.device)
     try:
         style.need_matplotlib()
         named = [(name, Path(model or name)) for name, _, model in
@@ -189,28 +181,17 @@ def main(argv: list[str] | None = None) -> None:
         if len(scales) > 1:
             raise ValueError(f"the models were trained at scales {sorted(scales)}: give models of "
                              "one scale")
-        scale, least = min(scales), max(args.tiles[-1], 2 * args.tiles[0]) + SHIFTS[0]
+        scale, least = min(scales), max(TILES[1], 2 * TILES[0]) + SHIFTS[0]
         side = 4 * scale * least // 3  # a third more, since glass surrounds the tissue
-        data = args.data or draw_synthetic_slides(Path("runs") / f"shifts-slides-{side}", count=2,
-                                                  height=side, width=side)
-        slides = [open_slide(item.image, scale, item.white) for item in find_slides(data)]
-        for slide in slides:
-            if min(slide.height, slide.width) < least:
-                raise ValueError(f"{data}: an image has {slide.height} x {slide.width} pixels at "
-                                 f"scale {scale}, and tiles of {args.tiles} need {least} a "
-                                 "side: use smaller --tiles")
+        images = middles(args.data or draw_synthetic_slides(
+            Path("runs") / f"shifts-slides-{side}", count=2, height=side, width=side), scale, least)
     except (ValueError, OSError) as error:
-        print(f"shifts: {error}", file=sys.stderr)
-        sys.exit(2)
-    images = [slide.read((slide.height - least) // 2, (slide.width - least) // 2, least, least)
-              for slide in slides]  # their middle
-    shifts = len(SHIFTS) + 2 * (len(args.tiles) - 1) + 1
-    bar = Progress(len(named) * shifts, "tiles")
-    rows = [measure_model(path, name, images, args.tiles, args.device, bar)
-            for name, path in named]
-    facts = {"images": len(images), "tiles": args.tiles, "bin": WIDTH, "reach": REACH}
+        parser.error(error)
+    bar = Progress(len(named), "networks")
+    rows = [measure_model(path, name, images, device, bar) for name, path in named]
+    facts = {"images": len(images), "tiles": TILES, "bin": WIDTH, "reach": REACH}
     path = measure.write_json(args.docs / "results/shifts.json",
-                              {**measure.environment(args.device), **facts, "rows": rows})
+                              {**measure.environment(device), **facts, "rows": rows})
     print(path, style.save(stored_chart("shifts", path.parent), args.docs / "figures/shifts.png"),
           sep="\n")
 

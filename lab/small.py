@@ -1,7 +1,7 @@
 """The recipe on small data sets: five images, of which train.py sees four.
 
     python -m lab.small --data DIR                      # DIR: the nuclei
-    python -m lab.small --data DIR --part tuned --contestants peers minseg 'rate 1e-3'
+    python -m lab.small --data DIR --part tuned --contestants minseg 'flips and turns only'
 
 The race (`lab.race`) has a hundred images. Most people begin with five, and nobody tunes for them.
 Here are ten such data sets (`SETS`): five of nuclei that look alike, and five of synthetic slides
@@ -16,9 +16,8 @@ defaults were chosen on the sets of `--part tuned`; the others only tell how goo
 `worst` is the Dice of the image of a set that is found worst (in the mean of the seeds). The unit
 of the intervals is the set (`lab.effects`).
 
-Each run leaves its result in OUT, as in the race: the same command goes on, and several processes
-can share OUT. The one that finds nothing left to do writes docs/results/small-PART.jsonl, a line
-for each run, and small-PART.json.
+A measurement can stop and go on, and several processes can share OUT (`lab.runs`). The one that
+finds all runs done writes docs/results/small-PART.jsonl, a line for each, and small-PART.json.
 """
 
 import argparse
@@ -26,7 +25,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice, product
 from operator import itemgetter
@@ -36,15 +35,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minseg.files.datasets import find_slides
-from minseg.run.config import DEFAULTS  # results of others are never mixed in
-from minseg.run.errors import Stopped
-from minseg.run.loop import locked
-from minseg.run.report import Parser, Progress
 from minseg.synthetic import synthetic_slide
 
-from . import measure, race
+from . import measure, peers, race
 from .effects import dice_of_groups, effect
 from .race import MINSEG, PEERS
+from .runs import claim, finish, make_parser, mean, parse_known, publish
 
 IMAGES = 5  # in each set
 NOT_TURNED = "minseg, tiles not turned"  # the same networks (see `minseg.tiling`)
@@ -133,12 +129,6 @@ def settings(args: argparse.Namespace, name: str) -> argparse.Namespace:
 Job = tuple[str, str, int, int, int]  # set, contestant, steps, seed, fold
 
 
-def jobs(args: argparse.Namespace) -> list[Job]:
-    """All runs: first every set with one seed."""
-    return [(name, who, steps, seed, fold) for seed in range(args.seeds)
-            for who, steps in args.contestants for name in args.sets for fold in range(IMAGES)]
-
-
 Seeds = list[dict[str, dict[str, float]]]  # for each seed: set -> image -> Dice
 
 
@@ -157,7 +147,7 @@ def worst(seeds: Seeds) -> list[dict[str, float]]:
     return [{name: sets[name][image] for name, image in lowest.items()} for sets in seeds]
 
 
-def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
+def summarize(args: argparse.Namespace, lines: Mapping[Job, dict]) -> dict:
     """A row for each contestant: the Dice of each image in each seed; the mean and the worst image
     of the sets; and how both differ from the peers, those of a change from minseg."""
     def seeds_of(who: str, steps: int, levels: str = "levels") -> Seeds:
@@ -176,7 +166,7 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         row = {"contestant": who, "steps": steps,
                "seconds": statistics.median(line["seconds"] for job, line in lines.items()
                                             if job[1:3] == trained),
-               "dice": race.mean(means(seeds)), "worst": race.mean(worst(seeds)),
+               "dice": mean(means(seeds)), "worst": mean(worst(seeds)),
                "sets": {name: [round(statistics.mean(each[name] for each in found), 4)
                                for found in (means(seeds), worst(seeds))] for name in args.sets},
                "images": [{name: {image: round(value, 4) for image, value in images.items()}
@@ -202,23 +192,18 @@ def read_lines(path: Path) -> tuple[argparse.Namespace, dict[Job, dict]]:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = Parser(prog="python -m lab.small", allow_abbrev=False,
-                    description=__doc__.split("\n")[0],
-                    epilog="Other options are passed to train.py.")
+    parser = make_parser("small", __doc__, "only the synthetic slides, without the nuclei", seeds=3)
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="the nuclei (default: only drawn slides)")
     add("--part", choices=PARTS, default="others", help="which five sets (default others)")
-    add("--seeds", type=int, default=3, metavar="N", help="default 3")
     add("--steps", type=int, default=150, metavar="N", help="of a run (default 150)")
     add("--longer", type=int, metavar="N", help="steps that minseg takes in the peers' time")
     add("--contestants", nargs="+", default=[PEERS, MINSEG], metavar="NAME",
         choices=[PEERS, MINSEG, *race.CHANGES], help="default peers minseg")
-    add("--out", type=Path, default=Path("runs/small"), metavar="DIR", help="default runs/small")
-    add("--docs", type=Path, default=Path("docs"), metavar="DIR", help="default docs")
-    args, args.options = parser.parse_known_args(argv)
+    args = parse_known(parser, argv, "--seed --fold --resume --epochs --accumulate --exclude")
+    args.out, args.docs = args.out or Path("runs/small"), args.docs or Path("docs")
     args.sets = [name for name in PARTS[args.part] if args.data or "group" not in SETS[name]]
     args.contestants = [(who, args.steps) for who in args.contestants
-                        if who != PEERS or race.has_peers()]
+                        if who != PEERS or peers.installed()]
     if args.longer:
         args.contestants.append((MINSEG, args.longer))
     return args
@@ -230,33 +215,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for name in args.sets:
             make(name, args.out / "sets", args.data)
+        claim(args.out, options=args.options)
     except (ValueError, OSError) as error:
         print(f"small: {error}", file=sys.stderr)
         sys.exit(2)
-    bar, lines = Progress(len(jobs(args)), f"small-{args.part}"), {}
-    facts = measure.environment("cpu")
-    for name, *job in jobs(args):
-        folder = args.out / f"runs, defaults {DEFAULTS}" / (
-            "{}, {}, {} steps, seed {}, fold {}".format(name, *job))
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "result.json"
-        with locked(folder) as free:
-            if free and not path.exists():
-                found = race.run(settings(args, name), tuple(job))
-                measure.write_json(path, {"set": name, **found, **facts})
-        if path.exists():
-            lines[(name, *job)] = json.loads(path.read_text(encoding="utf-8"))
-        bar.step()
-    if missing := len(jobs(args)) - len(lines):
-        sys.exit(f"small: {missing} runs are missing: another process may be working on them; the "
-                 "same command goes on")
-    found = {name: sorted({line[name] for line in lines.values()})
-             for name in ("device", "threads", "torch", "commit", "date")}
-    found |= {"options": args.options, **summarize(args, lines)}
-    target = args.docs / "results" / f"small-{args.part}.json"
-    measure.write_text(target.with_suffix(".jsonl"), "".join(
-        json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
-    print(measure.write_json(target, found))
+
+    def folder_of(*job: object) -> Path:
+        return args.out / "runs" / "{}, {}, {} steps, seed {}, fold {}".format(*job)
+
+    def run(name: str, *job) -> dict:
+        return {"set": name, **race.run(settings(args, name), *job)}
+
+    jobs = [(name, who, steps, seed, fold) for seed in range(args.seeds)  # first one of each set
+            for who, steps in args.contestants for name in args.sets for fold in range(IMAGES)]
+    lines = finish(f"small-{args.part}", jobs, folder_of, run, measure.environment("cpu"))
+    found = {"options": args.options, **summarize(args, lines)}
+    print(publish(args.docs / "results" / f"small-{args.part}.json", lines.values(), found))
     for row in found["rows"]:
         print(f"{row['steps']:5d} steps  {row['seconds']:6.1f} s  mean {row['dice']:.4f}  worst "
               f"{row['worst']:.4f}  {row['contestant']}  " + "  ".join(
@@ -267,5 +241,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (KeyboardInterrupt, Stopped):
+    except KeyboardInterrupt:
         sys.exit("\nsmall: stopped; the same command goes on")

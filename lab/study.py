@@ -20,8 +20,8 @@ baseline, not for arms that begin slowly (docs/study.md).
 Objects are counted after the last step. Some of the baseline's networks are also scored in other
 ways (`WAYS`), and the errors are counted at each distance from a seam (`lab.seams`).
 
-Each run has a folder in OUT and leaves its result there, in result.json. So a study can stop
-(Ctrl-C) and go on, and several processes or machines can share OUT. Runs whose lines are in
+A study can stop (Ctrl-C) and go on, and several processes or machines can share OUT (`lab.runs`).
+Runs whose lines are in
 docs/results/study-NAME.jsonl count as done: to measure them anew, give another `--name`. At the end
 all lines are written there, with what follows from them in study-NAME.json and
 docs/figures/study-NAME-*.png, also if some runs are missing. A seed counts once all of its folds
@@ -33,44 +33,47 @@ that a fold can be cut at the threshold that is best on the others. `lab.effects
 """
 
 import argparse
-import contextlib
-import io
 import json
 import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 import train
 from minseg import CBAM, AttentionGate, make_loss
-from minseg.crossval import dice_parts
 from minseg.files.masks import Item
 from minseg.run.checkpoint import save_model
 from minseg.run.config import DEFAULTS
-from minseg.run.errors import Stopped, out_of_memory
-from minseg.run.loop import locked
 from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
-from minseg.run.report import Parser, Progress, duration
 from minseg.run.scores import count_saved_objects, predict
 
 from . import measure, seams
 from .effects import dice_of_groups, effect, holm, luck_alone, luck_of_both
 from .measure import in_turn
 from .plots import charts_of, stored_chart
+from .runs import (
+    BASELINE,
+    FEW,
+    add_folds,
+    levels,
+    make_parser,
+    mean,
+    options_of,
+    parse_known,
+    publish,
+    work,
+)
 from .style import need_matplotlib, save
 
-THRESHOLDS = [i / 64 for i in range(1, 64)]
-BASELINE = "--encoder efficientnet-lite0 --weights imagenet"
 OPEN = 3.0  # a gate's logit at first, where it starts open: it lets 95 % through
 LOWER = 0.3  # times the learning rate, in a second stage
 ARMS = {
@@ -96,14 +99,13 @@ ROUNDS = 21  # in which each step is timed once
 AGAIN = "the same again"  # a row of the costs: how far equal steps are from each other
 LUCK_SEEDS = 5  # of the baseline: they tell how much luck does
 WAY_SEEDS = 2  # of the baseline: their networks are also scored in the other ways
-FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 Job = tuple[str, int, int]  # arm, seed, fold
-BUILD, RATE = train.build, train.learning_rate_share
+RATE = train.learning_rate_share
 
 
 def build_open(*args) -> tuple[nn.Module, dict]:
     """`train.build`, with gates and CBAM's two sigmoids open at first."""
-    net, network = BUILD(*args)
+    net, network = train.build(*args)
     for module in net.modules():
         if isinstance(module, AttentionGate):
             nn.init.constant_(module.psi.get_parameter("bias"), OPEN)
@@ -118,10 +120,10 @@ def lower_rate(step: int, steps: int, first_stage_steps: int) -> float:
     return RATE(step, steps, first_stage_steps) * (1 if step < first_stage_steps else LOWER)
 
 
-CHANGED: dict[str, dict[str, object]] = {  # where an option does not do it: other values for names
-    "gates, open at first": {"train.build": build_open},
-    "CBAM, open at first": {"train.build": build_open},
-    "BCE + Dice, then Lovász at a lower rate": {"train.learning_rate_share": lower_rate},
+HOW: dict[str, dict] = {  # where an option does not do it: arguments of `measure.train_minseg`
+    "gates, open at first": {"build": build_open}, "CBAM, open at first": {"build": build_open},
+    "BCE + Dice, then Lovász at a lower rate": {
+        "changes": {"train.learning_rate_share": lower_rate}},
 }
 
 
@@ -130,27 +132,10 @@ def folder_of(args: argparse.Namespace, *job: object) -> Path:
     return args.out / "runs" / "{}, seed {}, fold {}".format(*job)
 
 
-def options_of(args: argparse.Namespace, arm: str, seed: int, fold: int) -> list[str]:
-    """The command line of a run for `train.py`."""
-    run = {"--data": args.data, "--folds": args.folds, "--fold": fold, "--seed": seed,
-           "--out": args.out / "runs" / "none"}
-    return [*BASELINE.split(), *args.options, *ARMS[arm].split(),
-            *(str(word) for pair in run.items() for word in pair)]
-
-
 def identity(args: argparse.Namespace, arm: str) -> list[str]:
     """What the runs of an arm must have in common, to be compared."""
     return [*BASELINE.split(), *args.options, *ARMS[arm].split(), "--folds", str(args.folds),
             "--steps", str(args.steps)]
-
-
-def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
-    """The numerator and denominator of each group's Dice at each of `THRESHOLDS`."""
-    groups: dict[str, Tensor | int] = {}
-    for item, count in zip(items, counts):
-        groups[item.group] = groups.get(item.group, 0) + count
-    return {group: [dice_parts(count, threshold).tolist() for threshold in THRESHOLDS]
-            for group, count in groups.items()}
 
 
 def scored(net: nn.Module, items: Sequence[Item], given: argparse.Namespace, **way) -> dict:
@@ -172,33 +157,30 @@ def lengths(steps: int) -> list[int]:
     return [round(steps / parts) for parts in (8, 4, 2)]
 
 
-def run_arm(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
+def run(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     """Trains one network with train.py's own loop, and scores it along the way."""
-    given, along = train_options(options_of(args, arm, seed, fold)), {}
-    data = prepare(given)
-    items = [item for item, other in zip(data.items, data.folds) if other == fold]
+    given = train_options(options_of(args, ARMS[arm], seed, fold))
+    data, along = prepare(given), {}
+    items, train_on = data.held_out(fold), training_tiles(data.tiles, data.folds, fold)
 
-    def after_step(step: int, net: nn.Module) -> None:
-        if step in lengths(args.steps):
-            along[str(step)] = levels(items, predict(net, items, given, **WAYS[SCORED]))
+    def after_step(steps: int, net: nn.Module) -> None:
+        if steps in lengths(args.steps):
+            along[str(steps)] = levels(items, predict(net, items, given, **WAYS[SCORED]))
 
     keep_memory()
-    # Returning memory after each band of an image is for whole slides.
-    changes = {"minseg.run.bands.trim_memory": lambda: None}
-    with measure.changed({**changes, **CHANGED.get(arm, {})}):
-        net, network, _ = measure.train_minseg(
-            given, data.tiles, training_tiles(data.tiles, data.folds, fold), args.steps,
-            after_step)
-        result = scored(net, items, given, **WAYS[SCORED])
-        along[str(args.steps)] = result["levels"]
-        found = {"along": along, "objects": result["objects"]}
-        if arm == "baseline" and seed < WAY_SEEDS:
-            found["ways"] = {name: result if name == SCORED else scored(net, items, given, **way)
-                             for name, way in WAYS.items()}
+    net, network, _ = measure.train_minseg(given, data.tiles, train_on, args.steps,
+                                           after_step=after_step, **HOW.get(arm, {}))
+    result = scored(net, items, given, **WAYS[SCORED])
+    along[str(args.steps)] = result["levels"]
+    found = {"along": along, "objects": result["objects"]}
+    if arm == "baseline" and seed < WAY_SEEDS:
+        found["ways"] = {name: result if name == SCORED else scored(net, items, given, **way)
+                         for name, way in WAYS.items()}
     if seed == fold == 0:  # for `lab.shifts`
         save_model(folder_of(args, arm, seed, fold) / "model.pt", network, net.state_dict(),
                    scale=given.scale, tile=given.tile, threshold=0.5)
-    return found
+    return {"arm": arm, "seed": seed, "fold": fold, "options": identity(args, arm),
+            "defaults": DEFAULTS, **found}
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -236,26 +218,6 @@ def read_lines(args: argparse.Namespace, groups: Sequence[set[str]] = ()) -> dic
     return lines
 
 
-def run(args: argparse.Namespace, job: Job, facts: dict) -> bool:
-    """Does one job and writes its result. False where it failed; Ctrl-C ends the program."""
-    (arm, seed, fold), folder, log = job, folder_of(args, *job), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            result = run_arm(args, arm, seed, fold)
-        measure.write_json(folder / "result.json", {
-            "arm": arm, "seed": seed, "fold": fold, "options": identity(args, arm),
-            "defaults": DEFAULTS, **result, **facts})
-    except Stopped:
-        raise KeyboardInterrupt
-    except (SystemExit, ArithmeticError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
-            raise
-        last = (log.getvalue().splitlines() or [""])[-1] if isinstance(error, SystemExit) else error
-        print(f"{folder.name}: {last}", file=sys.stderr, flush=True)
-        return False
-    return True
-
-
 def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
     """For each arm the seconds of a step (the median, all arms in turn), the bytes that the forward
     pass keeps for the backward pass, and the parameters. An arm with two losses is measured with
@@ -280,36 +242,18 @@ def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
             "rows": {arm: costs[name] for arm, name in step_of.items()}}
 
 
-def add_data_options(parser: argparse.ArgumentParser, seeds: int) -> None:
-    """What a study trains on, and how often."""
-    add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="default: 20 synthetic slides, few glomeruli")
-    add("--name", help="of the results (default: the name of the data)")
-    add("--folds", type=int, default=3, metavar="K", help="default 3")
-    add("--seeds", type=int, default=seeds, metavar="N",
-        help=f"default {seeds}: seeds 0 to {seeds - 1}")
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = Parser(prog="python -m lab.study", allow_abbrev=False,
-                    description=__doc__.split("\n")[0],
-                    epilog="Other options are passed to train.py and change the baseline.")
+    parser = make_parser("study", __doc__, "20 synthetic slides, few glomeruli", seeds=2)
+    add_folds(parser)
     add = parser.add_argument
-    add_data_options(parser, seeds=2)
     add("--steps", type=int, default=600, metavar="N", help="of a run (default 600)")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
         help="default all: " + ", ".join(ARMS))
     add("--costs", action="store_true", help="measure time and memory of the arms, and nothing "
         "else")
     add("--quick", action="store_true", help="a minute or two on small slides, to see what it does")
-    add("--out", type=Path, metavar="DIR", help="of the runs (default: runs/study- and the name)")
-    add("--docs", type=Path, metavar="DIR", help="for results/ and figures/ (default docs, or with "
-        "--quick the folder of --out)")
-    args, args.options = parser.parse_known_args(argv)
-    given = {option.split("=")[0] for option in args.options}
-    for name in {"--seed", "--fold", "--resume", "--recipe", "--epochs", "--accumulate"} & given:
-        parser.error(f"{name}: this program sets it itself")
+    args = parse_known(parser, argv, "--seed --fold --resume --recipe --epochs --accumulate")
     if args.seeds < 1 or args.steps < 8:
         parser.error(f"--seeds {args.seeds} --steps {args.steps}: needs 1 seed and 8 steps or more")
     args.images = None  # of each group
@@ -324,25 +268,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.options = [*"--weights none --tile 64 --scale 4".split(), *args.options]
     args.arms = ["baseline", *(arm for arm in args.arms if arm != "baseline")]
     return args
-
-
-def work(args: argparse.Namespace, todo: Sequence[Job], facts: dict) -> bool:
-    """Does what is left to do, and returns whether all of it succeeded."""
-    ended = set(read_lines(args))
-    bar, failed = Progress(len(todo), args.name, len(ended.intersection(todo))), False
-    for job in todo:
-        if job in ended:
-            continue
-        folder, start = folder_of(args, *job), time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder) as free:
-            if free and not (folder / "result.json").exists():
-                if run(args, job, facts):
-                    bar.say(f"{folder.name}: {duration(time.monotonic() - start)}")
-                else:
-                    failed = True
-        bar.step()  # another process may have done it meanwhile
-    return not failed
 
 
 def complete(lines: dict[Job, dict], folds: int) -> dict[str, list[list[dict]]]:
@@ -440,11 +365,6 @@ def training_row(runs: Sequence[Sequence[dict]], base: dict[int, list[dict[str, 
     return row
 
 
-def mean(seeds: Sequence[dict[str, float]]) -> float:
-    """The mean over seeds and groups."""
-    return statistics.mean(dice for seed in seeds for dice in seed.values())
-
-
 def objects_of(seeds: Sequence[Sequence[dict]]) -> dict[str, float]:
     """The objects of all folds, the mean over the seeds."""
     return {name: round(statistics.mean(sum(line["objects"][name] for line in folds)
@@ -454,18 +374,14 @@ def objects_of(seeds: Sequence[Sequence[dict]]) -> dict[str, float]:
 
 def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     """Writes the lines and the summary, and draws the charts."""
-    path = args.published.with_suffix(".json")
-    order = sorted(lines, key=lambda job: ([*ARMS].index(job[0]), *job[1:]))
-    measure.write_text(args.published, "".join(
-        json.dumps(lines[job], ensure_ascii=False, separators=(",", ":")) + "\n" for job in order))
-    facts = {name: sorted({line[name] for line in lines.values()})
-             for name in ("device", "torch", "threads", "commit", "date")}
     words = [*([] if args.synthetic else ["--data", args.data.name]), "--name", args.name,
              "--folds", args.folds, "--seeds", args.seeds, "--steps", args.steps, *args.options,
              *([] if set(args.arms) == set(ARMS) else ["--arms", *args.arms[1:]])]
-    facts["command"] = shlex.join(["python", "-m", "lab.study", *map(str, words)])
-    found = summarize(args, lines)
-    print(measure.write_json(path, {**facts, **found}))
+    command = shlex.join(["python", "-m", "lab.study", *map(str, words)])
+    order = sorted(lines, key=lambda job: ([*ARMS].index(job[0]), *job[1:]))
+    found = {"command": command, **summarize(args, lines)}
+    path = args.published.with_suffix(".json")
+    print(publish(path, [lines[job] for job in order], found))
     for kind in charts_of(found):
         name = f"{path.stem}-{kind}"
         print(save(stored_chart(name, path.parent), args.docs / "figures" / f"{name}.png"))
@@ -484,7 +400,7 @@ def main(argv: list[str] | None = None) -> None:
             small = {"count": 4, "height": 512, "width": 512}
             args.data = draw_synthetic_slides(
                 args.out / "slides", **(small if args.quick else {"glomeruli": FEW}))
-        given = train_options(options_of(args, "baseline", 0, 0))
+        given = train_options(options_of(args, "", 0, 0))
         data = prepare(given)  # what is wrong here is wrong with every run
         args.images = dict(sorted(Counter(item.group for item in data.items).items()))
         groups = [{item.group for item, other in zip(data.items, data.folds) if other == fold}
@@ -498,7 +414,9 @@ def main(argv: list[str] | None = None) -> None:
     todo = jobs(args)
     print(f"{len(set(todo) - set(lines))} trainings of {args.steps} steps; the time left follows "
           "the first one", flush=True)
-    succeeded = work(args, todo, measure.environment(given.device))
+    left = {folder_of(args, *job): partial(run, args, *job) for job in todo if job not in lines}
+    succeeded = work(args.name, left, measure.environment(given.device),
+                          len(todo) - len(left))
     lines = read_lines(args, groups)
     if missing := len(set(todo) - set(lines)):
         print(f"{missing} of {len(todo)} runs are missing: another process may be working on them; "

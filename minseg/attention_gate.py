@@ -1,5 +1,8 @@
 """# Attention gates
 
+**In `tutorial.py`**, `net = UNet("efficientnet-lite0")` becomes
+`UNet("efficientnet-lite0", gates=True)`.
+
 **Idea.** In a U-Net (see `minseg.unet`) a *skip* hands an encoder map on to the decoder map of its
 size: everything that the encoder saw, most of it irrelevant. The map one level deeper already knows
 roughly *where* the object is. Let it weight the skip, by one number from 0 to 1 for each pixel.
@@ -38,16 +41,14 @@ the loss tells a gate where to open.*
 (*) Only the deepest map of all passes a 1 x 1 convolution, BN and ReLU before it serves as g.
 
 The paper says that its gates start open, but nothing in its code opens them: the usual
-initialisation keeps q near 0. Opened by psi's bias (3, so that alpha starts near 0.95), they ended
-no better here (below).
+initialisation keeps q near 0. Starting with open gates (psi's bias is 3, so alpha starts near 0.95)
+did not help here (below).
 
 segmentation_models.pytorch and HuBMAP's winner (see `minseg.cbam`) have no such gates: what Kaggle
 calls attention is mostly `minseg.scse` or `minseg.cbam`, where a map computes its own weights.
 
-**Measured.** Added to the baseline: Dice +0.002 [-0.009, +0.013] on nuclei, -0.011 [-0.031, +0.009]
-on synthetic slides; where they start open, +0.002 [-0.006, +0.011] and -0.031 [-0.068, +0.005]
-(brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600 steps of eight tiles;
-[study](../docs/study.md)).
+**Measured.** +0.002 on nuclei, -0.011 on synthetic slides: not told from chance. Gates that start
+open: +0.002 and -0.031 ([how](../docs/study.md)).
 
 **Source.** Oktay et al., *Attention U-Net: Learning Where to Look for the Pancreas*, MIDL 2018,
 arXiv 1804.03999, equations 1 and 2 and figure 2. W, BN and the 2 x 2 theta: the authors' code,
@@ -69,7 +70,7 @@ tensor([0.0180, 0.2590, 0.7410, 0.9820])
 1. *By hand.* With psi's weights at 0, alpha is the same for all pixels: 1/2 if psi's bias is 0, and
    1 if it is 100. How many times larger is the output in training, if alpha is 1 instead of 1/2?
 2. *Break it.* In a copy of this file, my_attention_gate.py, replace `F.relu(theta + phi)` by
-   `(theta + phi)`. Which test fails, and what can such a gate not do?
+   `(theta + phi)`. Predict, then run: which test fails, and what can such a gate not do?
 3. *Write it.* `AttentionGate(skip_channels, gate_channels, inter_channels=None)`, with `attention`
    and `forward`, and the layers theta, phi, psi, `project` and `norm`, in this order.
    `python -m pytest tests/test_attention_gate.py --mine my_attention_gate.py` grades it, and the

@@ -1,5 +1,8 @@
 """# EfficientNet, the encoder
 
+**In `tutorial.py`**, `net = UNet("efficientnet-lite0")` names its encoder, which is explained here.
+`UNet("efficientnet-b0")` takes a larger one.
+
 **Idea.** Find one small network that uses its multiply-adds well, then make it deeper, wider and
 its input larger *together*, by one rule. Its block, MBConv, expands x to many channels, filters
 each channel separately, weights the channels, and projects to few channels again:
@@ -60,7 +63,8 @@ section 3. Stochastic depth: Huang et al., arXiv 1603.09382, section 3.
    its depthwise convolution, and how many would an ordinary one from 96 to 96 channels have?
 2. *Break it.* In a copy of this file, my_efficientnet.py, replace
    `(columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)` by
-   `(columns - columns // 2, columns // 2, rows - rows // 2, rows // 2)`. Which test fails?
+   `(columns - columns // 2, columns // 2, rows - rows // 2, rows // 2)`. Predict, then run: which
+   test fails?
 3. *Write it.* `SqueezeExcite(channels, hidden)`, with the layers `reduce` and `expand`.
    `python -m pytest tests/test_efficientnet.py --mine my_efficientnet.py` grades it, and the copy,
    too.

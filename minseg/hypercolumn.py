@@ -1,8 +1,11 @@
 """# Hypercolumns
 
+**In `tutorial.py`**, `net = UNet("efficientnet-lite0")` becomes
+`UNet("efficientnet-lite0", hypercolumn=True)`.
+
 **Idea.** The decoder's last map has the full resolution but may have lost some of what the deeper
-maps knew. (A *map* is a tensor of several channels here.) So describe each pixel by *all* maps at
-once, from the finest to the coarsest: the column of values above that pixel.
+maps knew. So describe each pixel by *all* maps at once, from the finest to the coarsest: the column
+of values above that pixel.
 
     z = ReLU(BN(W [d0, up(d1), up(d2), up(d3), up(d4)]))               [ , ]: channels side by side
 
@@ -31,9 +34,8 @@ images of 640 x 640, this module needs 0.21 GiB of memory beyond the maps, the c
 GiB; on two CPU cores it takes 0.8 s, the concatenation 8.1 s (`python -m lab.bench hypercolumn`).
 Of a whole training step this is a small part ([study](../docs/study.md#the-tricks)).
 
-**Measured.** Added to the baseline: Dice +0.017 [-0.017, +0.052] on nuclei, -0.009 [-0.031, +0.013]
-on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600
-steps of eight tiles; [study](../docs/study.md)).
+**Measured.** +0.017 on nuclei, -0.009 on synthetic slides: not told from chance
+([how](../docs/study.md)).
 
 | what | paper | HuBMAP's winner | here |
 |---|---|---|---|
@@ -67,7 +69,7 @@ True
    first. Now square instead of doubling. Where does the order matter, and what does this say about
    the place of the ReLU?
 2. *Break it.* In a copy of this file, my_hypercolumn.py, replace `(2 / sum(in_channels)) ** 0.5` by
-   `(2 / layer.in_channels) ** 0.5`. Which test fails?
+   `(2 / layer.in_channels) ** 0.5`. Predict, then run: which test fails?
 3. *Write it.* `Hypercolumn(in_channels, out_channels)`, with the layers `project`, a ModuleList,
    and `norm`. `python -m pytest tests/test_hypercolumn.py --mine my_hypercolumn.py` grades it, and
    the copy, too.

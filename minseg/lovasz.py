@@ -1,12 +1,13 @@
 """# The Lovász hinge
 
+**In `tutorial.py`**, `loss = make_loss("bce+batch_dice")` becomes `make_loss("lovasz")`.
+
 **Idea.** Masks are scored by Dice, or by the Jaccard index |A and B| / |A or B| of the predicted
-region A and the true region B, which rises and falls with Dice; but both are defined on *sets* of
-pixels and have no gradient. The Lovász extension turns a function of sets into a function of one
-real number m_i per pixel, and equals the former whenever every m_i is 0 (pixel i is not in the set)
-or 1 (it is). It is convex here because the Jaccard loss is submodular (one and the same error adds
-less, the more pixels are wrong already). Applied to the hinge of each pixel, it gives a convex
-surrogate of 1 - Jaccard.
+region A and the true region B. It is also called intersection over union (IoU), and rises and falls
+with Dice. Both count pixels that are right or wrong, so they have no gradient. The Lovász hinge
+makes a loss of them: measure how wrong each pixel is, sort the pixels, and let them go wrong one by
+one, the worst first. Each contributes its error (its "hinge"), weighted by how much the Jaccard
+loss, 1 - Jaccard, grows when it joins.
 
     Delta(M) = |M| / |{t = 1} union M|            1 - Jaccard if exactly the pixels in M are wrong
     e_i = 1 - z_i (2 t_i - 1)                     the error: what logit z_i lacks to be right by 1
@@ -14,9 +15,14 @@ surrogate of 1 - Jaccard.
     M_k = the k pixels with the largest hinges, which are m_(1) >= m_(2) >= ... >= m_(k)
     loss = sum_k m_(k) (Delta(M_k) - Delta(M_(k-1)))                   Delta of the empty set is 0
 
-In words: let the pixels go wrong one by one, the worst first. Each contributes its hinge, weighted
-by how much the Jaccard loss grows when it joins. (The weights need not fall with the rank: a missed
-positive adds more than a false positive.) Errors cost more if the image has few positives.
+The weights need not fall with the rank: a missed positive adds more than a false positive. Errors
+cost more if the image has few positives.
+
+**Why sorting is right.** Delta is defined on *sets* of pixels. Its *Lovász extension*, the sum
+above, is a function of one real number m_i per pixel that equals Delta whenever every m_i is 0
+(pixel i is not in the set) or 1 (it is). It is convex because the Jaccard loss is *submodular*: one
+and the same error adds less, the more pixels are wrong already. So the loss is a convex surrogate
+of 1 - Jaccard.
 
 **The gradient.** The weights depend only on the targets and on the order. If no two positive hinges
 are equal, they are the gradient of the loss with respect to those hinges; the logit of such a pixel
@@ -38,10 +44,9 @@ pixels are very wrong.*
 contributes, and only it has a gradient. In an image of P positives and no negatives, Delta(M) is
 |M| / P, and the loss is the mean hinge.
 
-**Measured.** Alone instead of BCE + Dice: Dice +0.011 [-0.011, +0.032] on nuclei, -0.041 ↗ [-0.074,
--0.009] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks
-of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps on the slides:
--0.172 [-0.550, +0.207] (1 of 6 networks found nothing).
+**Measured.** Alone instead of BCE + Dice: +0.011 on nuclei, -0.041 on synthetic slides: a slow
+start. In runs of 1,200 steps -0.172 there, because 1 of 6 networks found nothing
+([how](../docs/study.md)).
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
@@ -78,7 +83,7 @@ symmetric form come from Kaggle's TGS Salt Identification, 2018.
 2. *Break it.* In a copy of this file, my_lovasz.py, replace
    `torch.where(target > 0, 1 / union, missed / (union * (union - 1)))` by
    `(k / union).diff(dim=1, prepend=hinges.new_zeros(len(hinges), 1))`, which is Delta(M_k) -
-   Delta(M_(k-1)) as the equation has it. Which test fails?
+   Delta(M_(k-1)) as the equation has it. Predict, then run: which test fails?
 3. *Write it.* `lovasz_hinge(logits, target, *, per_image=True, margin="relu", symmetric=False)`.
    `python -m pytest tests/test_lovasz.py --mine my_lovasz.py` grades it, and the copy, too.
 

@@ -1,5 +1,8 @@
 """# Pretrained encoders: published weights, and which name goes where
 
+**In `tutorial.py`**, `net = UNet("efficientnet-lite0")` starts from random weights. Here it gets an
+encoder that has already been trained: "In use", below, has the lines to add.
+
 **Idea.** An encoder that has learnt ImageNet's thousand classes knows edges, textures and shapes
 before it sees its first slide; what is left to learn needs fewer images. EfficientNet's weights are
 published in five families. All compute the same equations (see `minseg.efficientnet`), but each
@@ -40,16 +43,15 @@ summed, which gives the same result as the grey image in all three channels. For
 repeated, red, green, blue, red ..., and multiplied by 3 / n, which keeps the scale of the sum. timm
 and segmentation_models.pytorch do the same. Mean and standard deviation are averaged or repeated.
 
-**Measured.** ImageNet instead of random weights: Dice -0.012 [-0.055, +0.031] on nuclei, +0.208 ▲
-[+0.110, +0.306] on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025;
-networks of 600 steps of eight tiles; [study](../docs/study.md)). In runs of 1,200 steps on the
-slides: +0.038 ↘ [+0.003, +0.072]. After ten epochs on the nuclei at full size, one seed, mean of
-the groups: 0.863 against 0.841.
+**Measured.** ImageNet instead of random weights: -0.012 on nuclei, +0.208 on synthetic slides:
+clear at first. In runs of 1,200 steps, +0.038 there: not told from chance
+([how](../docs/study.md)).
 
-![Held-out Dice, epoch by epoch](../docs/figures/compare-random-imagenet.png)
+![Held-out Dice during training](../docs/figures/pretrained.png)
 
-*Lite0 on 107 images of nuclei: held-out Dice, mean of the folds, with ImageNet's weights and with
-random ones (the axis starts at 0.6). ImageNet's are far ahead after one epoch, slightly after ten.*
+*Lite0 with ImageNet's weights and with random ones: held-out Dice along the way, in runs of 600
+steps on the nuclei and of 1,200 on synthetic slides. On the slides, random weights need most of the
+run to catch up.*
 
 **Source.** Tan and Le, arXiv 1905.11946; AdvProp: Xie et al., arXiv 1911.09665; the code of each
 family: pytorch/vision `efficientnet.py`, huggingface/pytorch-image-models `efficientnet.py`,
@@ -73,7 +75,7 @@ _blocks.1._depthwise_conv
 1. *By hand.* A filter of the stem has one pixel, with the weights 1, 2 and 3 for red, green and
    blue. What becomes of it for one channel, and for four?
 2. *Break it.* In a copy of this file, my_pretrained.py, replace `module.same = padding == "same"`
-   by `pass`. Which test fails?
+   by `pass`. Predict, then run: which test fails?
 3. *Write it.* `adapt_stem(weight, channels)`.
    `python -m pytest tests/test_pretrained.py --mine my_pretrained.py` grades it, and the copy, too.
 

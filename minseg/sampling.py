@@ -1,5 +1,8 @@
 """# Sampling the negatives
 
+**In `tutorial.py`**, `y, x = torch.randint(256 - CROP + 1, (2,)).tolist()` draws tiles anywhere.
+Here tiles with an object are preferred.
+
 **Idea.** Glomeruli, the kidney filters that a network has to find, cover a few per cent of a
 kidney, so most tiles contain none. Train on every tile with an object (positive) and on a random
 share of the empty ones (negative), with a *new* random share in each epoch: over the epochs the
@@ -20,7 +23,7 @@ glomerulus teaches something else than a tile with three whole ones. Divide the 
 up to the largest, into `bins` equal parts, and draw the same number of tiles, P / B rounded down,
 from each of the B parts that are not empty. These draws are the epoch's positives, and R negatives
 for each of them are added. Some tiles of a full bin have to wait for a later epoch, while tiles of
-a sparse bin are drawn repeatedly (a single outlier as often as its bin has draws).
+a sparse bin are drawn repeatedly (a bin of one tile draws that tile every time).
 
 **Choosing R.** The winner (see below) took R = 1, and so does `train.py` by default. If the network
 then finds objects in tissue where there are none, it has seen too few negatives: raise R; math.inf
@@ -49,11 +52,10 @@ The drawback: the network sees a larger share of glomeruli than real slides have
 expect it. The mask's threshold, chosen on whole held-out slides (`minseg.crossval`), compensates
 for this only in part: it moves the cut, but does not change which pixels rank above others.
 
-**Measured.** On synthetic slides where two tiles in three are empty, R = 1 instead of all tiles:
-Dice +0.006 [-0.003, +0.016] after the same number of steps (brackets: 95 % interval; luck alone: up
-to 0.025; networks of 600 steps of eight tiles; [study](../docs/study.md)). In another experiment,
-where 28 % of the tiles have something to find, 150 steps with R = 1 gave a Dice of 0.849, with all
-tiles 0.772 (one seed, which may be chance: [log](../docs/log.md)).
+**Measured.** R = 1 instead of all tiles: +0.006 on synthetic slides where two tiles in three are
+empty: not told from chance ([how](../docs/study.md)). In another experiment, where 28 % of the
+tiles have something to find, 150 steps with R = 1 gave a Dice of 0.849, with all tiles 0.772 (one
+seed, which may be chance: [log](../docs/log.md)).
 
 **Source.** Yuanhao Wu, *Tricks of Semantic Segmentation*, blog post, 30 May 2021 (a copy:
 https://yuanhao666.medium.com/tricks-of-semantic-segmentation-38dd15d742d2); the bins: code of the
@@ -71,7 +73,8 @@ winner of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap,
    many tiles has an epoch, and how often is the largest among them?
 2. *Break it.* In a copy of this file, my_sampling.py, replace
    `negative = shuffled(negative, generator)[: round(wanted)]` by
-   `negative = negative[: round(wanted)]`. Which tests fail, and what would the network never see?
+   `negative = negative[: round(wanted)]`. Predict, then run: which tests fail, and what would the
+   network never see?
 3. *Write it.* `epoch_indices(mask_area, *, negatives=1.0, bins=None, generator=None)`.
    `python -m pytest tests/test_sampling.py --mine my_sampling.py` grades it, and the copy, too.
 

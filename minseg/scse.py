@@ -1,4 +1,7 @@
-"""# SCSE: squeeze and excite, channels and places
+"""# SCSE: squeeze and excite, channels and pixels
+
+**In `tutorial.py`**, `net = UNet("efficientnet-lite0")` becomes
+`UNet("efficientnet-lite0", attention="scse")`.
 
 **Idea.** Let a map compute its own weights, in two ways at once. *Squeeze* the map into a few
 numbers, and let these *excite* or suppress parts of it: each channel is weighted by the means of
@@ -31,9 +34,8 @@ channel weights do the selecting.*
 b1 starts at 1 because there are few hidden channels: for 16 channels, `reduction` leaves one. With
 b1 about 0, in about half of all runs its ReLU outputs 0 for every image and can then never learn.
 
-**Measured.** Added to the baseline: Dice +0.015 [-0.014, +0.044] on nuclei, +0.004 [-0.010, +0.017]
-on synthetic slides (brackets: 95 % intervals; luck alone: up to 0.013 and 0.025; networks of 600
-steps of eight tiles; [study](../docs/study.md)).
+**Measured.** +0.015 on nuclei, +0.004 on synthetic slides: not told from chance
+([how](../docs/study.md)).
 
 **Source.** Roy, Navab and Wachinger, *Concurrent Spatial and Channel Squeeze & Excitation in Fully
 Convolutional Networks*, MICCAI 2018, arXiv 1803.02579, section 2; the maximum: their journal paper,
@@ -56,7 +58,8 @@ tensor([[0.7689, 1.2311],
 1. *By hand.* `expand` is all zeros, and `spatial`, too, except for its bias, which is 100. What
    does the block make of the pixels 2 and -2 of a single channel, with "add" and with "max"?
 2. *Break it.* In a copy of this file, my_scse.py, replace
-   `nn.init.ones_(self.reduce.get_parameter("bias"))` by `pass`. Which test fails?
+   `nn.init.ones_(self.reduce.get_parameter("bias"))` by `pass`. Predict, then run: which test
+   fails?
 3. *Write it.* `SCSE(channels, reduction=16, merge="add")`, with three 1 x 1 convolutions, `reduce`,
    `expand` and `spatial`; a ValueError names any other `merge`.
    `python -m pytest tests/test_scse.py --mine my_scse.py` grades it, and the copy, too.

@@ -1,8 +1,12 @@
 """# Weighted tiling
 
-**Idea.** A slide does not fit through the network, so it is cut into tiles that overlap. Near a
-tile's border the network sees only half of what surrounds a pixel, so its answer is less reliable
-there. Where tiles overlap, average them with a weight that falls towards the border of each.
+**In `tutorial.py`**, `after = predict_image(predict, images[8], tile=CROP, stride=CROP // 2)` cuts
+the slide into tiles that overlap by half. How their answers become one is explained here.
+
+**Idea.** A slide does not fit through the network, so it is cut into tiles. Near a tile's border
+the network sees only half of what surrounds a pixel, so its answer is less reliable there, and
+where two tiles meet (at the *seam*), the two answers do not fit together. So let tiles overlap, and
+average them with a weight that falls towards the border of each.
 
     p(x) = sum_i w(x - o_i) p_i(x - o_i) / sum_i w(x - o_i)     o_i: tile i's corner, w: the window
 
@@ -33,8 +37,8 @@ pixel is the product over both axes, scaled to a maximum of 1:
 **Shapes.** A slide, uint8 (height, width, 3) -> float32 (C, height, width). The network takes
 tiles, uint8 (N, 3, T, T), and returns probabilities, (N, C, T, T). Two buffers hold the sums of
 w p, (C, T, width), and of w, (T, width), for one row of tiles. Rows that no later tile reaches are
-finished: their quotient is yielded, and the rest of both buffers moves up. Memory grows with the
-tile and with the slide's width, not with its height.
+finished: their quotient is yielded as a *band* as wide as the slide, and the rest of both buffers
+moves up. Memory grows with the tile and with the slide's width, not with its height.
 
     (left: the slide's top; right: its bottom)
     tile row at y = 0     |####|                 rows [0, stride) are finished: yield them
@@ -44,7 +48,7 @@ tile and with the slide's width, not with its height.
 **Turned tiles** (`turn=True`, as `train.py` predicts). Tissue has no upright position, but what a
 network says still depends a little on how a tile lies. Test-time augmentation averages over turns,
 at the price of predicting each tile several times (`minseg.tta`). Tiles that overlap by half show
-each pixel four times anyway; so show it in four positions, for nothing: the tile in row r and
+each pixel four times anyway; so show it in all four turns, for nothing: the tile in row r and
 column k is turned by 2 (r mod 2) + (k mod 2) quarter turns, and the answer is turned back.
 
     0 1 0 1 ...     each pixel inside lies in four neighbouring tiles,
@@ -62,17 +66,14 @@ more than the ragged edge of the tissue, and without overlap they take pieces of
 5.1 % of the pixels are wrong, with overlap 1.7 %. On the whole slide, Dice is 0.926 without overlap
 and 0.963 with it.*
 
-**What overlap cannot fully mend.** A window hides most of what zeros beyond the border do, but at
-any distance from it a pixel's answer depends on its tile if the network takes means over the tile
-(squeeze-and-excitation, SCSE, CBAM), or if tiles are not a multiple of 32 pixels apart (the last
-one is moved in). Without either, it is the same to the bit from 520 pixels inside on (Lite0;
-[measured](../docs/study.md#the-same-pixel-in-another-tile)).
+**What overlap cannot fully mend.** Overlap hides most effects of the border. Two others remain at
+any distance from it: means over the tile (squeeze-and-excitation, SCSE, CBAM), and tiles that are
+not a multiple of 32 pixels apart (the last one is moved in). Without both, a pixel's answer is the
+same to the bit in every tile, from 520 pixels inside on (Lite0; [measured](../docs/shifts.md)).
 
-**Measured.** Overlap 0.5 and the linear window instead of no overlap: Dice -0.002 [-0.008, +0.005]
-on nuclei, +0.077 ▲ [+0.049, +0.104] on synthetic slides, in tiles of 64 pixels, where most pixels
-are near a border; instead of a plain average at this overlap: -0.001 [-0.003, +0.002] and +0.048 ▲
-[+0.028, +0.068] (brackets: 95 % intervals; networks of 600 steps of eight tiles;
-[study](../docs/study.md)).
+**Measured.** Overlap 0.5 and the linear window instead of no overlap: -0.002 on nuclei, +0.077 on
+synthetic slides, in tiles of 64 pixels, where most pixels are near a border: clear. The window
+alone: -0.001 and +0.048, clear on the slides ([how](../docs/study.md)).
 
 **Source.** *Tricks of Semantic Segmentation*, blog post ("the post"), 30 May 2021, last figure.
 Overlapping tiles go back to the U-Net paper (arXiv 1505.04597, figure 2); nnU-Net (arXiv
@@ -89,7 +90,8 @@ tensor([0.3333, 1.0000, 1.0000, 0.3333])
 1. *By hand.* A slide six pixels wide is covered by two tiles of 4 with stride 2. The first says 1
    everywhere, the second 0. What are the six values of a row, with the linear window?
 2. *Break it.* In a copy of this file, my_tiling.py, replace `sums[..., rest.shape[-2] :, :] = 0` by
-   `pass`. Which tests fail? Why not `test_normalised_weights_sum_to_one_everywhere`?
+   `pass`. Predict, then run: which tests fail? Why not
+   `test_normalised_weights_sum_to_one_everywhere`?
 3. *Write it.* `tile_starts(length, tile, stride)`, then `blend_window(tile, kind="linear")`.
    `python -m pytest tests/test_tiling.py --mine my_tiling.py` grades them, and the copy, too.
 

@@ -1,7 +1,12 @@
 """# U-Net, with an EfficientNet as its encoder
 
-**Idea.** An encoder that classifies images knows *what* is there, but its last map is 32 times
-smaller than the image. The decoder doubles the size of that map five times. After each of the first
+**In `tutorial.py`**, `net = UNet("efficientnet-lite0")` makes the network, and
+`logits = net.train()(inputs[crop])` runs it. Both are explained here.
+
+**Idea.** We want a *mask*: for each pixel, whether it belongs to an object. An encoder that
+classifies images knows *what* is there, but the last of its *maps* (images of many channels, which
+its layers compute) is 32 times smaller than the image. The decoder doubles the size of that map
+five times. After each of the first
 four it concatenates the encoder's map of the same size (the skip), which still knows exactly
 *where*; at full size the encoder has no map, so the fifth has no skip.
 
@@ -49,11 +54,10 @@ more channels; up the decoder the answer appears from d3 on, its outline last.*
 The finest skip, x1, is never gated, as in the paper on gates: its features are too low-level to
 judge relevance.
 
-**Measured.** The baseline of all comparisons: Dice 0.831 on nuclei, 0.911 on synthetic slides (600
-steps of eight tiles; [study](../docs/study.md)). With the same weights, the logits on B0 equal
-those of segmentation_models.pytorch ([audit](../docs/results/audit.json)). On B1 to B7 they do only
-once that library's padding is corrected: it is fixed for the authors' image size, whatever the
-input's.
+**Measured.** Dice 0.831 on nuclei, 0.911 on synthetic slides: the baseline of all comparisons
+([how](../docs/study.md)). With the same weights, the logits on B0 equal those of
+segmentation_models.pytorch ([audit](../docs/results/audit.json)). On B1 to B7 they do only once
+that library's padding is corrected: it is fixed for the authors' image size, whatever the input's.
 
 **Source.** Ronneberger, Fischer and Brox, *U-Net*, MICCAI 2015, arXiv 1505.04597, figure 1.
 
@@ -70,7 +74,7 @@ torch.Size([2, 1, 33, 70])
    (In B0, x4 and x5 have 112 and 320 channels.) An image of 256 x 256 makes their results 16 x 16
    and 256 x 256: how many products, done literally, is that for each of the two?
 2. *Break it.* In a copy of this file, my_unet.py, replace `mode="replicate"` by `mode="constant"`.
-   Which test fails?
+   Predict, then run: which test fails?
 3. *Write it.* `convolve_enlarged(conv, d, skip=None)`, literally at first: enlarge, concatenate,
    convolve. `python -m pytest tests/test_unet.py --mine my_unet.py` grades it, and the copy, too.
 

@@ -11,7 +11,6 @@ from lab import measure
 from lab.measure import (
     Traffic,
     alive_after,
-    count_step,
     in_turn,
     in_turn_apart,
     measured,
@@ -101,44 +100,25 @@ def test_adamw_reads_four_numbers_of_a_parameter_and_writes_three():
     assert sum(moved(optimizer.step).values()) == pytest.approx(28_000, rel=0.01)
 
 
-def test_a_step_is_counted_as_if_it_were_taken():
-    loss = make_loss("bce+dice")
-    net = small_net().train()
-    optimizer, traffic = torch.optim.AdamW(net.parameters(), 1e-4, fused=True), Traffic()
-    step = measure.train_step(net, optimizer, loss, measure.random_batch(2, 64, "cpu"), False,
-                              begin=partial(setattr, traffic, "part"))
-    step()
-    with traffic:
-        step()
-    counted, _ = count_step(small_net, loss, 2, 64, False)
-    assert set(counted) == set(traffic.moved) > {"loss", "optimiser", "EMA", "upsampling"}
-    for group, size in counted.items():
-        assert size == pytest.approx(traffic.moved[group], rel=0.01), group
-
-
 def test_a_step_on_more_images_moves_more_and_one_in_16_bits_less():
-    loss = make_loss("dice+lovasz")
-    small, operations = count_step(small_net, loss, 2, 128, False)
-    large, four_times = count_step(small_net, loss, 8, 128, False)
-    short, _ = count_step(small_net, loss, 8, 128, True)
-    assert four_times == 4 * operations
+    def counted(images, amp=False):
+        net, traffic = small_net().train(), Traffic()
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+        step = measure.train_step(net, optimizer, make_loss("bce+dice"),
+                                  measure.random_batch(images, 64, "cpu"), amp,
+                                  begin=partial(setattr, traffic, "part"))
+        step()
+        with traffic:
+            step()
+        return traffic.moved
+
+    small, large, short = counted(2), counted(8), counted(8, True)
+    assert set(small) > {"loss", "optimiser", "EMA", "upsampling", "convolution, backward"}
     assert large["activations"] == pytest.approx(4 * small["activations"])
     assert short["activations"] == pytest.approx(large["activations"] / 2, rel=0.01)
     assert short["upsampling"] == pytest.approx(large["upsampling"] / 2)
     assert large["EMA"] == small["EMA"] == short["EMA"]
     assert short["copies, casts"] > large["copies, casts"]  # the weights become 16-bit
-
-
-def test_a_grouped_convolution_costs_three_times_its_forward_pass():
-    def net():
-        module = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
-        return nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), module)
-
-    def loss(logits, target):
-        return logits.mean()
-
-    _, operations = count_step(net, loss, 1, 16, False)  # the image needs no gradient
-    assert operations == 2 * 256 * (2 * 3 * 8 + 3 * 8 * 9)
 
 
 def test_the_profile_knows_the_parts_of_a_step():

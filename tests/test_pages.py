@@ -18,8 +18,8 @@ from minseg.synthetic import synthetic_slide
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/measured.md", "docs/log.md",
-         "docs/race.md", "docs/study.md", "docs/audit.md", "docs/interop.md", "docs/export.md",
-         "docs/masks.md", "docs/formats.md"]
+         "docs/race.md", "docs/study.md", "docs/shifts.md", "docs/audit.md", "docs/interop.md",
+         "docs/export.md", "docs/masks.md", "docs/formats.md"]
 OTHER_PROGRAMS = set(
     "--budgets --changes --half --part --longer "  # lab.race, lab.small
     "--steps --costs --tiles "  # lab.study, lab.shifts
@@ -114,11 +114,84 @@ def test_a_test_that_needs_an_extra_says_how_to_install_it():
 
 # What the tricks brought
 
-@pytest.mark.parametrize("path", ["README.md", "docs/study.md", "docs/race.md", "docs/log.md",
-                                  *(f"minseg/{file}.py" for file in pages.PARAGRAPHS)])
-def test_pages_say_what_was_measured(path):
-    text = (ROOT / path).read_text("utf-8")
-    assert pages.pages(ROOT)[ROOT / path](text) == text, "python -m lab.pages writes it anew"
+def test_the_tables_are_those_of_the_results():
+    for page, tables in pages.pages(ROOT / "docs/results").items():
+        text = (ROOT / page).read_text("utf-8")
+        assert pages.filled(text, tables) == text, f"{page}: python -m lab.pages writes it anew"
+
+
+WORDS = {  # of a paragraph, or the chapter's name: the arms whose effects it may quote
+    "gate": ["gates", "gates, open at first"], "scse": ["SCSE"],
+    "cbam": ["CBAM", "CBAM, open at first"], "hypercolumn": ["hypercolumn"],
+    "supervision": ["deep supervision"], "dice": ["Dice", "BCE"], "imagenet": ["random weights"],
+    "lovász": ["Lovász", "BCE + Lovász", "Dice, then Lovász",
+               "BCE + Dice, then Lovász at a lower rate"], "lovasz": ["Lovász"],
+    "sampling": ["all empty tiles"], "window": ["overlap 0, uniform", "overlap 0.5, uniform"],
+    "views": ["eight views"], "tta": ["eight views"]}
+NUMBER = r"[+-]\d\.\d{3}(?: \[[^]]*\])?|(?<![\d.+-])0\.\d{3}(?!\d)"
+
+
+def measured(text, studies):
+    """What a paragraph may quote, as it is written: effects of the arms that it names, with and
+    without intervals; where it names the baseline, its Dice; and where it names noise, that."""
+    said, text = set(), text.lower()
+    named = [arm for word, arms in WORDS.items() if word in text for arm in arms]
+    for study in studies.values():
+        base = study["baseline"]
+        groups = [dices for group, dices in base["groups"].items() if group in text]
+        for dices in [base["along"], *groups] if "baseline" in text else []:
+            said |= {f"{dice:.3f}" for dice in dices.values()}
+        if "seed noise" in text:
+            said.add(f"{max(row['luck'] for row in study['training']):.3f}")
+        for row in (study["arms"][arm] for arm in named if arm in study["arms"]):
+            rows = [row, *([row["per_image"]] if "image by image" in text else [])]
+            rows += row.get("along", {}).values() if "steps" in text else []
+            said |= {pages.signed(found["difference"]) for found in rows}
+            said |= {pages.interval(found) for found in rows}
+    return said
+
+
+def prose():
+    """The paragraphs that quote what was measured: each with what it may quote."""
+    studies, tables = pages.load(ROOT / "docs/results"), pages.pages(ROOT / "docs/results")
+    quotes = {page: {part for number in re.findall(NUMBER, "\n".join(tables[page]))
+                     for part in (number, number.partition(" ")[0])}
+              for page in ("docs/race.md", "docs/log.md")}
+    paragraphs = re.split(r"\n\n|\n(?=- )", (ROOT / "docs/study.md").read_text("utf-8"))
+    for chapter in (ROOT / "minseg").glob("*.py"):
+        paragraphs += [f"{chapter.stem} {text}" for text in re.findall(
+            r"\*\*Measured\.\*\* .*?(?=\n\n)", chapter.read_text("utf-8"), re.S)]
+    for text in paragraphs:
+        if not text.startswith(("|", "```")):
+            text = re.sub("[▲▼↗↘] |In another experiment.*", "", " ".join(text.split()))
+            yield text, measured(text, studies) | (quotes["docs/log.md"] if "log.md" in text
+                                                   else set())
+    # The prose of these two repeats numbers of their tables, but the log's last two sections quote
+    # other runs: some have a test below, some left nothing but their command.
+    for page, said in quotes.items():
+        text = (ROOT / page).read_text("utf-8").partition("\n## Small data sets\n\nFive data")[0]
+        yield " ".join(re.sub(r"(?m)^\|.*", "", text).split()), said
+
+
+def unknown(text, said):
+    """The numbers of a paragraph that were not measured."""
+    return {number for number in re.findall(NUMBER, text) if number not in said}
+
+
+def test_each_number_in_prose_was_measured():
+    for text, said in prose():
+        assert not unknown(text, said), text
+
+
+def test_a_changed_digit_in_prose_is_noticed():
+    changed = noticed = 0
+    for text, said in prose():
+        for found in re.finditer(NUMBER, text):
+            for at in range(found.start(), found.end()):
+                if text[at].isdigit():
+                    other = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
+                    changed, noticed = changed + 1, noticed + bool(unknown(other, said))
+    assert changed > 200 and noticed > 0.85 * changed
 
 
 ROW = {"difference": 0.0123, "low": -0.0004, "high": 0.02, "p_holm": 0.03, "luck": 0.01, "seeds": 2,
@@ -138,34 +211,21 @@ MADE_UP = {
 FIRST = {"nuclei": MADE_UP["nuclei"]}
 
 
-def test_a_quoted_effect_is_that_of_the_arm_with_its_mark():
-    other = {**ROW, "difference": -0.001, "moved": {"difference": 0, "luck": 0.01}}
-    both = {**FIRST, "synthetic": {"arms": {"SCSE": other}}}
-    assert pages.quoted("x: {SCSE}", both) == "x: +0.012 ▲ ↘; -0.001"
-    assert pages.quoted("x: {SCSE}; {gates@synthetic}", MADE_UP) == (
-        "x: +0.012 ▲ ↘; –; not measured yet")
-    assert pages.quoted("{SCSE@nuclei}", MADE_UP) == "+0.012 ▲ ↘ [+0.000, +0.020]"
-    assert pages.quoted("{dice@nuclei} {luck@nuclei} {seeds@nuclei} {steps}", MADE_UP) == (
-        "0.813 0.010 2 600")
-    along = {**ROW, "along": {"75": {"difference": -0.5}}}
-    assert pages.quoted("{SCSE@nuclei@75}", {"nuclei": {"arms": {"SCSE": along}}}) == "-0.500"
-    found = {"along": {"75": 0.7}, "groups": {"g1": {"75": 0.61239}}}
-    assert pages.quoted("{baseline@nuclei@75} {group g1@nuclei@75}",
-                        {"nuclei": {"baseline": found}}) == "0.700 0.612"
-    assert pages.quoted("{missed: eight views@nuclei} of {all: eight views@nuclei}", MADE_UP) == (
-        "2.5 of 3.5")
-    assert pages.quoted("{end: SCSE@nuclei} {end: gates@nuclei}", MADE_UP) == "+0.012 ▲ ↘ –"
-    assert pages.quoted("{high: SCSE@nuclei} {half@nuclei}", MADE_UP) == "+0.020 0.01"
-    assert pages.quoted("{blind: SCSE@nuclei}", MADE_UP) == "2 of 6"
-    with pytest.raises(KeyError, match="gatse"):
-        pages.quoted("{gatse@nuclei}", MADE_UP)
-
-
 def test_two_groups_of_nuclei_fall_and_the_others_gain():
     groups = pages.load(ROOT / "docs/results")["nuclei"]["baseline"]["groups"]
     gains = {group: dices["600"] - dices["300"] for group, dices in groups.items()}
     assert {group for group, gain in gains.items() if gain < -0.01} == {"g5", "g6"}
     assert sum(0 < gain < 0.0065 for gain in gains.values()) == 8
+
+
+def test_what_was_counted():
+    """What docs/study.md says of networks that found nothing, and of objects."""
+    found = pages.load(ROOT / "docs/results")["synthetic"]
+    blind = found["arms"]["Dice, then Lovász"]
+    assert (blind["found_nothing"], blind["networks"]) == (2, 6)
+    without, overlap = (found["objects"][f"overlap {way}"] for way in ("0, uniform", "0.5, linear"))
+    assert (without["invented"], overlap["invented"]) == (150, 59)
+    assert without["found"] + without["missed"] == 67
 
 
 def test_what_runs_of_1200_steps_say():
@@ -208,11 +268,12 @@ def test_what_seems_to_help_on_the_nuclei_comes_from_one_group():
     random = {group: base[group] - dice for group, dice in dices("random weights").items()}
     assert sum(random.values()) < 0 < sum(random.values()) - random["g5"]
 
-def test_a_page_without_its_part_is_refused():
-    assert pages.chapter("A.\n\n**Measured.** Old\ntext.\n\nB.", "{steps}.", MADE_UP) == (
-        "A.\n\n**Measured.** 600.\n\nB.")
-    with pytest.raises(ValueError, match="nothing begins like"):
-        pages.chapter("A.\n\nB.", "{steps}.", MADE_UP)
+
+def test_a_page_without_its_table_is_refused():
+    table = pages.markdown(["a", "b"], ["1", "2"])
+    assert pages.filled("A.\n\n| a | old |\n|---|\n\nB.", [table]) == f"A.\n\n{table}\n\nB."
+    with pytest.raises(ValueError, match="no table begins with 'a'"):
+        pages.filled("A.\n\nB.", [table])
 
 
 def test_tables_of_the_study():
@@ -244,15 +305,13 @@ def study_of(steps, dice, **arms):
 
 def test_the_table_of_schedules_sets_the_same_steps_of_runs_of_other_lengths_side_by_side():
     table = pages.schedules({
-        "nuclei": study_of(600, {"150": 0.5, "600": 0.8}, SCSE={"150": 0.1, "600": 0.01}, CBAM={}),
-        "synthetic": study_of(600, {"150": 0.7, "600": 0.9}),
-        "nuclei-150": study_of(150, {"150": 0.6}, SCSE={"150": 0.2})})
+        "synthetic": study_of(600, {"150": 0.5, "600": 0.8}, SCSE={"150": 0.1, "600": 0.01}),
+        "synthetic-150": study_of(150, {"150": 0.6}, SCSE={"150": 0.2})})
     assert table.splitlines()[0].split(" | ")[1:] == [
         "a run of 150 steps, at its end", "a run of 600 steps, after 150",
         "a run of 600 steps, at its end |"]
-    assert table.splitlines()[2:] == ["| nuclei: baseline | 0.600 | 0.500 | 0.800 |",
-                                      "| nuclei: SCSE | +0.200 | +0.100 | +0.010 |",
-                                      "| synthetic: baseline |  | 0.700 | 0.900 |"]
+    assert table.splitlines()[2:] == ["| baseline | 0.600 | 0.500 | 0.800 |",
+                                      "| SCSE | +0.200 | +0.100 | +0.010 |"]
 
 
 def test_tables_of_shifts_leave_out_what_lies_near_a_border():
@@ -262,18 +321,12 @@ def test_tables_of_shifts_leave_out_what_lies_near_a_border():
                                        for shift in (32, 16, 8, 4, 2, 1)},
            "left": {"a": 0.0123, "b": 1.2e-5}}
     moved = {"tiles": [128, 999], "reach": 40, "rows": [row]}
-    assert pages.mismatches(moved).endswith("| net | 0 | 0 | 0 | 1 |")
-    assert pages.mismatches({**moved, "reach": 32}).endswith("| net | 0.19 | 0 | 0 | 1 |")
-    assert pages.shifted(moved).endswith("| net" + " | 0.19" * 6 + " |")
-    assert pages.blended(moved).splitlines() == ["| mean difference after blending | a | b |",
-                                                 "|---|---|---|", "| net | 0.012 | 1.2e-5 |"]
-
-
-def test_the_chapter_quotes_the_longer_run_from_imagenet():
-    rows = json.loads((ROOT / "docs/results/compare-random-imagenet.json").read_text("utf-8"))
-    dice = {row["name"]: row["mean_dice"] for row in rows["rows"]}
-    quote = "{imagenet:.3f} against {random:.3f}".format(**dice)
-    assert quote in pages.PARAGRAPHS["pretrained"]
+    far, shifted, blended = pages.shift_tables(moved)
+    assert far.endswith("| net | 0 | 0 | 0 | 1 |")
+    assert shifted.endswith("| net" + " | 0.19" * 6 + " |")
+    assert pages.shift_tables({**moved, "reach": 32})[0].endswith("| net | 0.19 | 0 | 0 | 1 |")
+    assert blended.splitlines() == ["| mean difference after blending | a | b |",
+                                    "|---|---|---|", "| net | 0.012 | 1.2e-5 |"]
 
 
 def test_the_page_says_of_tiles_what_was_measured():
@@ -307,18 +360,42 @@ def test_the_page_says_of_tiles_what_was_measured():
                        for window in ("linear", "gaussian"))
 
 
-def test_chapters_without_a_paragraph_quote_nothing_of_the_study():
-    quoted = {path.stem for path in (ROOT / "minseg").glob("*.py")
-              if re.search(r"\*\*Measured\.\*\*[^*]*study\.md", path.read_text("utf-8"))}
-    assert quoted == pages.PARAGRAPHS.keys()
+def test_a_chapter_begins_with_a_line_of_the_tutorial():
+    tutorial, quoting = (ROOT / "tutorial.py").read_text("utf-8"), 0
+    for chapter in (ROOT / "minseg").glob("*.py"):
+        text = chapter.read_text("utf-8")
+        for line in re.findall(r"^\*\*In `tutorial.py`\*\*,\s`([^`]+)`", text, re.M):
+            assert line in tutorial, chapter
+            quoting += 1
+    assert quoting >= 15
 
 
 def test_the_table_of_the_readme_has_a_row_for_every_chapter():
     text = (ROOT / "README.md").read_text("utf-8")
     for file in (ROOT / "minseg").glob("[a-z]*.py"):
-        if file.stem in ("weights", "augment", "training", "predictor", "synthetic"):
-            continue
-        assert f"]({file.relative_to(ROOT).as_posix()})" in text, file
+        assert file.stem == "weights" or f"](minseg/{file.name})" in text, file
+
+
+def test_the_verdicts_of_the_readme_follow_from_the_study():
+    studies, judged = pages.load(ROOT / "docs/results"), set()
+    word = {"attention_gate": "gate", "deep_supervision": "supervision", "pretrained": "imagenet",
+            "losses": "lovász", "tiling": "window"}
+    for verdict, chapter in re.findall(r"\| ([^|]+) \| \[(\w+)\]\(minseg/",
+                                       (ROOT / "README.md").read_text("utf-8")):
+        for arm in WORDS.get(word.get(chapter, chapter), ()):
+            found = {name: study["arms"][arm] for name, study in studies.items()
+                     if arm in study["arms"]}
+            better = {name for name, row in found.items() if pages.mark(row) == " ▲"}
+            assert better == {
+                "clear": found.keys() - {"nuclei"}, "clear at first": {"synthetic"},
+                "clear in two of three lengths": {"synthetic-150", "synthetic-1200"}}.get(
+                    verdict, set()), arm
+            assert verdict != "clear at first" or "synthetic-1200" in found
+            early = found["synthetic"].get("along", {}).get("75", {"difference": -1})["difference"]
+            assert verdict != "slow start" or early < -0.2
+            judged.add(verdict)
+    assert judged == {"clear", "clear at first", "clear in two of three lengths", "slow start",
+                      "not told from chance"}
 
 
 def test_the_readme_counts_the_audits_verdicts():
@@ -369,10 +446,9 @@ def test_the_race_says_which_groups_carry_it():
             for (name, _), row in ours.items() if name == "nuclei"]
     without = [statistics.mean(d for group, d in groups.items() if group != "g6")
                for groups in each]
-    assert "{:+.3f}, {:+.3f} and {:+.3f} after 75".format(*(d["g6"] for d in each)) in page
-    assert "others are {:+.3f}, {:+.3f} and {:+.3f}, and image".format(*without) in page
+    assert all(mean < 0.01 < 0.04 < groups["g6"] for mean, groups in zip(without, each))
     images = [row["per_image"]["difference"] for (name, _), row in ours.items() if name == "nuclei"]
-    assert "all ten have {:+.3f}, {:+.3f} and {:+.3f}".format(*images) in page
+    assert "all ten groups have {:+.3f}, {:+.3f} and {:+.3f}".format(*images) in page
     others = found["nuclei"]["fold_of"].keys() - found["nuclei"]["tuned_on"] - {"g6"}
     assert all(0 <= round(groups[group], 3) <= 0.007 for groups in each for group in others)
 

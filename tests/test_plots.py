@@ -114,14 +114,14 @@ def test_errors_near_seams_are_shares_of_the_pixels_there():
         assert np.allclose(line.get_ydata(), [3, 0, 4])
 
 
-def test_a_comparison_starts_at_a_round_number_and_names_where_runs_end():
-    figure = plots.stored_chart("compare-random-imagenet", RESULTS)
-    rows = json.loads((RESULTS / "compare-random-imagenet.json").read_text("utf-8"))["rows"]
-    axes = figure.axes[0]
-    assert axes.get_ylim()[0] == 0.6
-    assert [line.get_label() for line in axes.lines] == [
-        f"{row['name']}: {row['held_out_dice'][-1]:.3f}" for row in rows]
-    assert [list(line.get_ydata()) for line in axes.lines] == [row["held_out_dice"] for row in rows]
+def test_the_chart_of_weights_shows_the_arm_without_them_as_it_scored():
+    axes = plots.stored_chart("pretrained", RESULTS).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    found = json.loads((RESULTS / "study-nuclei.json").read_text("utf-8"))
+    arm, = (row for row in found["training"] if row["arm"] == "random weights")
+    assert lines["nuclei: ImageNet"][-1] == found["baseline"]["dice"]
+    assert lines["nuclei: random"][-1] == pytest.approx(arm["dice"], abs=1e-5)
+    assert len(lines["synthetic: random"]) == 4 and lines["synthetic: random"][0] < 0.2
 
 
 def test_where_nothing_differs_there_is_a_picture_all_the_same(tmp_path):

@@ -5,7 +5,10 @@ import json
 import pytest
 
 import train
-from lab import measure, race
+from lab import measure, peers, race
+from lab.runs import options_of
+from minseg.run.options import train_options
+from minseg.run.prepare import prepare, training_tiles
 
 pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 SMALL = ("--scale 4 --tile 32 --batch 2 --weights none --folds 2 --seeds 1 --device cpu "
@@ -24,44 +27,41 @@ def slides(tmp_path_factory):
 @pytest.fixture
 def alone(monkeypatch):
     """Without the peers, as where they are not installed."""
-    monkeypatch.setattr(race, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("small_networks", "alone")
 def test_minseg_runs_alone_where_the_peers_are_missing_and_a_second_time_nothing_runs(
         slides, tmp_path, monkeypatch, capsys):
     command = ["--data", str(slides), *SMALL, "--out", str(tmp_path / "out"), "--docs",
-               str(tmp_path), "--changes", "no EMA"]
+               str(tmp_path), "--changes", "all empty tiles"]
     race.main(command)
     assert "the peers are not installed" in capsys.readouterr().out
     found = json.loads((tmp_path / "results/race-slides.json").read_text())
     assert [(row["contestant"], row["steps"]) for row in found["rows"]] == [
-        ("minseg", 1), ("minseg", 2), ("no EMA", 1), ("no EMA", 2)]
+        ("minseg", 1), ("minseg", 2), ("all empty tiles", 1), ("all empty tiles", 2)]
     assert "same_steps" in found["rows"][2] and "same_steps" not in found["rows"][0]
     assert len((tmp_path / "results/race-slides.jsonl").read_text().splitlines()) == 8
     assert (tmp_path / "figures/race-slides.png").exists()
-    monkeypatch.setattr(race, "run", None)
+    monkeypatch.setattr(race, "run", lambda *job: pytest.fail("it ran again"))
     race.main(command)
 
 
-@pytest.mark.usefixtures("small_networks", "alone")
-def test_half_of_the_groups_is_left_out(slides, tmp_path):
-    args = race.parse(["--data", str(slides), "--half", "first", "--out", str(tmp_path)])
-    first = race.leave_out_half(args)[1]
-    args.half = "second"
-    second = race.leave_out_half(args)[1]
-    ids = [set(open(path).read().split()) for path in (first, second)]
-    assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 4
+@pytest.mark.usefixtures("small_networks")
+def test_a_change_reaches_the_training_and_ends_with_it(slides, tmp_path):
+    args = race.parse(["--data", str(slides), *SMALL, "--out", str(tmp_path)])
+    given = train_options(options_of(args, "", 0, 0))
+    data, rate, steps = prepare(given), train.learning_rate_share, []
 
+    def half(*job):
+        assert train.learning_rate_share is half
+        return rate(*job) / 2
 
-def test_a_change_ends_with_its_run():
-    decay = train.WEIGHT_DECAY
-    with measure.changed({"train.WEIGHT_DECAY": 7.0}):
-        assert train.WEIGHT_DECAY == 7.0
-    assert decay == train.WEIGHT_DECAY
-    for change in race.CHANGES.values():
-        with measure.changed(change if isinstance(change, dict) else {}):
-            pass  # every constant exists
+    measure.train_minseg(given, data.tiles, training_tiles(data.tiles, data.folds, 0), 3,
+                         build=race.HOW["starts at one half"]["build"],
+                         after_step=lambda number, net: steps.append((net.training, number)),
+                         changes={"train.learning_rate_share": half})
+    assert train.learning_rate_share is rate and [number for _, number in steps] == [1, 2, 3]
 
 
 def test_the_same_time_is_read_off_the_curve_over_seconds():
@@ -82,15 +82,11 @@ def test_the_same_time_is_read_off_the_curve_over_seconds():
     # Twenty seconds lie halfway between 10 and 40 on the scale of logarithms.
     assert rows["minseg", 10]["same_time"]["difference"] == pytest.approx(0.6 - 0.5)
     assert rows["minseg", 40]["same_time"]["difference"] == pytest.approx(0.8 - 0.7)
-    times = found["seconds_to_dice"]
-    assert times["0.6"] == pytest.approx({"peers": 40, "minseg": 20}, abs=0.1)
-    assert times["0.7"]["peers"] == pytest.approx(80, abs=0.1)
     assert rows["minseg", 40]["seeds"] == pytest.approx([0.1])
     lines["peers", 10, 0, 0]["seconds"] = lines["peers", 10, 0, 1]["seconds"] = 5.0
     rows = race.summarize(args, lines)["rows"]  # the peers are done before minseg's first run
     assert ["same_time" in row for row in rows if row["contestant"] == "minseg"] == [False, True]
     assert found["fold_of"] == {0: 0, 1: 1} and "not_tuned" not in rows[0]
-    assert times["0.75"]["peers"] is None and times["0.85"]["minseg"] is None
 
 
 def test_what_a_row_says_of_images_and_of_groups_that_were_not_tuned_on(tmp_path):
@@ -108,7 +104,7 @@ def test_what_a_row_says_of_images_and_of_groups_that_were_not_tuned_on(tmp_path
     assert row["same_steps"]["groups"] == {group: [gain] for group, gain in gains.items()}
     assert row["per_image"]["difference"] == pytest.approx(0.1 * (0.1 + 0.2 + 0.6 - 1.2))
     assert row["not_tuned"]["difference"] == pytest.approx(0.2)
-    args.tuned_on = list("abcd")  # as with --half first
+    args.tuned_on = list("abcd")  # all of them
     assert "not_tuned" not in race.summarize(args, lines)["rows"][1]
     (tmp_path / "log-nuclei.jsonl").write_text("".join(
         json.dumps({"contestant": "x", "steps": 1, "seed": 0, "fold": fold, "levels": {group: []}})
@@ -129,11 +125,11 @@ def test_runs_with_other_options_are_not_taken_for_these(slides, tmp_path, capsy
     for other in (["--tile", "64"], ["--lr=1e-4"]):
         with pytest.raises(SystemExit):
             race.main([*command, *other])
-        assert "a race with other data, folds, options or defaults" in capsys.readouterr().err
+        assert "runs with other data, folds, options or defaults" in capsys.readouterr().err
 
 
 def test_the_peers_take_lite_encoders_only(slides, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(race, "find_spec", lambda name: True)
+    monkeypatch.setattr(peers, "find_spec", lambda name: True)
     with pytest.raises(SystemExit):
         race.main(["--data", str(slides), *SMALL, "--encoder", "efficientnet-b0", "--out",
                    str(tmp_path)])

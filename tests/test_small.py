@@ -1,5 +1,7 @@
 """lab/small.py: the recipe on small data sets."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -51,10 +53,27 @@ def test_the_summary_has_the_mean_of_sets_and_their_worst_image_over_seeds():
     assert "mean_difference" not in peers
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
+def test_the_program_scores_each_image_of_each_set(tmp_path, monkeypatch):
+    for name in small.PARTS["others"]:
+        monkeypatch.setitem(small.SETS, name, {**small.SETS[name], "size": 700})
+    command = ["--seeds", "1", "--steps", "1", "--contestants", "minseg", "--device", "cpu",
+               "--weights", "none", "--batch", "2", "--out", str(tmp_path / "o"), "--docs",
+               str(tmp_path)]
+    small.main(command)  # without nuclei
+    row, not_turned = json.loads((tmp_path / "results/small-others.json").read_text())["rows"]
+    assert row["sets"].keys() == {"two stains", "large"} and row["steps"] == 1
+    assert not_turned["contestant"] == small.NOT_TURNED
+    assert len((tmp_path / "results/small-others.jsonl").read_text().splitlines()) == 10
+    with pytest.raises(SystemExit):
+        small.main([*command, "--lr", "1e-3"])
+
+
 def test_published_lines_are_read_as_they_were_written(tmp_path):
     lines = lines_of({"minseg": [{"a": [.5] * 5}] * 2})
     path = tmp_path / "small.jsonl"
-    path.write_text("".join(small.json.dumps({**line, **dict(zip(
+    path.write_text("".join(json.dumps({**line, **dict(zip(
         ("set", "contestant", "steps", "seed", "fold"), job))}) + "\n"
         for job, line in lines.items()))
     args, read = small.read_lines(path)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import train
-from lab import measure, pages, plots, study
-from lab.study import ARMS, SCORED, THRESHOLDS, WAYS, main, parse
+from lab import measure, pages, plots, runs, study
+from lab.runs import THRESHOLDS
+from lab.study import ARMS, SCORED, WAYS, main, parse
 from minseg.run.errors import Stopped
 from minseg.run.options import train_options
 
@@ -43,12 +44,12 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
     first = [*argv, "--out", str(tmp_path / "s")]
     trained, really = [], measure.train_minseg
 
-    def stops(given, *rest):
+    def stops(given, *rest, **options):
         if len(trained) == 5:
             trained.append("stopped")
             raise Stopped("after step 1 of 2")
         trained.append((given.negatives, given.seed, given.fold))
-        return really(given, *rest)
+        return really(given, *rest, **options)
 
     monkeypatch.setattr(measure, "train_minseg", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -86,25 +87,25 @@ def test_a_study_runs_stops_goes_on_and_reports(few, slides, tmp_path, capsys, m
 
 
 @pytest.mark.slow
-def test_a_score_along_the_way_changes_nothing(few, slides, tmp_path):
+def test_a_score_along_the_way_changes_nothing(few, slides, tmp_path, monkeypatch):
     """A run that is scored on its way ends with the same network as one that is not."""
     ends = []
     for number, marks in enumerate((study.lengths, lambda steps: [])):
-        with measure.changed({"lab.study.lengths": marks}):
-            args = parse(["--data", str(slides), "--folds", "2", "--seeds", "1", *SMALL, "--out",
-                          str(tmp_path / str(number))])
-            ends.append(study.run_arm(args, "SCSE", 0, 1)["along"]["8"])
+        monkeypatch.setattr(study, "lengths", marks)
+        args = parse(["--data", str(slides), "--folds", "2", "--seeds", "1", *SMALL, "--out",
+                      str(tmp_path / str(number))])
+        ends.append(study.run(args, "SCSE", 0, 1)["along"]["8"])
     assert ends[0] == ends[1]
 
 
 def test_every_arm_is_something_that_train_understands():
     args = parse(["--data", "D"])
     for arm in ARMS:
-        given = train_options(study.options_of(args, arm, 1, 2))
+        given = train_options(runs.options_of(args, ARMS[arm], 1, 2))
         assert (given.seed, given.fold, given.folds) == (1, 2, 3)
         assert given.encoder == "efficientnet-lite0"
-    assert len(ARMS) == 17 and len(WAYS) == 9 and study.CHANGED.keys() <= ARMS.keys()
-    assert train_options(study.options_of(args, "random weights", 0, 0)).weights is None
+    assert len(ARMS) == 17 and len(WAYS) == 9 and study.HOW.keys() <= ARMS.keys()
+    assert train_options(runs.options_of(args, ARMS["random weights"], 0, 0)).weights is None
 
 
 def test_open_arms_begin_open_and_the_lower_rate_is_lower():
@@ -128,23 +129,20 @@ def test_open_arms_begin_open_and_the_lower_rate_is_lower():
     assert second == pytest.approx(0.3 * train.learning_rate_share(80, 100, 60))
 
 
-@pytest.mark.parametrize("arm, name, value", [
-    ("gates, open at first", "build", study.build_open),
-    ("BCE + Dice, then Lovász at a lower rate", "learning_rate_share", study.lower_rate)])
-def test_arms_that_no_option_makes_are_trained_as_they_say(slides, tmp_path, monkeypatch, arm, name,
-                                                           value):
-    seen = []
-
-    def ends(*_):
-        seen.append(getattr(train, name))
+@pytest.mark.parametrize("arm", ["gates, open at first", "BCE + Dice, then Lovász at a lower rate"])
+def test_arms_that_no_option_makes_are_trained_as_they_say(slides, tmp_path, monkeypatch, arm):
+    def ends(*_, build, after_step):
+        seen.append((build is study.build_open,
+                     train.learning_rate_share is study.lower_rate))
         raise Stopped
 
-    monkeypatch.setattr(measure, "train_minseg", ends)
+    seen: list = []
+    monkeypatch.setattr(train, "train", ends)
     args = parse(["--data", str(slides), "--folds", "2", *SMALL, "--out", str(tmp_path)])
     for job in (arm, "baseline"):
         with pytest.raises(Stopped):
-            study.run_arm(args, job, 0, 0)
-    assert seen[0] is value and seen[1] is not value
+            study.run(args, job, 0, 0)
+    assert seen == [(arm.startswith("gates"), arm.startswith("BCE")), (False, False)]
 
 
 def test_jobs_begin_with_the_baseline_and_are_complete():
@@ -158,7 +156,7 @@ def test_jobs_begin_with_the_baseline_and_are_complete():
 def test_a_run_that_fails_is_told_and_the_others_go_on(few, slides, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
 
-    def fails(*_):
+    def fails(*_, **options):
         raise FloatingPointError("step 3: the loss is nan")
 
     monkeypatch.setattr(measure, "train_minseg", fails)
@@ -199,7 +197,7 @@ def test_levels_are_the_halves_of_dice_at_each_threshold():
     rng = np.random.default_rng(0)
     items = [Item(str(i), Path(), Path(), "ab"[i % 2]) for i in range(3)]
     pairs = [(rng.integers(0, 256, 400).astype(np.uint8), rng.integers(0, 2, 400)) for _ in items]
-    found = study.levels(items, [count_levels(torch.from_numpy(p), torch.from_numpy(y))
+    found = runs.levels(items, [count_levels(torch.from_numpy(p), torch.from_numpy(y))
                                  for p, y in pairs])
     for k, threshold in enumerate(THRESHOLDS):
         positive = [p >= threshold * 255 for p, _ in pairs]

@@ -761,7 +761,7 @@ def test_a_second_stage_of_a_recipe_can_be_switched_off():
 
 
 def test_excluded_images_are_neither_trained_on_nor_scored(data, tmp_path, capsys):
-    table = tmp_path / "suspects.csv"  # as lab.labels writes it
+    table = tmp_path / "suspects.csv"  # as labels.py writes it
     table.write_text("id,group,score\nslide01,patient00,0.9\n\nslide03,patient01,0.8\n")
     train.main(["--data", str(data), "--out", str(tmp_path / "o"), *QUICK, "--exclude", str(table)])
     assert "2 images are left out: slide01, slide03" in capsys.readouterr().out

@@ -1,8 +1,6 @@
 """# Which labels are wrong? Ask networks that have not seen them
 
-    python -m lab.labels RUN                       a run of train.py with all of its folds
-    python -m lab.labels --check -- OPTIONS        the same on synthetic slides with planted faults;
-                                                   OPTIONS are train.py's
+    python labels.py RUN                           RUN: a run of train.py with all of its folds
 
 **Idea.** In cross-validation every image is predicted by a network that did not train on it. Where
 that network is sure and the label says otherwise, one of the two is wrong.
@@ -20,6 +18,8 @@ together cost a few Fourier transforms, which are added up block by block. So sl
 
 **Regions.** The squares, half a tile wide, with the largest sum of (p - y)^2.
 
+How well it works on synthetic slides with planted faults, `lab/planted.py` measures.
+
 Writes RUN/labels.csv, the worst image first, and RUN/labels.png, the worst regions. The IDs of
 images that you find to be wrong go into a file, one per line, for `train.py --exclude`.
 
@@ -28,26 +28,21 @@ in labels from predictions out of sample); Milletari, Navab and Ahmadi, *V-Net*,
 1606.04797, section 3 (Dice with squares).
 """
 
-import argparse
 import csv
 import io
 import json
 import math
-import shlex
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-import train
+from minseg.files.atomic import atomic
 from minseg.files.datasets import find_slides
 from minseg.files.masks import VOID, Mask
 from minseg.files.slides import Slide, open_slide
@@ -56,15 +51,10 @@ from minseg.run.prepare import leave_out, mask_options
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
 from minseg.run.tiles import made_from
-from minseg.synthetic import write_slides
-
-from .compare import read_run
-from .measure import RESULTS, environment, write_json, write_text
 
 REACH, BLOCK = 128, 512  # pixels: the longest shift that is tried; what is read at once
 GAIN, GOOD = 0.05, 0.5  # what a shift must add to Dice, and the Dice it must reach, to be reported
 SHOWN = 9  # regions in the picture, at most three of an image
-KINDS = ("shifted", "missing", "added", "another's")  # of planted faults
 
 
 def around(mask: Mask, height: int, width: int, y: int, x: int) -> Tensor:
@@ -128,7 +118,7 @@ def worst_squares(grid: Tensor, cell: int, side: int) -> list[tuple[float, int, 
     """At most three squares that do not overlap, as (sum, y, x of the centre)."""
     cells = max(1, min(round(side / cell), *grid.shape))
     sums = F.avg_pool2d(grid[None], cells, 1)[0] * cells**2
-    squares = []
+    squares: list[tuple[float, int, int]] = []
     while len(squares) < 3 and sums.max() > 0:
         y, x = divmod(int(sums.argmax()), sums.shape[1])
         squares.append((sums[y, x].item(), (2 * y + cells) * cell // 2,
@@ -142,7 +132,11 @@ def rank(run: Path, data: Path | None = None) -> list[dict]:
     reporting (shifted), and what `disagreement` returns. `data`: where its images and masks lie now
     (default: where they lay). ValueError where the run is not complete, or its data have
     changed."""
-    config, summary = read_run(run)
+    try:
+        config, summary = (json.loads((run / name).read_text(encoding="utf-8"))
+                           for name in ("config.json", "summary.json"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
     side = max(1, config["tile"] * config["scale"] // 2)
     items = leave_out(find_slides(data or config["data"], **mask_options(config)),
                       config.get("exclude"))
@@ -195,7 +189,8 @@ def report(run: Path, data: Path | None = None) -> list[dict]:
         region = row["regions"][0][1:] if row["regions"] else ("", "")
         writer.writerow((row["id"], row["group"], round(row["score"], 4), round(row["dice"], 4),
                          *shift, *region))
-    write_text(run / "labels.csv", text.getvalue())
+    with atomic(run / "labels.csv") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
     print("score   Dice    image")
     for row in rows[:10]:
         note = (f"   its mask fits better moved by {row['shift']}: Dice {row['shifted_dice']:.3f}"
@@ -209,98 +204,15 @@ def report(run: Path, data: Path | None = None) -> list[dict]:
     return rows
 
 
-# How well it works, on slides whose faults are known
-
-
-def plant(folder: Path, seed: int) -> dict[str, dict]:
-    """Spoils one mask in ten of a synthetic data set: those of random slides, one kind of fault
-    after the other. Returns for each its kind, and the shift (dy, dx) that would mend it."""
-    rng = np.random.default_rng([seed, 7])
-    paths = sorted((folder / "masks").glob("*.png"))
-    chosen = rng.permutation(len(paths))[: max(1, len(paths) // 10)].tolist()
-    planted = {}
-    for kind, index in zip(cycle(KINDS), chosen):
-        mask, shift = Image.open(paths[index]).convert("L"), None
-        whole = np.count_nonzero(mask)
-        image = np.asarray(Image.open(folder / "images" / paths[index].name)).mean(2)
-        if kind == "shifted":
-            angle = rng.uniform(0, 2 * math.pi)
-            shift = dy, dx = round(40 * math.sin(angle)), round(40 * math.cos(angle))
-            mask = mask.transform(mask.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy))
-        while kind == "missing" and np.count_nonzero(mask) > whole / 2:
-            y, x = rng.choice(np.argwhere(mask))
-            ImageDraw.floodfill(mask, (int(x), int(y)), 0)  # removes one glomerulus
-        while kind == "added" and np.count_nonzero(mask) < whole * 1.5:
-            y, x = rng.choice(np.argwhere((image < 200) & (np.asarray(mask) == 0)))
-            radius = rng.uniform(32, 58)
-            ImageDraw.Draw(mask).ellipse([x - radius, y - radius, x + radius, y + radius], 255)
-        if kind == "another's":
-            mask = Image.open(paths[(index + len(paths) // 2) % len(paths)]).convert("L")
-        mask.save(paths[index])
-        planted[paths[index].stem] = {"kind": kind, "shift": shift}
-    return planted
-
-
-def check(args: argparse.Namespace, options: Sequence[str]) -> None:
-    """For each seed: plants faults in slides, trains with `options`, ranks, and looks how many of
-    the faults are in the first tenth."""
-    rows, figure = [], args.docs / "figures" / "labels.jpg"
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seeds):
-        folder, run = args.out / f"slides{seed}", args.out / f"run{seed}"
-        if not (folder / "planted.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # an interrupted one is drawn anew
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            write_slides(folder, args.slides, seed=seed)
-            write_json(folder / "planted.json", plant(folder, seed))
-        planted = json.loads((folder / "planted.json").read_text())
-        train.main(["--data", str(folder), "--scale", "4", "--tile", "128", "--folds", "3",
-                    "--seed", str(seed), "--out", str(run), "--resume", *options])
-        ranked = report(run)
-        if not seed:
-            draw_regions(figure, ranked)
-        for place, row in enumerate(ranked, 1):
-            if row["id"] in planted:
-                rows.append({"seed": seed, "id": row["id"], **planted[row["id"]], "place": place,
-                             "of": len(ranked), "found": place <= len(planted),
-                             **{name: row[name] for name in ("score", "dice", "shifted_dice")},
-                             "best_shift": row["shift"], "named": row["shifted"]})
-    found = statistics.fmean(row["found"] for row in rows)
-    error = max(abs(planted - best) for row in rows if row["shift"]
-                for planted, best in zip(row["shift"], row["best_shift"]))
-    command = shlex.join(["python", "-m", "lab.labels", "--check", "--slides", str(args.slides),
-                          "--seeds", str(args.seeds), "--", *options])
-    print(f"{found:.0%} of the planted faults are in the first tenth; shifts are right to within "
-          f"{error} pixels")
-    print(write_json(args.docs / "results" / "labels.json", {
-        **environment("cuda" if torch.cuda.is_available() else "cpu"), "command": command,
-        "found_in_first_tenth": found, "largest_error_of_shift": error, "rows": rows}))
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = Parser(prog="python -m lab.labels", description=__doc__.split("\n")[0][2:],
-                    epilog="With --check, options after -- are passed to train.py.")
-    add = parser.add_argument
-    add("run", nargs="?", type=Path, metavar="RUN", help="folder of a complete run")
-    add("--data", type=Path, metavar="DIR",
-        help="where the run's images and masks lie, if they were moved")
-    add("--check", action="store_true", help="plant faults in synthetic slides, and look for them")
-    add("--slides", type=int, default=40, metavar="N", help="default 40")
-    add("--seeds", type=int, default=3, metavar="N", help="default 3")
-    add("--out", type=Path, default=Path("runs/labels"), metavar="DIR",
-        help="for slides and runs of --check (default runs/labels)")
-    add("--docs", type=Path, default=RESULTS.parent, metavar="DIR",
-        help="for results/ and figures/ of --check (default docs)")
-    argv = sys.argv[1:] if argv is None else argv
-    end = argv.index("--") if "--" in argv else len(argv)
-    args, options = parser.parse_args(argv[:end]), argv[end + 1 :]
-    if bool(args.run) == args.check or (args.run and options):
-        parser.error("give either the folder of a run, or --check and options of train.py")
-    if args.seeds < 1 or args.slides < 6:
-        parser.error(f"--seeds {args.seeds}, --slides {args.slides}: need at least 1, at least 6")
+    parser = Parser(prog="labels.py", description=__doc__.split("\n")[0][2:])
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a complete run")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="where the run's images and masks lie, if they were moved")
+    args = parser.parse_args(argv)
     try:
-        check(args, options) if args.check else report(args.run, args.data)
+        report(args.run, args.data)
     except (ValueError, OSError) as error:
         parser.error(error)
 
