@@ -17,9 +17,9 @@ from functools import partial
 
 from minseg import predict_bands
 from minseg.files.slides import open_slide
-from minseg.predictor import check_probabilities, predictor, skip_flat
+from minseg.predictor import predictor, skip_flat
 from minseg.run.checkpoint import load_ensemble
-from minseg.run.errors import out_of_memory, plain, warn
+from minseg.run.errors import check_probabilities, out_of_memory, plain, warn
 from minseg.run.memory import keep_memory, trim_memory
 from minseg.run.options import infer_options
 from minseg.run.outputs import (

@@ -17,7 +17,6 @@ The mathematics of the trained network, with less work:
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -79,17 +78,6 @@ def fill_up(predict: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor
         return predict(tiles)
 
     return predict_full
-
-
-def check_probabilities(band: Tensor, y: int, path: Path, amp: bool) -> None:
-    """ValueError names the slide at `path` and the rows, from `y` on, if probabilities (C, rows,
-    width) are not numbers: compared with a threshold, they would all be background."""
-    wrong = band.isnan().any(2).any(0).nonzero()[:, 0]
-    if len(wrong):
-        remedy = ("its values are too large for 16 bits: compute in 32 (infer.py: without --amp; "
-                  "train.py: --resume --amp off)" if amp else "train it again at a lower --lr")
-        raise ValueError(f"{path}: in rows {y + int(wrong[0])} to {y + int(wrong[-1])} the network "
-                         f"gives probabilities that are not numbers (NaN): {remedy}")
 
 
 def skip_flat(predict: Callable[[Tensor], Tensor], contrast: float) -> Callable[[Tensor], Tensor]:

@@ -24,10 +24,10 @@ from ..files.atomic import atomic
 from ..files.masks import VOID, Item, Mask
 from ..files.objects import count_objects, object_f1
 from ..files.slides import Slide, open_slide
-from ..predictor import check_probabilities, predictor
+from ..predictor import predictor
 from ..tiling import predict_bands
 from .bands import write_tiff
-from .errors import Unfinished
+from .errors import Unfinished, check_probabilities
 from .memory import trim_memory
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 
