@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import minseg
 import train
+from minseg.augment import augment
 from minseg.deep_supervision import deep_supervision_weights
 from minseg.losses import first_stage
 from minseg.run.checkpoint import load_model
@@ -199,6 +200,30 @@ def draw_sampling():
                      "42 tiles without (orange)"))
         plot.secondary_yaxis("right").set_yticks(np.arange(6) + 0.5, totals)
     return figure, axes
+
+
+def draw_augment():
+    """A tile with its margin, and eight of the tiles that are made of it."""
+    figure, axes = sheet(
+        "One tile, and eight of the tiles that it becomes",
+        [["tile", "tile", *range(4)], ["tile", "tile", *range(4, 8)]], height=3.7,
+        note="Blue: the outline of the mask. Dashes: the tile without shift, turn and scale; "
+        "around it, its margin.")
+    image, mask = unseen()
+    size, tile = 3 * TILE // 2, TILE
+    start = (len(image) - size) // 2
+    crop = slice(start, start + size), slice(start, start + size)
+    image, mask = image[crop], mask[crop]
+    images, masks = (part.expand(8, -1, -1, -1) for part in (image.permute(2, 0, 1), mask[None]))
+    images, masks = augment(images, masks, tile, torch.Generator().manual_seed(3))
+    show(axes["tile"], image, f"with its margin: {size} × {size}")
+    outline(axes["tile"], mask, BLUE, 2)
+    low, high = (size - tile) / 2 - 0.5, (size + tile) / 2 - 0.5
+    axes["tile"].plot([low, high, high, low, low], [low, low, high, high, low], "--", color=INK)
+    for k in range(8):
+        show(axes[k], images[k].permute(1, 2, 0), f"{tile} × {tile}" if k == 0 else "")
+        outline(axes[k], masks[k, 0], BLUE, 2)
+    return figure, [axes[k] for k in (0, 1, 2, 4, 5, 6)]
 
 
 def draw_overlap():
@@ -457,8 +482,8 @@ def draw_seam(net: nn.Module):
 
 
 FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
-    draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_overlap,
-    draw_windows, draw_tta, draw_folds)}
+    draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_augment,
+    draw_overlap, draw_windows, draw_tta, draw_folds)}
 NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}
