@@ -24,12 +24,13 @@ from minseg.losses import first_stage
 from minseg.run.checkpoint import load_model
 from minseg.run.report import Parser
 from minseg.synthetic import synthetic_slide
+from minseg.training import EMA
 from minseg.tta import flips_and_turns
 
 from . import style
 from .measure import RESULTS
 from .plots import KINDS, stored_chart
-from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
+from .style import BLUE, FAINT, GREY, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
 SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
 EPOCHS = "34"  # 612 steps: about as long as a run of `lab.study`
@@ -224,6 +225,41 @@ def draw_augment():
         show(axes[k], images[k].permute(1, 2, 0), f"{tile} × {tile}" if k == 0 else "")
         outline(axes[k], masks[k, 0], BLUE, 2)
     return figure, [axes[k] for k in (0, 1, 2, 4, 5, 6)]
+
+
+def draw_training():
+    """What numbers of 16 bits can hold; weights and their average along a learning rate."""
+    figure, axes = sheet("Numbers of 16 bits, and an average of noisy weights",
+                         [["numbers"], ["weights"], ["rate"]], height=6.6,
+                         height_ratios=(1, 1.5, 0.8))
+    kinds = [torch.finfo(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    for y, kind in enumerate(kinds):
+        low, high = math.log10(kind.tiny * kind.eps), math.log10(kind.max)
+        axes["numbers"].barh(y, high - low, 0.6, low, color=RED if kind.max < 1e5 else BLUE)
+        axes["numbers"].text(42, y, f"after 1 comes {1 + kind.eps:.8g}", va="center")
+    axes["numbers"].set(title="from the smallest number to the largest", xlim=(-46, 80),
+                        xticks=(-40, -20, 0, 20, 40), yticks=range(3), xticklabels=[
+                            f"1e{power}" for power in (-40, -20, 0, 20, 40)],
+                        yticklabels=[kind.dtype for kind in kinds])
+    steps, weight = 300, nn.Module()
+    weight.w = nn.Parameter(torch.tensor(3.0))
+    ema, noise = EMA(weight, 1 - 1 / (steps / 5)), np.random.default_rng(0)
+    rates, paths = [train.learning_rate_share(step, steps, steps) for step in range(steps)], []
+    for rate in rates:  # the gradient of w^2 / 2, and noise
+        weight.w.data -= 0.2 * rate * (weight.w.data + noise.normal(0, 2))
+        ema.update()
+        paths.append((weight.w.item(), ema.net.w.item()))
+    raw, average = zip(*paths)
+    axes["weights"].plot(raw, color=GREY, linewidth=1, label="w")
+    axes["weights"].plot(average, color=BLUE, label="its average (EMA)")
+    axes["weights"].axhline(0, color=INK, linewidth=1)
+    axes["weights"].set(title="minimise w² / 2, with noise in each gradient", ylabel="w",
+                        xticklabels=[])
+    axes["weights"].legend(loc="upper right")
+    axes["rate"].plot(rates, color=BLUE)
+    axes["rate"].set(xlabel="step", ylabel="rate", yticks=(0, 1))
+    axes["rate"].grid()
+    return figure, [axes["weights"]]
 
 
 def draw_overlap():
@@ -483,7 +519,7 @@ def draw_seam(net: nn.Module):
 
 FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_augment,
-    draw_overlap, draw_windows, draw_tta, draw_folds)}
+    draw_training, draw_overlap, draw_windows, draw_tta, draw_folds)}
 NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}

@@ -17,6 +17,7 @@ In reading order:
 | `minseg.deep_supervision` | a loss at every size but the coarsest |
 | `minseg.sampling` | all tiles with objects, some of those without |
 | `minseg.augment` | each tile turned, shifted, stretched and stained anew, with its mask |
+| `minseg.training` | a step with fewer bits, less memory and less noise, and the same mathematics |
 | `minseg.tiling` | slides of any size, by overlapping tiles that count less at their border |
 | `minseg.tta` | test-time augmentation: eight views of each tile, averaged |
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen on other folds |

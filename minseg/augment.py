@@ -85,7 +85,7 @@ tensor([[[0, 0],
 3. *Write it.* `restain(images, alpha)`.
    `python -m pytest tests/test_augment.py --mine my_augment.py` grades it, and the copy, too.
 
-Next: `minseg.tiling`, the way back from tiles to the whole slide.
+Next: `minseg.training`, what a network learns from these tiles, step by step.
 
 **Answers.**
 1. Twice the density is the square of the light: 0.27, 0.25 and 0.56 (but for the 1 that is added

@@ -11,7 +11,7 @@ from torch import nn
 import train
 from minseg import UNet, deep_supervision_loss, dice_loss, make_loss
 from minseg.run.options import RECIPES, train_options
-from minseg.training import autocast_dtype, backward_whole, recompute_activations, seeded
+from minseg.training import EMA, autocast_dtype, backward_whole, recompute_activations, seeded
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -205,6 +205,28 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_whole_batch(loss):
     halves = gradient(2, [(images[:2], masks[:2]), (images[2:], masks[2:])])
     for a, b in zip(whole, halves, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_average_is_its_equation_for_weights_and_statistics_alike():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    ema, decay = EMA(net, 0.75), 0.75
+    wanted = {name: value.double().clone() for name, value in net.state_dict().items()}
+    for _ in range(3):
+        net(torch.rand(2, 3, 4, 4)).square().sum().backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 0.1 * p.grad
+        ema.update()
+        for name, value in net.state_dict().items():
+            wanted[name] = decay * wanted[name] + (1 - decay) * value
+    averaged = ema.net.state_dict()
+    assert averaged.pop("1.num_batches_tracked") == 0  # a count is not averaged
+    for name, value in averaged.items():
+        torch.testing.assert_close(value.double(), wanted[name])
+    assert not torch.allclose(ema.net[0].weight, net[0].weight)
+    assert not any(p.requires_grad for p in ema.net.parameters())
+    assert all(p.requires_grad for p in net.parameters())  # the network itself learns on
 
 
 def test_16_bits_are_bfloat16_except_where_a_gpu_only_emulates_it(monkeypatch):
