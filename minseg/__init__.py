@@ -20,6 +20,7 @@ In reading order:
 | `minseg.training` | a step with fewer bits, less memory and less noise, and the same mathematics |
 | `minseg.tiling` | slides of any size, by overlapping tiles that count less at their border |
 | `minseg.tta` | test-time augmentation: eight views of each tile, averaged |
+| `minseg.predictor` | trained networks, made faster and averaged |
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen on other folds |
 | `minseg.files` | slides, masks, polygons: what other programs wrote, and what we write |
 | `minseg.run` | what surrounds the loops: options, tiles, checkpoints, scores, progress |
