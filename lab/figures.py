@@ -23,7 +23,7 @@ from minseg.deep_supervision import deep_supervision_weights
 from minseg.losses import first_stage
 from minseg.run.checkpoint import load_model
 from minseg.run.report import Parser
-from minseg.synthetic import synthetic_slide
+from minseg.synthetic import draw_tissue, photograph, stain, synthetic_slide
 from minseg.training import EMA
 from minseg.tta import flips_and_turns
 
@@ -319,6 +319,25 @@ def draw_tta():
     return figure, axes[:, :3].flat
 
 
+def draw_synthetic():
+    """A slide, its mask, another patient's stain; and a close look at its dyes."""
+    figure, axes = sheet("A synthetic slide, and what it is made of", 2, 3, height=6.4)
+    size, near = 640, np.s_[220:360, 215:355]
+    rng = np.random.default_rng([4, 0])  # as `synthetic_slide` does it
+    stains = [stain(np.random.default_rng([patient, 1]), rng) for patient in (4, 7)]
+    dyes, mask = draw_tissue(rng, size, size, (8, 16))
+    images = [photograph(np.random.default_rng(0), dyes, *each) for each in stains]
+    whole = [image.reshape(size // 2, 2, size // 2, 2, 3).mean((1, 3)) / 255 for image in images]
+    show(axes[0, 0], whole[0], "a slide")
+    show(axes[0, 1], mask, "its mask")
+    show(axes[0, 2], whole[1], "the same, stained in\nanother laboratory")
+    show(axes[1, 0], dyes[near][..., 0], "haematoxylin", vmin=0, vmax=1)
+    show(axes[1, 1], dyes[near][..., 1], "PAS", vmin=0, vmax=1)
+    show(axes[1, 2], images[0][near], "what the camera sees")
+    outline(axes[1, 2], mask[near], BLUE)
+    return figure, axes[0]
+
+
 def draw_folds():
     """Images of patients, and the folds they go to."""
     figure, axes = sheet(
@@ -519,7 +538,7 @@ def draw_seam(net: nn.Module):
 
 FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_augment,
-    draw_training, draw_overlap, draw_windows, draw_tta, draw_folds)}
+    draw_training, draw_overlap, draw_windows, draw_tta, draw_synthetic, draw_folds)}
 NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}

@@ -22,13 +22,15 @@ In reading order:
 | `minseg.tta` | test-time augmentation: eight views of each tile, averaged |
 | `minseg.predictor` | trained networks, made faster and averaged |
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen on other folds |
+| `minseg.synthetic` | kidney slides drawn from a seed, with exact masks |
 | `minseg.files` | slides, masks, polygons: what other programs wrote, and what we write |
 | `minseg.run` | what surrounds the loops: options, tiles, checkpoints, scores, progress |
 | `lab` | programs that measure and draw |
 
-Each trick ends with three exercises, their answers, and which file is next. What you write
-yourself, its tests grade: `python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong
-to the task: each is a ValueError with the value in it.
+Each trick ends with three exercises, their answers, and which file is next; after the last one it
+is `train.py`. What you write yourself, its tests grade:
+`python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong to the task: each is a
+ValueError with the value in it.
 
 Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a thin section of
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to
