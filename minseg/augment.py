@@ -1,5 +1,8 @@
 """# Augmentation, on the training device
 
+**In `tutorial.py`**, `logits = net.train()(inputs[crop])` shows the network every crop as it is on
+the slide. Here `augment(images, masks, ...)` comes before that.
+
 **Idea.** A glomerulus is still a glomerulus however the slide lay and however strongly the lab
 stained it. So show the network every tile turned, flipped, shifted, stretched and stained anew each
 time it comes: it never sees the same tile twice.
@@ -81,7 +84,8 @@ tensor([[[0, 0],
    green and 0.75 of the blue. What is left of each with alpha = (1, 0, 0), twice as much of it? And
    with alpha = (-1, 0, 0)?
 2. *Break it.* In a copy of this file, my_augment.py, replace `"nearest", "reflection"` by
-   `"nearest", "zeros"`. Which test fails, and what would the network learn from such tiles?
+   `"nearest", "zeros"`. Predict, then run: which test fails, and what would the network
+   learn from such tiles?
 3. *Write it.* `restain(images, alpha)`.
    `python -m pytest tests/test_augment.py --mine my_augment.py` grades it, and the copy, too.
 

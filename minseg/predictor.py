@@ -1,5 +1,8 @@
 """# Predicting, fast and with several networks
 
+**In `tutorial.py`**, `return net.eval()(tiles / 255).sigmoid()` predicts with one network, as it
+was trained. `predictor([net, ...], device="cpu")` takes its place.
+
 **Idea.** A trained network no longer changes, and nobody asks for its gradients: so the same
 numbers come from less work. And where several networks were trained, as for the folds of a
 cross-validation, the mean of what they say is better founded than what one says.
@@ -70,8 +73,8 @@ arXiv 1612.01474, section 2.4.
    eps = 0. What are w' and b'?
 2. *Break it.* In a copy of this file, my_predictor.py, replace
    `net = copy.deepcopy(net).eval().requires_grad_(False)` by
-   `net = net.eval().requires_grad_(False)`. Which test fails? `train.py` scores the averaged
-   network (EMA) after each epoch: what would become of it?
+   `net = net.eval().requires_grad_(False)`. Predict, then run: which test fails?
+   `train.py` scores the averaged network (EMA) after each epoch: what would become of it?
 3. *Write it.* `fold_batch_norm(net)`.
    `python -m pytest tests/test_predictor.py --mine my_predictor.py` grades it, and the copy, too.
 

@@ -1,5 +1,7 @@
 """# Synthetic slides: kidneys drawn from a seed, with exact masks
 
+**In `tutorial.py`**, `image, mask = synthetic_slide(seed)` draws a slide and its mask. This is how.
+
 **Idea.** Real slides are huge, private, and outlined by hand. For learning and testing we want the
 opposite: slides that are drawn from a seed, are the same everywhere, and have masks exact to the
 pixel. They must be hard in the way real slides are hard: colour alone must not find the objects,
@@ -41,14 +43,13 @@ the way, amounts of dye, (height, width, 2).
 | objects | disks | glomeruli, 8 to 16 on 1024 x 1024 pixels |
 | the rest | black | tubules, vessels, scars, inflammation, glass |
 | what tells them apart | brightness | structure |
-| noise | uniform | uneven light, blur, normal noise |
+| noise | uniform, if asked for | uneven light, blur, normal noise |
 | random numbers | NumPy's global state, unless told otherwise | a seed |
 | patients | - | slides of one share a stain |
 
-**Measured.** `python train.py` reaches a Dice of 0.939, 0.946 and 0.930 on them with three seeds
-([log](../docs/log.md)). What helps here need not help on real images: ImageNet's weights bring
-+0.208 on synthetic slides and -0.012 on nuclei, Lovász alone -0.041 and +0.011, so both stand side
-by side in [the study](../docs/study.md).
+**Measured.** What helps on them need not help on real images: ImageNet's weights bring +0.208 on
+synthetic slides and -0.012 on nuclei, Lovász alone -0.041 and +0.011 ([how](../docs/study.md)). So
+the study trains on both.
 
 **Source.** The absorbance of haematoxylin and PAS, and the equation: Ruifrok and Johnston,
 *Quantification of histochemical staining by color deconvolution*, Anal. Quant. Cytol. Histol. 2001.
@@ -66,8 +67,9 @@ True
    0.972 for green and 0.155 for blue. Which colour is nearly gone, and how much of it is left? And
    through two such layers?
 2. *Break it.* In a copy of this file, my_synthetic.py, replace
-   `np.random.default_rng([patient, 1])` by `np.random.default_rng([seed, 1])`. Which tests fail? A
-   network is scored on a patient's second slide and was trained on the first: what changes?
+   `np.random.default_rng([patient, 1])` by `np.random.default_rng([seed, 1])`. Predict, then
+   run: which tests fail? And what would a network that is scored on the second slide of a patient,
+   and was trained on the first, no longer know?
 3. *Write it.* `transmitted(light, dyes, absorbance)`, then `room(taken, y, x, limit)`.
    `python -m pytest tests/test_synthetic.py --mine my_synthetic.py` grades them, and the copy, too.
 
@@ -77,8 +79,8 @@ Next: `train.py`, where all of it comes together in one visible loop.
 1. Green: 10^-0.972, a tenth. Red and blue are left, which together are magenta. Two layers leave a
    hundredth: the amounts add up, and what they transmit is multiplied.
 2. `test_slides_of_one_patient_share_a_stain` and
-   `test_without_a_patient_the_seed_is_the_patient`. The stain would no longer tell that both slides
-   are of one patient, so a split that ignores patients would look as honest as one that does not.
+   `test_without_a_patient_the_seed_is_the_patient`. The stain: it would not know the second slide's
+   any better than a stranger's, and splitting a patient would do no harm, as it does in reality.
 
 >>> from minseg.synthetic import ABSORBANCE, transmitted
 >>> for amount in (1, 2):

@@ -1,5 +1,8 @@
 """# Training: a step that is fast and small, and still the same mathematics
 
+**In `tutorial.py`**, `schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)` lets
+the learning rate rise and fall. `train.py` does so, too, and five things more.
+
 **Idea.** A step computes a loss, its gradients, and new weights. Six tricks make it faster, smaller
 or steadier, and none of them changes the loss that is minimised. The loop itself, with the first
 two, is in `train.py` (`build`, `learning_rate_share`, `train`); the other four are below.
@@ -100,7 +103,8 @@ under Memory Limited Setup*, arXiv 2101.06983, section 3.
 1. *By hand.* A weight was 0 for a long time and jumps to 1. How many steps later does its average
    first exceed 1/2, if decay is 0.9? And if an average spans a fifth of 600 steps?
 2. *Break it.* In a copy of this file, my_training.py, replace
-   `norm.momentum, norm.num_batches_tracked = 0.0, None` by `pass`. Which tests fail?
+   `norm.momentum, norm.num_batches_tracked = 0.0, None` by `pass`. Predict, then run:
+   which tests fail?
 3. *Write it.* `EMA(net, decay)`: a class with `net`, the averaged copy, and a method `update`.
    `python -m pytest tests/test_training.py --mine my_training.py` grades it, and the copy, too.
 
