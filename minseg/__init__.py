@@ -37,9 +37,8 @@ Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a th
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to
 find glomeruli in slides ("HuBMAP: Hacking the Kidney"). *Dice* measures the overlap of two masks,
 from 0 to 1. *nnU-Net*, *MONAI*, *timm*, *torchvision* and *segmentation_models.pytorch* are widely
-used libraries. Under **Measured**, a difference in Dice above 0 favours the trick, brackets are a
-95 % interval for new groups and seeds, and *luck alone* is how far from the baseline an arm that
-changes nothing would be, 19 times in 20.
+used libraries. Under **Measured**, a difference in Dice above 0 favours the trick, and brackets
+are a 95 % interval for new groups and seeds.
 """
 
 from .attention_gate import AttentionGate

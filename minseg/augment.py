@@ -5,7 +5,7 @@ the slide. Here `augment(images, masks, ...)` comes before that.
 
 **Idea.** A glomerulus is still a glomerulus however the slide lay and however strongly the lab
 stained it. So show the network every tile turned, flipped, shifted, stretched and stained anew each
-time it comes: it never sees the same tile twice.
+time it comes: it hardly ever sees the same picture twice.
 
 **Geometry** is a single affine map from the pixels of the output to those of the input. An image is
 therefore resampled only once, whatever happens to it, and its mask by the same map (with the

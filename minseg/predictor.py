@@ -14,8 +14,8 @@ norm's weight and bias:
     norm(w x + b) = g (w x + b - m) / sqrt(v + eps) + beta = w' x + b'
     w' = w g / sqrt(v + eps),        b' = (b - m) g / sqrt(v + eps) + beta
 
-The largest maps of the network are then read and written once less. A norm that does not follow a
-convolution (the hypercolumn's, after a sum) stays.
+Each map that a norm would have read and written again is then left alone. A norm that does not
+follow a convolution (the hypercolumn's, after a sum) stays.
 
 **Several networks.** Probabilities are averaged, not logits: then each network has one vote, and
 none outvotes the others by being very sure.
