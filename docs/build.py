@@ -77,7 +77,7 @@ def reading_order() -> list[Page]:
         inner = listed(name)  # a room has a table of its own
         pages += [code_page(module, name if inner else "Chapters") for module in (name, *inner)]
     texts = sorted((ROOT / "docs").glob("*.md"), key=lambda path: readme.find(f"docs/{path.name}"))
-    for path in (*texts, ROOT / "CONTRIBUTING.md"):
+    for path in (*texts, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         source = path.relative_to(ROOT)
         pages.append(Page(source.as_posix(), source.with_suffix(".html").as_posix(), "Pages",
                           path.read_text("utf-8")))

@@ -18,17 +18,19 @@ from torch.nn import functional as F
 
 import minseg
 import train
+from minseg.augment import augment
 from minseg.deep_supervision import deep_supervision_weights
 from minseg.losses import first_stage
 from minseg.run.checkpoint import load_model
 from minseg.run.report import Parser
-from minseg.synthetic import synthetic_slide
+from minseg.synthetic import draw_tissue, photograph, stain, synthetic_slide
+from minseg.training import EMA
 from minseg.tta import flips_and_turns
 
 from . import style
 from .measure import RESULTS
 from .plots import KINDS, stored_chart
-from .style import BLUE, FAINT, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
+from .style import BLUE, FAINT, GREY, INK, ORANGE, PALETTE, RED, arrow, curves, outline, sheet, show
 
 SEED, SCALE, TILE = 5001, 4, 128  # of the image; of `train.py`'s synthetic slides
 EPOCHS = "34"  # 612 steps: about as long as a run of `lab.study`
@@ -201,6 +203,65 @@ def draw_sampling():
     return figure, axes
 
 
+def draw_augment():
+    """A tile with its margin, and eight of the tiles that are made of it."""
+    figure, axes = sheet(
+        "One tile, and eight of the tiles that it becomes",
+        [["tile", "tile", *range(4)], ["tile", "tile", *range(4, 8)]], height=3.7,
+        note="Blue: the outline of the mask. Dashes: the tile without shift, turn and scale; "
+        "around it, its margin.")
+    image, mask = unseen()
+    size, tile = 3 * TILE // 2, TILE
+    start = (len(image) - size) // 2
+    crop = slice(start, start + size), slice(start, start + size)
+    image, mask = image[crop], mask[crop]
+    images, masks = (part.expand(8, -1, -1, -1) for part in (image.permute(2, 0, 1), mask[None]))
+    images, masks = augment(images, masks, tile, torch.Generator().manual_seed(3))
+    show(axes["tile"], image, f"with its margin: {size} × {size}")
+    outline(axes["tile"], mask, BLUE, 2)
+    low, high = (size - tile) / 2 - 0.5, (size + tile) / 2 - 0.5
+    axes["tile"].plot([low, high, high, low, low], [low, low, high, high, low], "--", color=INK)
+    for k in range(8):
+        show(axes[k], images[k].permute(1, 2, 0), f"{tile} × {tile}" if k == 0 else "")
+        outline(axes[k], masks[k, 0], BLUE, 2)
+    return figure, [axes[k] for k in (0, 1, 2, 4, 5, 6)]
+
+
+def draw_training():
+    """What numbers of 16 bits can hold; weights and their average along a learning rate."""
+    figure, axes = sheet("Numbers of 16 bits, and an average of noisy weights",
+                         [["numbers"], ["weights"], ["rate"]], height=6.6,
+                         height_ratios=(1, 1.5, 0.8))
+    kinds = [torch.finfo(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    for y, kind in enumerate(kinds):
+        low, high = math.log10(kind.tiny * kind.eps), math.log10(kind.max)
+        axes["numbers"].barh(y, high - low, 0.6, low, color=RED if kind.max < 1e5 else BLUE)
+        axes["numbers"].text(42, y, f"after 1 comes {1 + kind.eps:.8g}", va="center")
+    axes["numbers"].set(title="from the smallest number to the largest", xlim=(-46, 80),
+                        xticks=(-40, -20, 0, 20, 40), yticks=range(3), xticklabels=[
+                            f"1e{power}" for power in (-40, -20, 0, 20, 40)],
+                        yticklabels=[kind.dtype for kind in kinds])
+    steps, weight = 300, nn.Module()
+    weight.w = nn.Parameter(torch.tensor(3.0))
+    ema, noise = EMA(weight, 1 - 1 / (steps / 5)), np.random.default_rng(0)
+    rates, paths = [train.learning_rate_share(step, steps, steps) for step in range(steps)], []
+    for rate in rates:  # the gradient of w^2 / 2, and noise
+        weight.w.data -= 0.2 * rate * (weight.w.data + noise.normal(0, 2))
+        ema.update()
+        paths.append((weight.w.item(), ema.net.w.item()))
+    raw, average = zip(*paths)
+    axes["weights"].plot(raw, color=GREY, linewidth=1, label="w")
+    axes["weights"].plot(average, color=BLUE, label="its average (EMA)")
+    axes["weights"].axhline(0, color=INK, linewidth=1)
+    axes["weights"].set(title="minimise w² / 2, with noise in each gradient", ylabel="w",
+                        xticklabels=[])
+    axes["weights"].legend(loc="upper right")
+    axes["rate"].plot(rates, color=BLUE)
+    axes["rate"].set(xlabel="step", ylabel="rate", yticks=(0, 1))
+    axes["rate"].grid()
+    return figure, [axes["weights"]]
+
+
 def draw_overlap():
     """Two tiles that overlap, what each weighs, and how much each counts at one pixel."""
     figure, (above, below) = sheet(
@@ -256,6 +317,25 @@ def draw_tta():
     for k, (view, plot) in enumerate(zip(views[0], axes.flat)):
         show(plot, view.permute(1, 2, 0), f"{k % 4 * 90} degrees{', flipped' if k > 3 else ''}")
     return figure, axes[:, :3].flat
+
+
+def draw_synthetic():
+    """A slide, its mask, another patient's stain; and a close look at its dyes."""
+    figure, axes = sheet("A synthetic slide, and what it is made of", 2, 3, height=6.4)
+    size, near = 640, np.s_[220:360, 215:355]
+    rng = np.random.default_rng([4, 0])  # as `synthetic_slide` does it
+    stains = [stain(np.random.default_rng([patient, 1]), rng) for patient in (4, 7)]
+    dyes, mask = draw_tissue(rng, size, size, (8, 16))
+    images = [photograph(np.random.default_rng(0), dyes, *each) for each in stains]
+    whole = [image.reshape(size // 2, 2, size // 2, 2, 3).mean((1, 3)) / 255 for image in images]
+    show(axes[0, 0], whole[0], "a slide")
+    show(axes[0, 1], mask, "its mask")
+    show(axes[0, 2], whole[1], "the same, stained in\nanother laboratory")
+    show(axes[1, 0], dyes[near][..., 0], "haematoxylin", vmin=0, vmax=1)
+    show(axes[1, 1], dyes[near][..., 1], "PAS", vmin=0, vmax=1)
+    show(axes[1, 2], images[0][near], "what the camera sees")
+    outline(axes[1, 2], mask[near], BLUE)
+    return figure, axes[0]
 
 
 def draw_folds():
@@ -457,8 +537,8 @@ def draw_seam(net: nn.Module):
 
 
 FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
-    draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_overlap,
-    draw_windows, draw_tta, draw_folds)}
+    draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_augment,
+    draw_training, draw_overlap, draw_windows, draw_tta, draw_synthetic, draw_folds)}
 NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}

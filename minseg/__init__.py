@@ -16,24 +16,29 @@ In reading order:
 | `minseg.losses` | sums of losses, and one loss after another |
 | `minseg.deep_supervision` | a loss at every size but the coarsest |
 | `minseg.sampling` | all tiles with objects, some of those without |
+| `minseg.augment` | each tile turned, shifted, stretched and stained anew, with its mask |
+| `minseg.training` | a step with fewer bits, less memory and less noise, and the same mathematics |
 | `minseg.tiling` | slides of any size, by overlapping tiles that count less at their border |
 | `minseg.tta` | test-time augmentation: eight views of each tile, averaged |
+| `minseg.predictor` | trained networks, made faster and averaged |
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen on other folds |
+| `minseg.synthetic` | kidney slides drawn from a seed, with exact masks |
+| `minseg.weights` | no trick: opens the files of weights for `minseg.pretrained` |
 | `minseg.files` | slides, masks, polygons: what other programs wrote, and what we write |
 | `minseg.run` | what surrounds the loops: options, tiles, checkpoints, scores, progress |
 | `lab` | programs that measure and draw |
 
-Each trick ends with three exercises, their answers, and which file is next. What you write
-yourself, its tests grade: `python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong
-to the task: each is a ValueError with the value in it.
+Each trick ends with three exercises, their answers, and which file is next; after the last one it
+is `train.py`. What you write yourself, its tests grade:
+`python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong to the task: each is a
+ValueError with the value in it.
 
 Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a thin section of
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to
 find glomeruli in slides ("HuBMAP: Hacking the Kidney"). *Dice* measures the overlap of two masks,
 from 0 to 1. *nnU-Net*, *MONAI*, *timm*, *torchvision* and *segmentation_models.pytorch* are widely
-used libraries. Under **Measured**, a difference in Dice above 0 favours the trick, brackets are a
-95 % interval for new groups and seeds, and *luck alone* is how far from the baseline an arm that
-changes nothing would be, 19 times in 20.
+used libraries. Under **Measured**, a difference in Dice above 0 favours the trick, and brackets
+are a 95 % interval for new groups and seeds.
 """
 
 from .attention_gate import AttentionGate

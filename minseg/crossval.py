@@ -72,7 +72,7 @@ with the load is smallest increases the sum of squares of all loads least.
 3. *Write it.* `group_folds(groups, positives, k, seed=0)`.
    `python -m pytest tests/test_crossval.py --mine my_crossval.py` grades it, and the copy, too.
 
-Next: `train.py`, where all of it comes together in one visible loop.
+Next: `minseg.synthetic`, slides with exact masks, on which all of it can be tried.
 
 **Answers.**
 1. 180/202, and the mean of 0.9 and 0: the larger patient hides the smaller.

@@ -78,7 +78,7 @@ winner of Kaggle's "HuBMAP: Hacking the Kidney", tikutikutiku/kaggle-hubmap,
 3. *Write it.* `epoch_indices(mask_area, *, negatives=1.0, bins=None, generator=None)`.
    `python -m pytest tests/test_sampling.py --mine my_sampling.py` grades it, and the copy, too.
 
-Next: `minseg.tiling`, the way back from tiles to the whole slide.
+Next: `minseg.augment`, because a tile that is drawn again should look different.
 
 **Answers.**
 1. Five positives in two bins are two draws each, and four negatives are added: 8 tiles, twice the

@@ -55,7 +55,7 @@ tensor([[0.2500, 0.5000],
 3. *Write it.* `flips_and_turns(predict)`. `python -m pytest tests/test_tta.py --mine my_tta.py`
    grades it, and the copy, too.
 
-Next: `minseg.crossval`, because only a score to trust can tell whether any of this helped.
+Next: `minseg.predictor`, because eight views of each tile had better be predicted fast.
 
 **Answers.**
 1. 1/2 everywhere: what depends only on the place in the tile averages out.

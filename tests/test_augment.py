@@ -1,13 +1,13 @@
 """Augmentation: image and mask move alike, colours follow the stain equation, seeds repeat."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from minseg import augment as module
-from minseg.augment import STAINS, augment, move, recolour
+from minseg.augment import ANGLE, SCALE, STAINS, augment, move, recolour, restain
 
 
 def seeded(seed=0):
@@ -25,10 +25,12 @@ def blobs(n, size, seed=0):
 
 @pytest.fixture
 def strengths(monkeypatch):
-    """Sets the given strengths of the module, and all others to 0."""
+    """Sets the given strengths, and all others to 0, where they are used."""
     def put(**values):
         for name in ("ANGLE", "SCALE", "STAIN", "CONTRAST", "BRIGHTNESS"):
-            monkeypatch.setattr(module, name, values.get(name, 0.0))
+            for function in (move, recolour):
+                monkeypatch.setattr(sys.modules[function.__module__], name, values.get(name, 0.0),
+                                    raising=False)
 
     return put
 
@@ -90,12 +92,12 @@ def test_the_map_is_flip_turn_and_scale_within_the_strengths():
     assert torch.allclose(matrix.mT @ matrix, stretch[:, None, None] ** 2 * torch.eye(2).double(),
                           atol=1e-2)
     log = stretch.log()
-    assert module.SCALE * 0.9 < log.max() < module.SCALE + 1e-3
-    assert module.SCALE * 0.9 < -log.min() < module.SCALE + 1e-3
+    assert SCALE * 0.9 < log.max() < SCALE + 1e-3
+    assert SCALE * 0.9 < -log.min() < SCALE + 1e-3
     turn = torch.rad2deg(torch.atan2(matrix[:, 0, 1], matrix[:, 1, 1]))
     small = (turn + 45) % 90 - 45
-    assert module.ANGLE * 0.9 < small.max() < module.ANGLE + 0.1
-    assert module.ANGLE * 0.9 < -small.min() < module.ANGLE + 0.1
+    assert ANGLE * 0.9 < small.max() < ANGLE + 0.1
+    assert ANGLE * 0.9 < -small.min() < ANGLE + 0.1
     assert torch.bincount(((turn - small) / 90).round().long() % 4, minlength=4).min() > 60
     assert 140 < (matrix.det() < 0).sum() < 260
 
@@ -181,31 +183,41 @@ def test_without_strength_nothing_is_recoloured(strengths):
     assert torch.allclose(recolour(images, seeded()), images, atol=1e-3)
 
 
-def test_stain_scales_each_dye_in_optical_density(strengths):
-    strengths(STAIN=0.25)
-    images = noise(2, 8) / 255
-    alphas = (torch.rand(2, 3, generator=seeded(5)).double().numpy() * 2 - 1) * 0.25
-    rows = np.array([[a / math.sqrt(sum(v * v for v in row)) for a in row] for row in STAINS])
-    result = recolour(images, seeded(5)).numpy()
+def test_stain_scales_each_dye_in_optical_density():
+    images, alpha = noise(2, 8) / 255, torch.rand(2, 3, generator=seeded(5)).double() - 0.5
+    result, dyes_of = restain(images, alpha.float()).numpy(), np.array(STAINS)
     for n in range(2):
         for y in range(8):
             for x in range(8):
                 density = [-math.log((v * 255 + 1) / 256) for v in images[n, :, y, x].tolist()]
-                dyes = np.linalg.solve(rows.T, density)  # density = dyes M
-                density = (dyes * (1 + alphas[n])) @ rows
-                wanted = np.clip((256 * np.exp(-density) - 1) / 255, 0, 1)
-                assert np.allclose(result[n, :, y, x], wanted, atol=1e-4)
+                dyes = np.linalg.solve(dyes_of.T, density)  # density = dyes M
+                density = (dyes * (1 + alpha[n].numpy())) @ dyes_of
+                wanted = (256 * np.exp(-density) - 1) / 255
+                assert np.allclose(result[n, :, y, x], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_each_image_gets_its_own_stain_within_the_strength_and_the_colours_stay_in_range(strengths):
+    strengths(STAIN=0.25)
+    images = noise(200, 8) / 255
+    result, drawn = recolour(images, seeded(5)), torch.rand(200, 3, generator=seeded(5))
+    wanted = restain(images, (drawn * 2 - 1) * 0.25).clamp(0, 1)
+    assert torch.allclose(result, wanted, atol=1e-6)
+    assert drawn.min() < 0.01 and drawn.max() > 0.99
 
 
 @pytest.mark.parametrize("stain", [0, 1, 2])
-def test_a_pixel_of_a_single_dye_only_gets_more_or_less_of_it(strengths, stain):
-    strengths(STAIN=0.25)
-    absorbance = torch.tensor(STAINS[stain])
+def test_a_pixel_of_a_single_dye_only_gets_more_or_less_of_it(stain):
+    absorbance, alpha = torch.tensor(STAINS[stain]), torch.linspace(-1, 1, 9)
     pixel = (256 * (-0.8 * absorbance).exp() - 1) / 255
-    alphas = (torch.rand(10, 3, generator=seeded()) * 2 - 1) * 0.25
-    result = recolour(pixel.view(1, 3, 1, 1).expand(10, -1, 4, 4), seeded())
-    wanted = (256 * (-0.8 * (1 + alphas[:, stain, None]) * absorbance).exp() - 1) / 255
-    assert torch.allclose(result[:, :, 2, 2], wanted.clamp(0, 1), atol=1e-4)
+    result = restain(pixel.view(1, 3, 1, 1).expand(9, -1, 4, 4), alpha[:, None].expand(9, 3))
+    wanted = (256 * (-0.8 * (1 + alpha[:, None]) * absorbance).exp() - 1) / 255
+    assert torch.allclose(result[:, :, 2, 2], wanted, atol=1e-4)
+
+
+def test_two_changes_of_stain_multiply():
+    images, (first, second) = noise(2, 4) / 255, torch.rand(2, 2, 3, generator=seeded()) - 0.5
+    both = restain(restain(images, first), second)
+    assert torch.allclose(both, restain(images, (1 + first) * (1 + second) - 1), atol=1e-4)
 
 
 def test_contrast_spreads_values_about_their_mean_and_brightness_moves_the_mean(strengths):
@@ -229,8 +241,9 @@ def test_at_strength_0_tiles_are_only_flipped_turned_and_shifted_by_whole_pixels
     for image, mask, moved, label in zip(images, masks, *augment(images, masks, 32, seeded(), 0.0)):
         turns = [(k, flip, torch.rot90(moved if not flip else moved.flip(-1), k, (1, 2)))
                  for k in range(4) for flip in (False, True)]
-        same = [(k, flip, y, x) for k, flip, turned in turns for y in range(17) for x in range(17)
-                if torch.allclose(turned, image[:, y : y + 32, x : x + 32] / 255, atol=1e-3)]
+        crops = (image / 255).unfold(1, 32, 1).unfold(2, 32, 1)  # (3, 17, 17, 32, 32)
+        same = [(k, flip, y, x) for k, flip, turned in turns for y, x in (
+            (crops - turned[:, None, None]).abs().amax((0, 3, 4)) < 1e-3).nonzero().tolist()]
         assert len(same) == 1, same
         k, flip, y, x = same[0]
         turned = torch.rot90(label if not flip else label.flip(-1), k, (1, 2))

@@ -3,6 +3,7 @@
 import errno
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from minseg.run import errors
 from minseg.run.errors import (
     Stopped,
     Unfinished,
+    check_probabilities,
     explain,
     explained,
     out_of_memory,
@@ -98,3 +100,16 @@ def test_a_warning_names_the_program(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     warn("seen at once")
     assert stream.buffer.getvalue().rstrip() == b"infer.py: seen at once"
+
+
+@pytest.mark.parametrize("amp, remedy", [
+    (True, "its values are too large for 16 bits: compute in 32 (infer.py: without --amp; "
+           "train.py: --resume --amp off)"), (False, "train it again at a lower --lr")])
+def test_probabilities_that_are_not_numbers_are_named_by_slide_and_rows(amp, remedy):
+    band = torch.rand(2, 5, 4)
+    check_probabilities(band, 30, Path("a.tiff"), amp)
+    band[0, 1, 3] = band[1, 3, 0] = torch.nan
+    with pytest.raises(ValueError) as error:
+        check_probabilities(band, 30, Path("a.tiff"), amp)
+    assert str(error.value) == ("a.tiff: in rows 31 to 33 the network gives probabilities that are "
+                                f"not numbers (NaN): {remedy}")

@@ -88,8 +88,8 @@ def refusal(grader, tests, mine):
 
 
 def test_what_cannot_be_graded_is_refused_in_one_line(grader, tmp_path):
-    scse, dice, other = (str(ROOT / "tests" / f"test_{name}.py") for name in (
-        "scse", "dice", "style"))
+    scse, dice, training, other = (str(ROOT / "tests" / f"test_{name}.py") for name in (
+        "scse", "dice", "training", "style"))
     mine = tmp_path / "my_scse.py"
     assert refusal(grader, [scse], mine) == f"{mine}: no such file"
     mine.write_text("import torch\nfrom minseg import SCSE\n\nclass Scse:\n    pass\n")
@@ -103,6 +103,7 @@ def test_what_cannot_be_graded_is_refused_in_one_line(grader, tmp_path):
     assert refusal(grader, [other], mine).startswith(f"{other}: is about no chapter; there are att")
     assert refusal(grader, [f"{scse}::a", f"{scse}::b"], mine) == f"{mine}: has no SCSE"
     assert refusal(grader, [dice], mine) == f"{mine}: has no dice_loss or dice_score"
+    assert refusal(grader, [training], mine).endswith("or backward_whole or EMA")  # no public name
 
 
 @pytest.mark.parametrize("code, line", [

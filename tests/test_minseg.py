@@ -14,7 +14,8 @@ from minseg import data
 
 ROOT = Path(__file__).parent.parent
 TRICKS = ("unet efficientnet pretrained attention_gate scse cbam hypercolumn dice lovasz losses "
-          "deep_supervision sampling tiling tta crossval").split()
+          "deep_supervision sampling augment training tiling tta predictor crossval "
+          "synthetic").split()
 NAMES = ("EfficientNet load_weights UNet AttentionGate SCSE CBAM Hypercolumn dice_loss dice_score "
          "lovasz_hinge deep_supervision_loss make_loss tile_starts blend_window predict_bands "
          "predict_image flips_and_turns epoch_indices group_folds best_threshold rle_encode "

@@ -1,5 +1,8 @@
 """What makes a trained network fast does not change what it says."""
 
+import copy
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -165,8 +168,9 @@ def test_networks_are_compiled_only_where_asked(net, tiles, monkeypatch):
 
 def sizes_of_batches(net, monkeypatch, images, skip=False, **options):
     """How many tiles the network gets, call by call, and the results. A tile has 32 pixels."""
-    sizes, hooked = [], fold_batch_norm(net)
-    monkeypatch.setattr("minseg.predictor.fold_batch_norm", lambda net: hooked)
+    sizes, hooked = [], fold_batch_norm(copy.deepcopy(net))
+    module = sys.modules[predictor.__module__]
+    monkeypatch.setattr(module, "fold_batch_norm", lambda net: hooked)
     monkeypatch.setattr(torch, "compile", lambda net: net)
     hooked.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     predict = predictor([net], device="cpu", **options)

@@ -1,6 +1,7 @@
 """Synthetic slides: repeatable, plausible, and not solvable by colour alone."""
 
 import os
+import sys
 from contextlib import nullcontext
 from itertools import chain
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minseg import synthetic
-from minseg.synthetic import photograph, synthetic_slide, write_slides
+from minseg.synthetic import AROUND, photograph, room, synthetic_slide, transmitted, write_slides
+
+synthetic = sys.modules[write_slides.__module__]
 
 
 def features(image, mask):
@@ -253,3 +255,36 @@ def test_glass_that_is_too_bright_stays_white():
     image = photograph(np.random.default_rng(0), np.zeros((64, 64, 2), np.float32),
                        np.ones((2, 3), np.float32), np.float32([1.0, 1.2, 1.5]))
     assert image.min() > 200
+
+
+# Parts
+
+
+def test_dyes_transmit_light_by_the_beer_lambert_law():
+    rng = np.random.default_rng(0)
+    light, dyes, absorbance = rng.random(3), rng.random((4, 5, 2)), rng.random((2, 3))
+    found = transmitted(light, dyes, absorbance)
+    assert found.shape == (4, 5, 3)
+    for y, x, k in np.ndindex(4, 5, 3):
+        density = sum(dyes[y, x, s] * absorbance[s, k] for s in range(2))
+        assert found[y, x, k] == pytest.approx(light[k] / 10**density)
+    assert np.array_equal(transmitted(light, 0 * dyes, absorbance)[0, 0], light)
+    other = rng.random((4, 5, 2))  # one layer behind another
+    behind = transmitted(found, other, absorbance)
+    assert np.allclose(behind, transmitted(light, dyes + other, absorbance))
+
+
+def test_room_is_the_number_of_steps_until_something_is_there_in_each_direction():
+    taken = np.random.default_rng(0).random((30, 40)) < 0.05
+    taken[10, 15] = False
+    for (y, x), limit in (((10, 15), 8), ((0, 39), 20), ((29, 0), 5.5)):
+        taken[y, x] = False
+        for angle, found in zip(AROUND, room(taken, y, x, limit), strict=True):
+            steps = 0
+            while steps <= int(limit):
+                row = min(max(int(y + steps * np.sin(angle)), 0), 29)  # no further than the border
+                column = min(max(int(x + steps * np.cos(angle)), 0), 39)
+                if taken[row, column]:
+                    break
+                steps += 1
+            assert found == steps

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ..files.atomic import atomic
 from ..files.slides import Slide
-from ..predictor import check_probabilities
 from ..tiling import predict_bands
+from .errors import check_probabilities
 from .memory import trim_memory
 
 TILE = 256  # pixels

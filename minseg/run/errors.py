@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def print_any_name() -> None:
@@ -64,6 +65,17 @@ def out_of_memory(error: BaseException) -> bool:
     phrases = "can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
     kinds = MemoryError, torch.OutOfMemoryError
     return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
+
+
+def check_probabilities(band: Tensor, y: int, path: Path, amp: bool) -> None:
+    """ValueError names the slide at `path` and the rows, from `y` on, if probabilities (C, rows,
+    width) are not numbers: compared with a threshold, they would all be background."""
+    wrong = band.isnan().any(2).any(0).nonzero()[:, 0]
+    if len(wrong):
+        remedy = ("its values are too large for 16 bits: compute in 32 (infer.py: without --amp; "
+                  "train.py: --resume --amp off)" if amp else "train it again at a lower --lr")
+        raise ValueError(f"{path}: in rows {y + int(wrong[0])} to {y + int(wrong[-1])} the network "
+                         f"gives probabilities that are not numbers (NaN): {remedy}")
 
 
 def plain(error: Exception) -> str:

@@ -1,9 +1,15 @@
 """What this project's docstrings say of other libraries: that they differ, and how."""
 
+import inspect
+import math
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
+import train
 from minseg import SCSE, UNet, dice_loss
+from minseg.augment import STAINS
 from minseg.efficientnet import SCALES
 from minseg.pretrained import adapt_stem
 
@@ -84,3 +90,54 @@ def test_stems_for_other_channels_are_made_as_by_timm_and_smp(smp, channels):
 def test_timms_cbam_has_no_bias_unless_asked():
     cbam = pytest.importorskip("timm.layers.cbam", reason=f"needs timm: {INSTALL}")
     assert cbam.CbamModule(16).channel.fc1.bias is None
+
+
+def test_the_stains_are_those_of_scikit_image():
+    color = pytest.importorskip("skimage.color", reason=f"needs scikit-image: {INSTALL}")
+    assert color.rgb_from_hed.tolist() == [list(row) for row in STAINS]
+
+
+def test_torchvisions_retinanet_first_predicts_a_hundredth():
+    retinanet = pytest.importorskip("torchvision.models.detection.retinanet",
+                                    reason=f"needs torchvision: {INSTALL}")
+    head = retinanet.RetinaNetClassificationHead(8, 1, 1)
+    assert torch.allclose(head.cls_logits.bias.sigmoid(), torch.tensor(0.01))
+
+
+def test_monais_schedule_is_ours_but_begins_at_0():
+    schedulers = pytest.importorskip("monai.optimizers.lr_scheduler",
+                                     reason=f"needs monai: {INSTALL}")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    rate = schedulers.WarmupCosineSchedule(optimizer, 10, 100).lr_lambda
+    for step in range(10):
+        assert rate(step) == pytest.approx(step / 10)
+        assert train.learning_rate_share(step, 100, 100) == pytest.approx((step + 1) / 10)
+    for step in range(10, 100):
+        assert rate(step) == pytest.approx(train.learning_rate_share(step, 100, 100))
+
+
+def test_timms_average_spans_ten_thousand_steps():
+    utils = pytest.importorskip("timm.utils", reason=f"needs timm: {INSTALL}")
+    decay = inspect.signature(utils.ModelEmaV3).parameters["decay"].default
+    assert 1 / (1 - decay) == pytest.approx(10_000)
+
+
+def test_a_norm_that_torch_recomputes_counts_each_batch_twice():
+    norm, x = torch.nn.BatchNorm2d(2), torch.rand(2, 2, 3, 3, requires_grad=True)
+    checkpoint(norm, x, use_reentrant=False).sum().backward()
+    assert norm.num_batches_tracked == 2
+
+
+def test_monais_last_batch_of_tiles_is_smaller():
+    inferers = pytest.importorskip("monai.inferers", reason=f"needs monai: {INSTALL}")
+    sizes = []
+    inferers.sliding_window_inference(torch.zeros(1, 1, 40, 40), (16, 16), 4, lambda tiles: (
+        sizes.append(len(tiles)), tiles)[1], overlap=0)
+    assert sizes == [4, 4, 1]
+
+
+def test_monais_test_image_is_black_with_disks_of_one_brightness():
+    synthetic = pytest.importorskip("monai.data.synthetic", reason=f"needs monai: {INSTALL}")
+    image, mask = synthetic.create_test_image_2d(90, 90, 1, rad_min=19, rad_max=20)
+    assert not image[mask == 0].any() and len(set(image[mask > 0])) == 1
+    assert math.isclose((mask > 0).sum(), math.pi * 19**2, rel_tol=0.02)
