@@ -13,9 +13,8 @@ their height. A second start with the same arguments skips the slides that are c
 """
 
 import sys
-from functools import partial
 
-from minseg import open_slide
+from minseg import open_slide, processes
 from minseg.predictor import predictor, skip_flat
 from minseg.run.bands import predict_slide
 from minseg.run.checkpoint import load_ensemble
@@ -60,11 +59,6 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
     return outputs.encoder
 
 
-def progress_of_slide(progress, text, size, share):
-    """Count a share of a slide, which is a file of `size` bytes."""
-    progress.step(share * size, text)
-
-
 def begin(args):
     """The networks, the function that predicts with them, and the slides that are complete. Exits
     with 2 if something is wrong with the options, the networks or files in the place of outputs."""
@@ -86,25 +80,23 @@ def begin(args):
     return ensemble, predict, complete
 
 
-def main(argv=None):
-    """Segment the slides one by one. A slide that fails does not stop the others."""
-    args = infer_options(argv)
-    keep_memory()  # on a CPU, a tile takes a tenth less time
-    ensemble, predict, complete = begin(args)
-    rows, failed, printed_notes = [], 0, set()
-    sizes = {path: path.stat().st_size if path.exists() else 0 for path in args.slides
+def segment_slides(paths, predict, ensemble, args, complete):
+    """Segment slides one by one; one that fails does not stop the others. Returns the run-length
+    code of each mask, by path, and how many slides failed."""
+    codes, failed, printed_notes = {}, 0, set()
+    sizes = {path: path.stat().st_size if path.exists() else 0 for path in paths
              if path not in complete}  # bytes, to tell the time left for all
     progress = Progress(float(sum(sizes.values())), "segmenting")
-    for number, path in enumerate(args.slides, 1):
+    for number, path in enumerate(paths, 1):
         mask_file = output_files(path, args)[0]
         try:
             if path in complete:
                 encoder = encode_finished(mask_file)
             else:
+                text = f"{path.stem}, slide {number} of {len(paths)}"
                 encoder = segment(
                     path, predict, ensemble, args, printed_notes,
-                    partial(progress_of_slide, progress, f"{path.stem}, slide {number} of "
-                            f"{len(args.slides)}", sizes[path]))
+                    lambda share, of=sizes[path], text=text: progress.step(share * of, text))
         except Exception as error:
             if out_of_memory(error):
                 error = ValueError(f"{path}: out of memory: lower --batch or --tile")
@@ -113,20 +105,40 @@ def main(argv=None):
             warn(error if isinstance(error, ValueError) else f"{path}: {plain(error)}")
             failed += 1
             continue
-        rows.append((path.stem, encoder.encode()))
+        codes[path] = encoder.encode()
         share = encoder.positive / (encoder.height * encoder.width)
         already = ", complete already" if path in complete else ""
         already += "; the slide itself is gone" if not path.exists() else ""
         progress.say(f"{mask_file}  {share:.2%} positive{already}")
+    return codes, failed
+
+
+@processes.by_first
+def finish(codes, failed, args):
+    """Write the table of all slides."""
+    rows = [(path.stem, codes[path]) for path in args.slides if path in codes]
     if args.rle and rows:
         try:
             write_csv(args.rle, rows)
         except ValueError as error:
             warn(error)
             sys.exit(1)
-        progress.say(f"{args.rle}" + (f"  (failed, not in it: {failed})" if failed else ""))
+        print(f"{args.rle}" + (f"  (failed, not in it: {failed})" if failed else ""), flush=True)
     if failed:  # exit code 1: of several slides, the others were finished
         sys.exit(2 if len(args.slides) == 1 else 1)
+
+
+def main(argv=None):
+    """Segment slides, and write their table. With torchrun, each process takes some of them."""
+    processes.start(quiet=False)
+    args = infer_options(argv)
+    keep_memory()  # on a CPU, a tile takes a tenth less time
+    with processes.first_then_others():
+        ensemble, predict, complete = begin(args)
+    mine = args.slides[processes.rank() :: processes.world()]
+    results = processes.gather(segment_slides(mine, predict, ensemble, args, complete))
+    codes = {path: code for some, _ in results for path, code in some.items()}
+    finish(codes, sum(failed for _, failed in results), args)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 
 import torch
 
-from minseg import UNet, deep_supervision_loss, load_weights, make_loss
+from minseg import UNet, deep_supervision_loss, load_weights, make_loss, processes
 from minseg.augment import augment
 from minseg.losses import first_stage
 from minseg.run.checkpoint import save_model
@@ -126,10 +126,17 @@ def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, a
         value = deep_supervision_loss(loss, logits, targets) / accumulate
         scaler.scale(value).backward()  # the scaler acts only on float16 training
         total = total + value.detach()
+    total = processes.add_gradients(optimizer, total)  # of all processes, with torchrun
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
     return total
+
+
+def augmented(batch, args, number):
+    """A micro-batch, augmented. All its random numbers follow from its `number` in the run."""
+    torch.manual_seed(seeded(args.seed, "depth", number).initial_seed())
+    return augment(*batch, args.tile, seeded(args.seed, "step", number), args.augment)
 
 
 def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambda step, net: None):
@@ -150,22 +157,23 @@ def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambd
     forward = torch.compile(net, dynamic=False) if args.compile else net
     # With --resume, Run restores what was saved and continues after the last saved step.
     with Run(args, plan, tiles, folder, net, ema, optimizer, scaler) as run:
+        statistics = processes.RunningStatistics(net)
         for epoch in range(run.epoch, plan.epochs):
             numbers = run.remaining(numbers_of(epoch))
-            batches = tiles.batches(numbers.flatten(0, 1), args.device, args.workers)
+            mine = processes.share(numbers.shape[1])  # a slice: with torchrun, they share a step
+            batches = tiles.batches(numbers[:, mine].flatten(0, 1), args.device, args.workers)
             net.train()
             for numbers_of_step in numbers:  # (accumulate, batch)
                 lr_share = learning_rate_share(run.step, plan.steps, plan.first_stage_steps)
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * lr_share
                 loss = first_loss if run.step < plan.first_stage_steps else second_loss
-                # A step's random numbers follow from its number: a resumed run draws the same.
-                generator = seeded(args.seed, "step", run.step)
-                torch.manual_seed(seeded(args.seed, "depth", run.step).initial_seed())
-                micro_batches = (augment(*next(batches), args.tile, generator, args.augment)
-                                 for _ in numbers_of_step)
+                count = len(numbers_of_step)
+                micro_batches = (augmented(next(batches), args, run.step * count + k)
+                                 for k in range(count)[mine])
                 value = training_step(forward, loss, micro_batches, optimizer, scaler, dtype,
-                                      accumulate=len(numbers_of_step))
+                                      accumulate=count)
+                statistics.combine(count)
                 ema.update()
                 run.after_step(value, lr_share * args.lr, numbers_of_step)
                 after_step(run.step, ema.net)
@@ -193,12 +201,14 @@ def train_and_save(args, data, fold):
 
 def main(argv=None):
     """Prepare the data; train and score fold by fold; summarize."""
+    processes.start()  # those of torchrun, if it is used: see minseg/processes.py
     args, start = train_options(argv), time.monotonic()
     keep_memory()  # on a CPU, a step is 1.5 times as fast
     # An error becomes one line on stderr and an exit code. 2: options or data are wrong, no fold is
     # begun. 1: it failed later. 3: a fold needs --resume, or another process is training it.
     with explained(args, exit_code=2):
-        data = prepare(args)
+        with processes.first_then_others():
+            data = prepare(args)
         args.out.mkdir(parents=True, exist_ok=True)
     with explained(args, exit_code=1):
         for fold in data.chosen:

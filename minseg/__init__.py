@@ -23,6 +23,7 @@ In reading order:
 | `minseg.predictor` | trained networks, made faster and averaged |
 | `minseg.crossval` | a score to trust: folds of whole groups, thresholds chosen on other folds |
 | `minseg.synthetic` | kidney slides drawn from a seed, with exact masks |
+| `minseg.processes` | no trick: torchrun's processes compute one run together |
 | `minseg.weights` | no trick: opens the files of weights for `minseg.pretrained` |
 | `minseg.files` | slides, masks, polygons: what other programs wrote, and what we write |
 | `minseg.run` | what surrounds the loops: options, tiles, checkpoints, scores, progress |

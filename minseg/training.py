@@ -142,6 +142,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from .deep_supervision import deep_supervision_loss
+from .processes import join, world
 from .unet import UNet
 
 
@@ -197,28 +198,29 @@ def backward_whole(forward: nn.Module, loss: Callable, micro_batches: Iterable,
                    scaler: torch.amp.GradScaler, dtype: torch.dtype | None) -> Tensor:
     """The backward pass of one large batch that comes in micro-batches (images, targets), for any
     `loss` of all logits and targets. Returns the loss, on the device."""
-    micro_batches = list(micro_batches)
-    device = micro_batches[0][0].device
-
     def logits_of(images: Tensor) -> list[Tensor]:
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             logits = forward(images.contiguous(memory_format=torch.channels_last))
         return [logits] if isinstance(logits, Tensor) else list(logits)
 
-    # The second pass draws the same random numbers as the first, whose batches do not count twice.
-    with (torch.no_grad(), _uncounted(forward),
-          torch.random.fork_rng([device] if device.type == "cuda" else [])):
-        held = [logits_of(images) for images, _ in micro_batches]
+    batches, states, held = [], [], []
+    with torch.no_grad(), _uncounted(forward):  # these batches do not count twice
+        for images, targets in micro_batches:
+            random = torch.cuda if images.device.type == "cuda" else torch.random
+            batches.append((images, targets))
+            states.append(random.get_rng_state())
+            held.append(logits_of(images))
     leaves = [[logits.requires_grad_() for logits in scales] for scales in held]
-    whole = [torch.cat(parts) for parts in zip(*leaves)]
-    targets = torch.cat([targets for _, targets in micro_batches])
+    whole = [join(torch.cat(parts)) for parts in zip(*leaves)]
+    targets = join(torch.cat([targets for _, targets in batches]))
     value = deep_supervision_loss(loss, whole, targets)
     scaler.scale(value).backward()  # to the leaves
-    for (images, _), scales in zip(micro_batches, leaves):
+    for (images, _), state, scales in zip(batches, states, leaves):
         used = [k for k, leaf in enumerate(scales) if leaf.grad is not None]  # or its weight is 0
+        random.set_rng_state(state)  # draws the same random numbers as the first pass
         logits = logits_of(images)
         torch.autograd.backward([logits[k] for k in used], [scales[k].grad for k in used])
-    return value.detach()
+    return value.detach() / world()  # each process returns its share
 
 
 class EMA:

@@ -15,7 +15,7 @@ import minseg
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [name for name in re.findall(r"^\| `minseg\.(\w+)` \|", minseg.__doc__, re.M)
-            if (ROOT / "minseg" / f"{name}.py").exists() and name != "weights"]
+            if (ROOT / "minseg" / f"{name}.py").exists() and name not in ("weights", "processes")]
 
 
 def page(chapter):

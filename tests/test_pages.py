@@ -25,7 +25,7 @@ OTHER_PROGRAMS = set(
     "--steps --costs --tiles "  # lab.study, lab.shifts
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
     "--against --images --size --tricks --encoders --model "  # lab.bench
-    "--array "  # SLURM
+    "--array --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint "  # SLURM, torchrun
     "--bigtiff --compression "  # vips, large_image_converter
     "--durations --write --mine".split())  # pytest
 
@@ -373,7 +373,7 @@ def test_a_chapter_begins_with_a_line_of_the_tutorial():
 def test_the_table_of_the_readme_has_a_row_for_every_chapter():
     text = (ROOT / "README.md").read_text("utf-8")
     for file in (ROOT / "minseg").glob("[a-z]*.py"):
-        assert file.stem == "weights" or f"](minseg/{file.name})" in text, file
+        assert file.stem in ("weights", "processes") or f"](minseg/{file.name})" in text, file
 
 
 def test_the_verdicts_of_the_readme_follow_from_the_study():

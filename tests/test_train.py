@@ -416,10 +416,10 @@ def test_each_step_has_the_micro_batches_that_were_asked_for(recorded):
     assert recorded.accumulate == [2] * recorded.steps
 
 
-def test_each_step_draws_augmentations_of_its_own_once_for_all_its_micro_batches(recorded):
-    assert recorded.seeds == [seeded(0, "step", step).initial_seed()
-                              for step in range(recorded.steps) for _ in range(2)]
-    assert len(set(recorded.seeds)) == recorded.steps
+def test_each_micro_batch_draws_an_augmentation_of_its_own(recorded):
+    assert recorded.seeds == [seeded(0, "step", number).initial_seed()
+                              for number in range(2 * recorded.steps)]
+    assert len(set(recorded.seeds)) == 2 * recorded.steps
 
 
 def test_each_epoch_draws_tiles_from_bins_of_their_positives(recorded):

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from ..files.atomic import atomic
 from ..pretrained import without_prefixes
+from ..processes import by_first
 from ..unet import UNet
 from .errors import warn
 
 
+@by_first
 def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile: int,
                threshold: float, microns: float | None = None, white: int | None = None,
                label: str | None = None, turn: bool = False) -> None:

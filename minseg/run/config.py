@@ -19,6 +19,7 @@ from ..efficientnet import EfficientNet
 from ..files.atomic import atomic, content
 from ..files.masks import Item
 from ..pretrained import load_weights
+from ..processes import by_first
 from .checkpoint import read_resume_file
 from .errors import whole_hundredths
 from .report import environment, some
@@ -145,6 +146,7 @@ def close_early(args: argparse.Namespace, chosen: Sequence[int],
     return closed
 
 
+@by_first
 def check_unchanged(out: Path, data: Data) -> None:
     """ValueError names images and masks that have changed since the program was started: a network
     must not be scored on other files than the one before it."""
@@ -154,6 +156,7 @@ def check_unchanged(out: Path, data: Data) -> None:
                          "what was there and go on with --resume, or give another --out")
 
 
+@by_first
 def begin_fold(args: argparse.Namespace, data: Data, fold: int) -> None:
     """Writes config.json into a run's folder, with the command and the environment of the fold that
     is about to be trained, and deletes scores that it will replace. ValueError if the data have

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..processes import rank, world
+
 
 def print_any_name() -> None:
     """From now on a character that the terminal or a log file cannot show, as in the name of a
@@ -95,7 +97,9 @@ def explain(error: Exception, args: argparse.Namespace) -> str | None:
     """What went wrong in a training run, and the remedy. None for an unforeseen error."""
     if isinstance(error, Stopped):
         words = [word for word in args.command if word != "--resume"]
-        command = shlex.join(["python", "train.py", *words, "--resume"])
+        program = ["python"] if world() == 1 else [
+            "torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(world()))]
+        command = shlex.join([*program, "train.py", *words, "--resume"])
         close = (f" (or, with --epochs {error.epochs:g} added, end the fold as it is)"
                  if error.epochs else "")
         return f"stopped {error}; go on with{close}\n    {command}"
@@ -122,5 +126,6 @@ def explained(args: argparse.Namespace, exit_code: int) -> Iterator[None]:
     except Exception as error:
         if (explanation := explain(error, args)) is None:
             raise
-        print(f"train.py: {explanation}", file=sys.stderr)
+        if not (rank() and isinstance(error, (Stopped, FloatingPointError))):  # the first says so
+            print(f"train.py: {explanation}", file=sys.stderr)
         sys.exit(EXIT_CODES.get(type(error), exit_code))

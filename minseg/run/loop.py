@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.atomic import lock
+from ..processes import any_process, rank, world
 from ..training import EMA
 from .checkpoint import restore, write_checkpoint
 from .errors import Stopped, warn, whole_hundredths
@@ -112,6 +113,7 @@ class Run:
         self.loss_sum += loss
         self.watch.add(self.step, loss, self.scaler, lr, numbers_of_step)
         self.step += 1
+        self.share_stop()
         if self.step % self.plan.steps_per_epoch == 0:
             self.check()  # scoring takes minutes, which a broken network would waste
         last = self.step == self.plan.steps
@@ -127,6 +129,7 @@ class Run:
 
     def after_epoch(self, held_out_dice: float) -> None:
         """To be called after each epoch. Writes the log and, now and then, resume.pt."""
+        self.share_stop()
         steps = self.step - self.epoch * self.plan.steps_per_epoch
         seconds = self.elapsed() - sum(row["seconds"] for row in self.rows)
         stage_of_last_step = 2 if self.step > self.plan.first_stage_steps else 1
@@ -155,6 +158,9 @@ class Run:
     def save(self) -> None:
         """Writes resume.pt, unless something in it is not finite."""
         self.check()
+        self.last_save = time.monotonic()
+        if rank():
+            return
         path = self.folder / "resume.pt"
         try:
             write_checkpoint(path, step=self.step, rows=self.rows, loss_sum=self.loss_sum.item(),
@@ -166,7 +172,11 @@ class Run:
                 raise  # the resume.pt before it is still there
             warn(f"{path}: {error.strerror}: goes on without it, since model.pt is smaller")
             path.unlink(missing_ok=True)  # makes room
-        self.last_save = time.monotonic()
+
+    def share_stop(self) -> None:
+        """Whoever of the processes was asked to stop, all of them stop at the same step."""
+        if any_process(self.stop.is_set()):
+            self.stop.set()
 
     def stop_if_asked(self, where: str) -> None:
         """Raises `Stopped` if Ctrl-C or SIGTERM has arrived."""
@@ -229,6 +239,8 @@ def stop_when_asked() -> Iterator[threading.Event]:
 
     def on_signal(number, frame):
         asked.set()
+        if world() > 1:  # torchrun passes on the same Ctrl-C, and ends processes that do not stop
+            return
         for number, handler in handlers.items():
             signal.signal(number, handler)
         with suppress(OSError, RuntimeError):  # Ctrl-C also ends a program that stderr is piped to
@@ -247,6 +259,13 @@ def stop_when_asked() -> Iterator[threading.Event]:
 
 @contextmanager
 def claim_fold(folder: Path, resume: bool) -> Iterator[bool]:
+    """`claim`, by the first process for all."""
+    with claim(folder, resume) if rank() == 0 else nullcontext(False) as claimed:
+        yield any_process(claimed)
+
+
+@contextmanager
+def claim(folder: Path, resume: bool) -> Iterator[bool]:
     """Makes a fold's folder and locks it, since several processes can train the folds of one run.
     Yields whether this process may train the fold. If not, prints why: the fold is complete, it was
     interrupted and `resume` is False, or another process is training it. A complete fold needs no

@@ -19,6 +19,7 @@ from ..files.layouts import name_of
 from ..files.masks import POLYGON_SUFFIXES
 from ..files.polygons import is_object
 from ..files.tables import clean, open_table
+from ..processes import world
 from ..sampling import epoch_indices
 from ..synthetic import write_slides
 from ..training import seeded
@@ -146,10 +147,16 @@ def check_folds(folder: Path, slides: Sequence[CutSlide], tiles: Tiles, folds: S
 
 def check_stages(args: argparse.Namespace, tiles: Tiles, folds: Sequence[int],
                  chosen: Sequence[int]) -> None:
-    """ValueError if there is a second stage (--then), but a chosen fold is trained for one step."""
-    for fold in chosen if args.then else ():
-        numbers_of = make_sampler(args, tiles, training_tiles(tiles, folds, fold))
-        if round(args.epochs * len(numbers_of(0))) < 2:
+    """ValueError if there is a second stage (--then), but a chosen fold is trained for one step,
+    and if the processes of torchrun cannot divide a step."""
+    for fold in chosen if args.then or world() > 1 else ():
+        steps, micro_batches, _ = make_sampler(
+            args, tiles, training_tiles(tiles, folds, fold))(0).shape
+        if micro_batches % world():
+            raise ValueError(f"--accumulate {args.accumulate}: {world()} processes cannot divide "
+                             f"the {micro_batches} micro-batches of a step in fold {fold}: give a "
+                             f"multiple of {world()}, and a smaller --batch if there are few tiles")
+        if args.then and round(args.epochs * steps) < 2:
             raise ValueError(f"--then {args.then}: fold {fold} is trained for one step only, and "
                              "each of the two stages needs one: raise --epochs, or lower --batch "
                              "or --accumulate")

@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 
 from ..files.atomic import atomic
+from ..processes import rank
 from .errors import print_any_name
 
 BLUE, ORANGE, INK, FAINT, PAPER = (0, 114, 178), (230, 159, 0), (40, 40, 40), (220,) * 3, (255,) * 3
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
             else:  # train.py DIR
                 alike = [f"--data {first}"] if "--data" in known else []
             message += f": did you mean {alike[0]}?" if alike else ""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, "" if rank() else f"{self.prog}: {message}\n")
 
     def device(self, name: str | None) -> str:
         """`name`, if there is such a device. For None: cuda if there is one, otherwise cpu."""
@@ -116,7 +117,7 @@ class Progress:
         self.done: float = done
         self.before = done
         self.start = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.live, self.hidden = sys.stderr.isatty(), rank() > 0
 
     def step(self, count: float = 1, text: str = "") -> None:
         """Adds `count` to what is done of `total`. `text` is shown after the time left."""
@@ -124,7 +125,8 @@ class Progress:
         if self.done > self.total - 1e-6:  # fractions of 1 may add up to a little less
             self.done = self.total
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.live else 30) and self.done < self.total:
+        too_early = now - self.shown < (0.2 if self.live else 30) and self.done < self.total
+        if self.hidden or too_early:
             return
         if not self.live and now - self.start < 30:
             return  # short work needs no line in a log

@@ -26,6 +26,7 @@ from ..files.masks import VOID, Item, Mask
 from ..files.objects import count_objects, object_f1
 from ..files.slides import Slide, open_slide
 from ..predictor import predictor
+from ..processes import by_first, divide
 from .bands import predict_slide, write_tiff
 from .errors import Unfinished
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
@@ -33,6 +34,7 @@ from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
 
 
+@by_first
 def save_log(folder: Path, rows: Sequence[dict], title: str, losses: str = "") -> None:
     """Writes log.csv and draws curves.png. `rows`: one per epoch, with loss, held_out_dice and
     stage. `losses`: those of the stages, in words."""
@@ -40,7 +42,8 @@ def save_log(folder: Path, rows: Sequence[dict], title: str, losses: str = "") -
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    draw_curves(folder / "curves.png", rows, title, losses)
+    if not math.isnan(rows[-1]["held_out_dice"]):  # there are held-out images
+        draw_curves(folder / "curves.png", rows, title, losses)
 
 
 def score(counts: Sequence[Tensor], items: Sequence[Item],
@@ -78,8 +81,8 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
     image's file. With `folder`, it also writes the probabilities there, as uint8 in steps of
     1/255."""
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
-    counts = []
-    for item in items:
+
+    def count(item: Item) -> Tensor:
         slide, total = open_slide(item.image, args.scale, item.white), torch.zeros(2, 256).long()
         mask = Mask(item, slide.full_height, slide.full_width)
         bands = predict_slide(probabilities, slide, tile=args.tile, overlap=overlap, amp=args.amp,
@@ -95,8 +98,9 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
                 total += count_known(levels, mask.read(y, 0, *levels.shape))
                 if write:
                     write(levels)
-        counts.append(total)
-    return counts
+        return total
+
+    return divide(items, count)  # among the processes of torchrun
 
 
 def count_known(levels: np.ndarray, label: np.ndarray) -> Tensor:
@@ -133,6 +137,7 @@ def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
           f"{result['objects']['f1']:.4f}")
 
 
+@by_first
 def finish_fold(folder: Path, items: Sequence[Item]) -> None:
     """Scores and draws the held-out images of a fold whose network is saved, unless that is done
     already."""
@@ -168,6 +173,7 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
         item.id: count_saved_objects(folder, item, threshold) for item in items})
 
 
+@by_first
 def summarize(out: Path, items: Sequence[Item], folds: Sequence[int],
               chosen: Sequence[int] = ()) -> None:
     """Writes a run's summary.json if every fold has its model.pt; else prints which ones are
