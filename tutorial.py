@@ -6,7 +6,8 @@ A glomerulus is one of the kidney's round filters. We draw eight slides whose ma
 train a network on them that tells for each pixel how likely it is part of a glomerulus. Then we
 test it on a ninth slide, which it has not seen. This takes about a minute on two CPU cores, and
 writes tutorial.png: the slide, its mask (white where a glomerulus is), and what the network says
-before and after training. (The slide's other round spots are there to be mistaken for glomeruli.)
+before and after training. (The slide's other round spots are there to be mistaken for glomeruli.
+What the network says before training means nothing: its weights are random.)
 
 The chapters explain these lines one by one; the contents of `minseg/__init__.py` give their order,
 and `minseg/unet.py` is the first. The last is `train.py`: the same loop, grown up. Comments give

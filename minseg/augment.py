@@ -19,10 +19,10 @@ pixels that a turned tile shows of what is beyond the margin are mirrored.
 
 **Stain.** A dye of concentration c transmits I = 255 exp(-c a) of the light, where a is its
 absorbance in red, green and blue (the Beer-Lambert law). In optical density, D = -log(I / 255),
-stains simply add up. So split D into haematoxylin, eosin and DAB (or, with other stains, whatever
-takes their place), scale each by its own random factor 1 + alpha, and go back:
+stains simply add up. So split D into haematoxylin, eosin and DAB, three common dyes (or, with other
+stains, whatever takes their place), scale each by its own random factor 1 + alpha, and go back:
 
-    D' = D M^-1 diag(1 + alpha) M,        the rows of M: the absorbance of each stain
+    D' = D M^-1 diag(1 + alpha) M         D: a pixel's three densities, a row; rows of M: stains
 
 (The code uses (I + 1) / 256, because black would have an infinite density.) Small angles reach 10
 degrees either way; scale, contrast and brightness change by up to 10 %, and each stain by up to
@@ -49,11 +49,16 @@ CPU from the given generator, so that every device sees the same augmentation.
 | beyond the border | black | black | mirrored |
 | where | the CPU, tile by tile | the CPU, in other processes | the device, a batch at once |
 
-**Measured.** Half the strength, compared with all of it: Dice -0.050 [-0.132, +0.032] on slides
-with very few glomeruli, -0.019 [-0.046, +0.008] on nuclei. Flips and turns only: +0.012 [-0.004,
-+0.028] and -0.011 [-0.047, +0.026]. Nothing of this can be told from chance. On slides with few
-glomeruli, flips and turns only helped, +0.030 [+0.007, +0.053]: synthetic slides differ little, and
-the runs were short ([log](../docs/log.md)).
+**Measured.** How much Dice the run gains if the augmentation is weaker than the default ([log](
+../docs/log.md); no run without any was tried):
+
+| data | half the strength | flips, quarter turns and shifts only |
+|---|---|---|
+| very few glomeruli | -0.050 [-0.132, +0.032] | +0.012 [-0.004, +0.028] |
+| few glomeruli | | +0.030 [+0.007, +0.053] |
+| nuclei | -0.019 [-0.046, +0.008] | -0.011 [-0.047, +0.026] |
+
+Only the +0.030 is clear: these synthetic slides differ little, and the runs were short.
 
 **Source.** The stain matrix: Ruifrok and Johnston, *Quantification of histochemical staining by
 color deconvolution*, Anal. Quant. Cytol. Histol. 2001 (its numbers: `rgb_from_hed` in

@@ -1,7 +1,7 @@
 """# Dice, the score and the loss
 
 **In `tutorial.py`**, `loss = make_loss("bce+batch_dice")` has two terms. The second is explained
-here, and so is the score, `dice_score`.
+here, and so is the score, `dice_score`. (BCE is binary cross-entropy, pixel by pixel.)
 
 **Idea.** Cross-entropy counts pixels, and nearly all of them are background. Dice compares two
 *regions*, the predicted A and the true B: twice what they share, divided by the sum of their sizes.
@@ -24,8 +24,8 @@ instead of with BCE: +0.005 and -0.011: not told from chance ([how](../docs/stud
 
 **The empty image** is where implementations differ. Most tiles of a kidney slide contain no
 glomerulus, so t = 0 everywhere, and the loss is S / (S + smooth) with S = sum p. Its slope, smooth
-/ (S + smooth)^2, says how strongly false positives are pushed down. For one empty 8 x 8 image with
-every logit 0 (S = 32) or -7 (S = 0.058):
+/ (S + smooth)^2, says how strongly false positives are pushed down; that of a logit is p (1 - p)
+times as large. For one empty 8 x 8 image with every logit 0 (S = 32) or -7 (S = 0.058):
 
 | | sums over | smooth | loss at 0 | gradient of one logit | loss at -7 | gradient of one logit |
 |---|---|---|---|---|---|---|
@@ -55,13 +55,15 @@ as a loss: Milletari, Navab and Ahmadi, *V-Net*, 3DV 2016, arXiv 1606.04797, sec
 
 >>> import torch
 >>> from minseg import dice_loss, dice_score
->>> target = torch.tensor([[[[0., 1., 1., 0.]]]])  # with smooth = 0: 0, 0.333, 1
+>>> target = torch.tensor([[[[0., 1., 1., 0.]]]])
 >>> for z in ([-9., 9., 9., -9.], [-9., 9., -9., -9.], [9., -9., -9., 9.]):  # right, half, wrong
 ...     logits = torch.tensor([[[z]]])
 ...     print(round(dice_score(logits > 0, target), 3), round(dice_loss(logits, target).item(), 3))
 1.0 0.0
 0.667 0.25
 0.0 0.8
+
+The score, then the loss. With smooth = 0, the loss is 1 - score: 0, 0.333, 1.
 
 **Exercises.**
 1. *By hand.* An empty image has four pixels, each with p = 1/4. What is its loss with smooth = 1,

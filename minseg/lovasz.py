@@ -15,14 +15,23 @@ loss, 1 - Jaccard, grows when it joins.
     M_k = the k pixels with the largest hinges, which are m_(1) >= m_(2) >= ... >= m_(k)
     loss = sum_k m_(k) (Delta(M_k) - Delta(M_(k-1)))                   Delta of the empty set is 0
 
-The weights need not fall with the rank: a missed positive adds more than a false positive. Errors
-cost more if the image has few positives.
+For example, of two positive and two negative pixels the worst is positive, the next negative, the
+third positive: Delta goes 0, 1/2, 2/3, 1, and the weights are 1/2, 1/6 and 1/3. So they need not
+fall with the rank: a missed positive adds more than a false positive. Errors cost more if the image
+has few positives.
+
+**A slow start.** A network begins by saying nearly the same everywhere. Let z be this one logit, in
+an image with few positives. Below 0, the positives are the worst pixels and push z up; above 0, the
+negatives are, and push it down. So z is drawn to 0, where the loss is 1. (Images without positives
+draw it further down, to -1.) The network leaves this valley only once it tells some pixels from
+others, and few of them teach it how: those at the top of the order have most of the weight. The
+loss is convex in the logits, but not in the network's weights.
 
 **Why sorting is right.** Delta is defined on *sets* of pixels. Its *Lovász extension*, the sum
 above, is a function of one real number m_i per pixel that equals Delta whenever every m_i is 0
-(pixel i is not in the set) or 1 (it is). It is convex because the Jaccard loss is *submodular*: one
-and the same error adds less, the more pixels are wrong already. So the loss is a convex surrogate
-of 1 - Jaccard.
+(pixel i is not in the set) or 1 (it is). It is convex because the Jaccard loss is *submodular*: the
+same pixel adds less if it joins later, when more pixels are wrong already. So the loss is a convex
+stand-in (a *surrogate*) for 1 - Jaccard.
 
 **The gradient.** The weights depend only on the targets and on the order. If no two positive hinges
 are equal, they are the gradient of the loss with respect to those hinges; the logit of such a pixel
@@ -50,13 +59,14 @@ start. In runs of 1,200 steps -0.172 there, because 1 of 6 networks found nothin
 
 | what | paper | authors' code and segmentation_models.pytorch | Kaggle | here |
 |---|---|---|---|---|
-| hinge | max(0, e) | max(0, e) | elu(e) + 1, gradient never 0 | `margin`: relu |
+| hinge | max(0, e) | max(0, e) | elu(e) + 1, gradient never 0 | `margin="relu"`, or "elu" |
 | both classes | foreground | foreground | the mean of both | `symmetric`: off |
 | images | each | the batch; or each, in a loop | each, in a loop | each, no loop; or the batch |
 
-With the ELU, pixels that are right by 1 or more are still pushed further, whereas a max(0, e) of 0
-teaches nothing. That holds for pixels whose weight is not 0: not for negatives that come after the
-last positive in the order, nor, in an image without positives, for any but the worst.
+elu(e) is e above 0 and exp(e) - 1 below. With it, pixels that are right by 1 or more are still
+pushed further, whereas a max(0, e) of 0 teaches nothing. That holds for pixels whose weight is not
+0: not for negatives that come after the last positive in the order, nor, in an image without
+positives, for any but the worst.
 
 The symmetric form also optimises the Jaccard index of the background: in an image without positives
 its second term is the mean hinge, so that every wrong pixel has a gradient.
@@ -87,9 +97,7 @@ symmetric form come from Kaggle's TGS Salt Identification, 2018.
 3. *Write it.* `lovasz_hinge(logits, target, *, per_image=True, margin="relu", symmetric=False)`.
    `python -m pytest tests/test_lovasz.py --mine my_lovasz.py` grades it, and the copy, too.
 
-Next: `minseg.losses`, because alone this loss is hard to begin with: it is convex in the logits,
-not in the network's weights. A network that says the same everywhere does best with the logit 0,
-where the loss is 1, and if a loss stays there, it has not left this valley.
+Next: `minseg.losses`, because alone this loss is hard to begin with.
 
 **Answers.**
 1. The hinges 3, 2, 1 and 0 belong to -2, 1, 0 and -3; Delta goes 0, 1/2, 2/3, 1. The weights 1/2,

@@ -9,13 +9,13 @@ all channels (what is in this image?), and each pixel by all channels of that pi
 here?).
 
     c      = sigmoid(W2 ReLU(W1 mean(x) + b1) + b2)      (N, C, 1, 1)    mean over all pixels
-    s      = sigmoid(v . x + b)                          (N, 1, H, W)    one weight v per channel
+    s      = sigmoid(v . x + b)                          (N, 1, H, W)    a sum over channels
     output = c x + s x          or, with merge="max",  max(c x, s x)
 
 In the code `reduce` is W1 with b1, `expand` is W2 with b2, and `spatial` is v with b. On average c
-and s start at 1/2, so with the sum the block starts near the identity.
+and s start at 1/2, so with the sum the block starts near the identity. b1 starts at 1 (see below).
 
-**Shapes.** (N, C, H, W) -> the same. W1 has `max(1, C // reduction)` rows.
+**Shapes.** (N, C, H, W) -> the same. W1 squeezes C channels to `max(1, C // reduction)`.
 
 ![A map, its two weights, and the sum](../docs/figures/scse.png)
 

@@ -34,10 +34,10 @@ first, but from step 150 on it hardly moves. The weight itself comes to rest onl
 nearly 0.*
 
 **Mixed precision.** Convolutions run in 16 bits; losses, the statistics of norms and the weights
-stay in 32. bfloat16 has nearly the range of float32. float16 is finer, but ends at 6e-8, and
-smaller gradients would become 0. So the loss is multiplied by a large number S, the loss scale,
-before the backward pass, and the gradients are divided by it in 32 bits. If S makes a gradient
-infinite, the step is skipped and S is halved (`torch.amp.GradScaler`).
+stay in 32. bfloat16 has nearly the range of float32. float16 is finer, but its smallest number is
+6e-8, and smaller gradients would become 0. So the loss is multiplied by a large number S, the loss
+scale, before the backward pass, and the gradients are divided by it in 32 bits. If S makes a
+gradient infinite, the step is skipped and S is halved (`torch.amp.GradScaler`).
 
     gradient = float32(d (S loss) / d w) / S
 
@@ -71,12 +71,13 @@ the loss, a scalar that stays on the device: to read it, the program would have 
 
 The average spans a fifth of the run with pretrained weights, a twentieth without.
 
-**Measured.** The first prediction: 1/2 instead of the share, Dice -0.044 [-0.072, -0.015] on slides
-with very few glomeruli (one seed). With Dice of each image and all empty tiles it was the other way
-round: the share, -0.225 [-0.314, -0.135]. A warm-up of 0.3: -0.017 [-0.165, +0.131] on nuclei, and
-an average over a tenth of the steps instead of a twentieth: -0.003 [-0.023, +0.018]; neither can be
-told from chance ([log](../docs/log.md)). Recomputed activations: 0.93 instead of 1.43 GiB and 6.5
-instead of 8.3 images per second on a CPU ([measured](../docs/measured.md#a-training-step)).
+**Measured.** On slides with very few glomeruli, at a rate of 1e-3, beginning with 1/2 costs -0.044
+[-0.072, -0.015] of Dice. With another loss (Dice of each image) and all empty tiles, beginning with
+the share costs -0.225 [-0.314, -0.135]. (One seed each.) On nuclei, warming up for 0.3 of the steps
+instead of 0.1: -0.017 [-0.165, +0.131]; an average over a tenth of the steps instead of a
+twentieth: -0.003 [-0.023, +0.018]. Neither can be told from chance ([log](../docs/log.md)).
+Recomputed activations: 0.93 instead of 1.43 GiB and 6.5 instead of 8.3 images per second on a CPU
+([measured](../docs/measured.md#a-training-step)).
 
 **Source.** First prediction: Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, arXiv
 1708.02002, section 3.3. Rate: Loshchilov and Hutter, *SGDR*, ICLR 2017, arXiv 1608.03983, section 3
@@ -203,20 +204,21 @@ def backward_whole(forward: nn.Module, loss: Callable, micro_batches: Iterable,
             logits = forward(images.contiguous(memory_format=torch.channels_last))
         return [logits] if isinstance(logits, Tensor) else list(logits)
 
+    random = torch.cuda if next(forward.parameters()).is_cuda else torch.random
     batches, states, held = [], [], []
     with torch.no_grad(), _uncounted(forward):  # these batches do not count twice
         for images, targets in micro_batches:
-            random = torch.cuda if images.device.type == "cuda" else torch.random
             batches.append((images, targets))
             states.append(random.get_rng_state())
             held.append(logits_of(images))
     leaves = [[logits.requires_grad_() for logits in scales] for scales in held]
-    whole = [join(torch.cat(parts)) for parts in zip(*leaves)]
+    whole = [join(torch.cat(parts)) for parts in zip(*leaves)]  # `join`: see minseg.processes
     targets = join(torch.cat([targets for _, targets in batches]))
     value = deep_supervision_loss(loss, whole, targets)
-    scaler.scale(value).backward()  # to the leaves
+    scaler.scale(value).backward()  # as far as the leaves: the networks' graphs are gone
     for (images, _), state, scales in zip(batches, states, leaves):
-        used = [k for k, leaf in enumerate(scales) if leaf.grad is not None]  # or its weight is 0
+        # Deep supervision gives the coarsest map the weight 0: it has no gradient.
+        used = [k for k, leaf in enumerate(scales) if leaf.grad is not None]
         random.set_rng_state(state)  # draws the same random numbers as the first pass
         logits = logits_of(images)
         torch.autograd.backward([logits[k] for k in used], [scales[k].grad for k in used])

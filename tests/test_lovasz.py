@@ -221,3 +221,13 @@ def test_with_the_elu_no_gradient_reaches_what_has_no_weight():
         target[..., positive] = 1  # errors, 1 - z or 1 + z: in the first case -2, -2.5, 0, 3, -1.5
         gradient, = torch.autograd.grad(lovasz_hinge(logits, target, margin="elu"), logits)
         assert gradient.flatten().nonzero()[:, 0].tolist() == pushed
+
+
+def test_a_network_that_says_the_same_everywhere_is_drawn_to_0_where_the_loss_is_1():
+    target = torch.zeros(1, 1, 10, 10)
+    target[..., 0, :5] = 1
+    for z, slope in ((-2.0, -1), (-0.1, -1), (0.1, 1), (2.0, 1)):
+        z = torch.tensor(z, requires_grad=True)
+        loss = lovasz_hinge(z.expand_as(target), target)
+        assert loss > 1 and torch.autograd.grad(loss, z)[0].sign() == slope
+    assert lovasz_hinge(torch.zeros_like(target), target) == pytest.approx(1)
