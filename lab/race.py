@@ -121,13 +121,6 @@ def complete(lines: Mapping[Job, dict], folds: int) -> tuple[dict, dict]:
                      if all(len(found) == folds for found in seeds.values())}
 
 
-def compared(ours: Sequence[dict], theirs: Sequence[dict], fold_of: Mapping[str, int]) -> dict:
-    """The effect, seed by seed, and what it is made of: the differences of each group's seeds."""
-    return {**effect(ours, theirs, fold_of, paired=True),
-            "groups": {group: [round(a[group] - b[group], 6) for a, b in zip(ours, theirs)]
-                       for group in sorted(fold_of)}}
-
-
 def dice_after(end: float, seconds: Sequence[float],
                dice: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
     """For each seed, the Dice of each group after `end` seconds: between two budgets, interpolated
@@ -165,7 +158,9 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         other = PEERS if who == MINSEG else MINSEG
         if who != PEERS and other in args.contestants:
             both = dice[who, steps], dice[other, steps]
-            row["same_steps"] = compared(*both, fold_of)
+            row["same_steps"] = {**effect(*both, fold_of, paired=True), "groups": {
+                group: [round(a[group] - b[group], 6) for a, b in zip(*both)]
+                for group in sorted(fold_of)}}
             row["per_image"] = effect(*both, fold_of, paired=True, weights=args.images)
             if 1 < len(others) < len(fold_of):
                 row["not_tuned"] = effect(*both, others, paired=True)
@@ -174,8 +169,8 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         # Before its shortest run has ended, minseg has no Dice to compare.
         if (who == MINSEG and PEERS in args.contestants
                 and seconds[PEERS, steps] >= seconds[MINSEG, args.budgets[0]]):
-            row["same_time"] = compared(dice_after(seconds[PEERS, steps], *curve(who)),
-                                        dice[PEERS, steps], fold_of)
+            row["same_time"] = effect(dice_after(seconds[PEERS, steps], *curve(who)),
+                                      dice[PEERS, steps], fold_of, paired=True)
         rows.append(row)
     settings = {name: getattr(args, name) for name in
                 ("contestants", "budgets", "folds", "seeds", "images", "tuned_on")}
