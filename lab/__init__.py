@@ -7,7 +7,7 @@ docs/results/ and docs/figures/.
 | `lab.race` | train.py beside the recipe of other libraries |
 | `lab.small` | the same on data sets of five images |
 | `lab.peers` | that recipe |
-| `lab.runs` | how these three keep what they ran |
+| `lab.harness` | how these three keep what they ran |
 | `lab.effects` | and how sure that is |
 | `lab.seams` | where in a tile the errors are |
 | `lab.shifts` | why a pixel's answer depends on its tile |

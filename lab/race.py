@@ -21,8 +21,8 @@ on the groups that are not in the lines of `TUNED`.
 docs/log.md keeps what came out. Tune on some groups (`--exclude` leaves images out), and report on
 the others.
 
-A race can stop and go on, and several processes can share OUT (`lab.runs`). The one that finds all
-runs done writes docs/results/race-NAME.jsonl, a line for each, and .json, and draws
+A race can stop and go on, and several processes can share OUT (`lab.harness`). The one that finds
+all runs done writes docs/results/race-NAME.jsonl, a line for each, and .json, and draws
 docs/figures/race-NAME.png.
 """
 
@@ -45,21 +45,10 @@ from minseg.run.options import train_options
 from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
 from minseg.run.scores import predict
 
-from . import measure, peers
+from . import harness, measure, peers
 from .effects import dice_of_groups, effect
+from .harness import FEW, levels, mean, options_of
 from .plots import race_chart
-from .runs import (
-    FEW,
-    add_folds,
-    claim,
-    finish,
-    levels,
-    make_parser,
-    mean,
-    options_of,
-    parse_known,
-    publish,
-)
 from .style import need_matplotlib, save
 
 MINSEG, PEERS = "minseg", "peers"
@@ -180,14 +169,14 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = make_parser("race", __doc__, "20 synthetic slides, few glomeruli", seeds=3)
-    add_folds(parser)
+    parser = harness.make_parser("race", __doc__, seeds=3)
+    harness.add_folds(parser)
     add = parser.add_argument
     add("--budgets", type=int, nargs="+", default=[75, 150, 300, 600], metavar="STEPS",
         help="default 75 150 300 600")
     add("--changes", nargs="+", choices=CHANGES, default=[], metavar="NAME",
         help="also minseg with one thing changed: " + ", ".join(CHANGES))
-    args = parse_known(parser, argv, "--seed --fold --resume --epochs --accumulate")
+    args = harness.parse_known(parser, argv)
     args.name = args.name or (args.data.resolve().name if args.data else "synthetic")
     args.out = args.out or Path("runs") / f"race-{args.name}"
     args.docs = args.docs or Path("docs")
@@ -207,7 +196,7 @@ def report(args: argparse.Namespace, lines: Mapping[Job, dict]) -> None:
             name, **row[name]) for name in ("same_steps", "same_time") if name in row)
         print(f"{row['steps']:5d} steps  {row['seconds']:7.1f} s  Dice {row['dice']:.4f}  "
               f"{row['contestant']}{differences}")
-    print(publish(args.docs / "results" / f"race-{args.name}.json", lines.values(), found))
+    print(harness.publish(args.docs / "results" / f"race-{args.name}.json", lines.values(), found))
     print(save(race_chart(args.name, found), args.docs / "figures" / f"race-{args.name}.png"))
 
 
@@ -223,13 +212,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                              "efficientnet-lite0 to -lite4")
         items = prepare(given).items  # what is wrong here is wrong with every run
         args.images = dict(sorted(Counter(item.group for item in items).items()))
-        claim(args.out, data=args.data.resolve().name, folds=args.folds, options=args.options)
+        harness.claim(args.out, data=args.data.resolve().name, folds=args.folds,
+                      options=args.options)
     except (ValueError, OSError) as error:
         print(f"race: {error}", file=sys.stderr)
         sys.exit(2)
     jobs = [(who, steps, seed, fold) for steps in args.budgets for seed in range(args.seeds)
             for who in args.contestants for fold in range(args.folds)]
-    report(args, finish(
+    report(args, harness.finish(
         args.name, jobs, lambda *job: args.out / "{}, {} steps, seed {}, fold {}".format(*job),
         partial(run, args), measure.environment(given.device)))
 

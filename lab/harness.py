@@ -28,12 +28,14 @@ from .measure import write_json, write_text
 
 BASELINE = "--encoder efficientnet-lite0 --weights imagenet"
 THRESHOLDS = [i / 64 for i in range(1, 64)]
+OWN = "--seed --fold --resume --epochs --accumulate"  # options that these programs set themselves
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 
 
-def make_parser(program: str, doc: str, data: str, seeds: int) -> Parser:
-    """A parser with the options that these programs share. `data`: what they take without --data;
-    `seeds`: how many they train by default."""
+def make_parser(program: str, doc: str, seeds: int,
+                data: str = "20 synthetic slides, few glomeruli") -> Parser:
+    """A parser with the options that these programs share. `seeds`: how many they train by default;
+    `data`: on what, without --data."""
     parser = Parser(prog=f"python -m lab.{program}", allow_abbrev=False,
                     description=doc.split("\n")[0], epilog="Other options are passed to train.py.")
     add = parser.add_argument
@@ -51,12 +53,12 @@ def add_folds(parser: Parser) -> None:
     parser.add_argument("--folds", type=int, default=3, metavar="K", help="default 3")
 
 
-def parse_known(parser: Parser, argv: Sequence[str] | None,
-                own: str) -> argparse.Namespace:
-    """The command line; what is left over is for `train.py`, but not the options in `own`."""
+def parse_known(parser: Parser, argv: Sequence[str] | None, own: str = "") -> argparse.Namespace:
+    """The command line; what is left over is for `train.py`, but not `OWN` and the options in
+    `own`."""
     args, args.options = parser.parse_known_args(argv)
     given = {option.split("=")[0] for option in args.options}
-    for name in given.intersection(own.split()):
+    for name in given.intersection([*OWN.split(), *own.split()]):
         parser.error(f"{name}: this program sets it itself")
     return args
 
