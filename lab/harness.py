@@ -22,7 +22,11 @@ from minseg.files.masks import Item
 from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped, out_of_memory
 from minseg.run.loop import locked
+from minseg.run.memory import keep_memory
+from minseg.run.options import train_options
+from minseg.run.prepare import prepare, training_tiles
 from minseg.run.report import Parser, Progress, duration
+from minseg.run.tiles import Tiles
 
 from .measure import write_json, write_text
 
@@ -69,6 +73,16 @@ def options_of(args: argparse.Namespace, change: str, seed: int, fold: int) -> l
            "--out": args.out / "none"}
     return [*BASELINE.split(), *args.options, *change.split(),
             *(str(word) for pair in run.items() for word in pair)]
+
+
+def prepared(args: argparse.Namespace, change: str, seed: int,
+             fold: int) -> tuple[argparse.Namespace, list[Item], Tiles, Tensor]:
+    """What a run needs: its options for train.py, the images to score, the tiles, and the numbers
+    of those to train on."""
+    given = train_options(options_of(args, change, seed, fold))
+    data = prepare(given)
+    keep_memory()
+    return given, data.held_out(fold), data.tiles, training_tiles(data.tiles, data.folds, fold)
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:

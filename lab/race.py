@@ -40,9 +40,8 @@ from pathlib import Path
 import numpy as np
 
 import train
-from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
-from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
+from minseg.run.prepare import draw_synthetic_slides, prepare
 from minseg.run.scores import predict
 
 from . import harness, measure, peers
@@ -68,15 +67,13 @@ Job = tuple[str, int, int, int]  # contestant, steps, seed, fold
 def run(args: argparse.Namespace, contestant: str, steps: int, seed: int, fold: int) -> dict:
     """Trains and scores one contestant. The peers' freed memory is kept in the process, too, though
     they do not ask for it: that makes them faster."""
-    given = train_options(options_of(args, CHANGES.get(contestant, ""), seed, fold))
-    data, found = prepare(given), {}
-    items, train_on = data.held_out(fold), training_tiles(data.tiles, data.folds, fold)
-    keep_memory()
+    given, items, tiles, train_on = harness.prepared(args, CHANGES.get(contestant, ""), seed, fold)
+    found = {}
     if contestant == PEERS:
-        net, seconds = peers.train(given, data.tiles, train_on, steps)
+        net, seconds = peers.train(given, tiles, train_on, steps)
         counts = peers.predict(net, items, given)
     else:
-        net, _, seconds = measure.train_minseg(given, data.tiles, train_on, steps,
+        net, _, seconds = measure.train_minseg(given, tiles, train_on, steps,
                                                **HOW.get(contestant, {}))
         counts = predict(net, items, given)
     if contestant == MINSEG:

@@ -50,9 +50,8 @@ from minseg import CBAM, AttentionGate
 from minseg.files.masks import Item
 from minseg.run.checkpoint import save_model
 from minseg.run.config import DEFAULTS
-from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
-from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
+from minseg.run.prepare import draw_synthetic_slides, prepare
 from minseg.run.scores import count_saved_objects, predict
 
 from . import harness, measure, seams
@@ -147,16 +146,14 @@ def lengths(steps: int) -> list[int]:
 
 def run(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     """Trains one network with train.py's own loop, and scores it along the way."""
-    given = train_options(options_of(args, ARMS[arm], seed, fold))
-    data, along = prepare(given), {}
-    items, train_on = data.held_out(fold), training_tiles(data.tiles, data.folds, fold)
+    given, items, tiles, train_on = harness.prepared(args, ARMS[arm], seed, fold)
+    along = {}
 
     def after_step(net: nn.Module, steps: int) -> None:
         if steps in lengths(args.steps):
             along[str(steps)] = levels(items, predict(net, items, given, **WAYS[SCORED]))
 
-    keep_memory()
-    net, network, _ = measure.train_minseg(given, data.tiles, train_on, args.steps,
+    net, network, _ = measure.train_minseg(given, tiles, train_on, args.steps,
                                            after_step=after_step, **HOW.get(arm, {}))
     result = scored(net, items, given, **WAYS[SCORED])
     along[str(args.steps)] = result["levels"]
@@ -390,8 +387,7 @@ def main(argv: list[str] | None = None) -> None:
         given = train_options(options_of(args, "", 0, 0))
         data = prepare(given)  # what is wrong here is wrong with every run
         args.images = dict(sorted(Counter(item.group for item in data.items).items()))
-        groups = [{item.group for item, other in zip(data.items, data.folds) if other == fold}
-                  for fold in range(args.folds)]
+        groups = [{item.group for item in data.held_out(fold)} for fold in range(args.folds)]
         lines = read_lines(args, groups)
         if lines:
             print(f"{len(lines)} runs are there already; another --name measures them anew")
