@@ -152,8 +152,8 @@ def finish(name: str, jobs: Collection[tuple], folder_of: Callable[..., Path],
     work(name, {folder: partial(run, *job) for job, folder in folders.items()}, facts)
     paths = {job: folder / "result.json" for job, folder in folders.items()}
     if missing := sum(not path.exists() for path in paths.values()):
-        sys.exit(f"{name}: {missing} of {len(jobs)} runs are missing: another process may be "
-                 "working on them; the same command goes on")
+        sys.exit(f"{name}: {missing} of {len(jobs)} runs are missing: they failed, or another "
+                 "process is working on them; the same command goes on")
     return {job: json.loads(path.read_text(encoding="utf-8")) for job, path in paths.items()}
 
 
