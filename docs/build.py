@@ -81,7 +81,8 @@ def reading_order() -> list[Page]:
         source = path.relative_to(ROOT)
         pages.append(Page(source.as_posix(), source.with_suffix(".html").as_posix(), "Pages",
                           path.read_text("utf-8")))
-    return pages + [code_page(name, "Programs") for name in ("tutorial", "train", "infer")]
+    programs = "tutorial", "train", "infer", "labels"
+    return pages + [code_page(name, "Programs") for name in programs]
 
 
 def code_of(page: Page) -> Markup:

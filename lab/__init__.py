@@ -6,9 +6,9 @@ docs/results/ and docs/figures/.
 | `lab.study` | which trick helps |
 | `lab.race` | train.py beside the recipe of other libraries |
 | `lab.small` | the same on data sets of five images |
-| `lab.peers` | that recipe |
-| `lab.runs` | how these three keep what they ran |
 | `lab.effects` | and how sure that is |
+| `lab.peers` | the recipe of other libraries |
+| `lab.harness` | what study, race and small share: runs that can stop and go on |
 | `lab.seams` | where in a tile the errors are |
 | `lab.shifts` | why a pixel's answer depends on its tile |
 | `lab.pages` | writes what was measured into README.md, the chapters and three pages of docs/ |

@@ -21,8 +21,8 @@ on the groups that are not in the lines of `TUNED`.
 docs/log.md keeps what came out. Tune on some groups (`--exclude` leaves images out), and report on
 the others.
 
-A race can stop and go on, and several processes can share OUT (`lab.runs`). The one that finds all
-runs done writes docs/results/race-NAME.jsonl, a line for each, and .json, and draws
+A race can stop and go on, and several processes can share OUT (`lab.harness`). The one that finds
+all runs done writes docs/results/race-NAME.jsonl, a line for each, and .json, and draws
 docs/figures/race-NAME.png.
 """
 
@@ -40,26 +40,14 @@ from pathlib import Path
 import numpy as np
 
 import train
-from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
-from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
+from minseg.run.prepare import draw_synthetic_slides, prepare
 from minseg.run.scores import predict
 
-from . import measure, peers
+from . import harness, measure, peers
 from .effects import dice_of_groups, effect
+from .harness import FEW, levels, mean, options_of
 from .plots import race_chart
-from .runs import (
-    FEW,
-    add_folds,
-    claim,
-    finish,
-    levels,
-    make_parser,
-    mean,
-    options_of,
-    parse_known,
-    publish,
-)
 from .style import need_matplotlib, save
 
 MINSEG, PEERS = "minseg", "peers"
@@ -78,15 +66,13 @@ Job = tuple[str, int, int, int]  # contestant, steps, seed, fold
 def run(args: argparse.Namespace, contestant: str, steps: int, seed: int, fold: int) -> dict:
     """Trains and scores one contestant. The peers' freed memory is kept in the process, too, though
     they do not ask for it: that makes them faster."""
-    given = train_options(options_of(args, CHANGES.get(contestant, ""), seed, fold))
-    data, found = prepare(given), {}
-    items, train_on = data.held_out(fold), training_tiles(data.tiles, data.folds, fold)
-    keep_memory()
+    given, items, tiles, train_on = harness.prepared(args, CHANGES.get(contestant, ""), seed, fold)
+    found = {}
     if contestant == PEERS:
-        net, seconds = peers.train(given, data.tiles, train_on, steps)
+        net, seconds = peers.train(given, tiles, train_on, steps)
         counts = peers.predict(net, items, given)
     else:
-        net, _, seconds = measure.train_minseg(given, data.tiles, train_on, steps,
+        net, _, seconds = measure.train_minseg(given, tiles, train_on, steps,
                                                **HOW.get(contestant, {}))
         counts = predict(net, items, given)
     if contestant == MINSEG:
@@ -118,13 +104,6 @@ def complete(lines: Mapping[Job, dict], folds: int) -> tuple[dict, dict]:
     return fold_of, {who: [dice_of_groups([seeds[seed][fold] for fold in range(folds)])
                            for seed in sorted(seeds)] for who, seeds in runs.items()
                      if all(len(found) == folds for found in seeds.values())}
-
-
-def compared(ours: Sequence[dict], theirs: Sequence[dict], fold_of: Mapping[str, int]) -> dict:
-    """The effect, seed by seed, and what it is made of: the differences of each group's seeds."""
-    return {**effect(ours, theirs, fold_of, paired=True),
-            "groups": {group: [round(a[group] - b[group], 6) for a, b in zip(ours, theirs)]
-                       for group in sorted(fold_of)}}
 
 
 def dice_after(end: float, seconds: Sequence[float],
@@ -164,7 +143,9 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         other = PEERS if who == MINSEG else MINSEG
         if who != PEERS and other in args.contestants:
             both = dice[who, steps], dice[other, steps]
-            row["same_steps"] = compared(*both, fold_of)
+            row["same_steps"] = {**effect(*both, fold_of, paired=True), "groups": {
+                group: [round(a[group] - b[group], 6) for a, b in zip(*both)]
+                for group in sorted(fold_of)}}
             row["per_image"] = effect(*both, fold_of, paired=True, weights=args.images)
             if 1 < len(others) < len(fold_of):
                 row["not_tuned"] = effect(*both, others, paired=True)
@@ -173,8 +154,8 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
         # Before its shortest run has ended, minseg has no Dice to compare.
         if (who == MINSEG and PEERS in args.contestants
                 and seconds[PEERS, steps] >= seconds[MINSEG, args.budgets[0]]):
-            row["same_time"] = compared(dice_after(seconds[PEERS, steps], *curve(who)),
-                                        dice[PEERS, steps], fold_of)
+            row["same_time"] = effect(dice_after(seconds[PEERS, steps], *curve(who)),
+                                      dice[PEERS, steps], fold_of, paired=True)
         rows.append(row)
     settings = {name: getattr(args, name) for name in
                 ("contestants", "budgets", "folds", "seeds", "images", "tuned_on")}
@@ -184,14 +165,14 @@ def summarize(args: argparse.Namespace, lines: dict[Job, dict]) -> dict:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = make_parser("race", __doc__, "20 synthetic slides, few glomeruli", seeds=3)
-    add_folds(parser)
+    parser = harness.make_parser("race", __doc__, seeds=3)
+    harness.add_folds(parser)
     add = parser.add_argument
     add("--budgets", type=int, nargs="+", default=[75, 150, 300, 600], metavar="STEPS",
         help="default 75 150 300 600")
     add("--changes", nargs="+", choices=CHANGES, default=[], metavar="NAME",
         help="also minseg with one thing changed: " + ", ".join(CHANGES))
-    args = parse_known(parser, argv, "--seed --fold --resume --epochs --accumulate")
+    args = harness.parse_known(parser, argv)
     args.name = args.name or (args.data.resolve().name if args.data else "synthetic")
     args.out = args.out or Path("runs") / f"race-{args.name}"
     args.docs = args.docs or Path("docs")
@@ -211,7 +192,7 @@ def report(args: argparse.Namespace, lines: Mapping[Job, dict]) -> None:
             name, **row[name]) for name in ("same_steps", "same_time") if name in row)
         print(f"{row['steps']:5d} steps  {row['seconds']:7.1f} s  Dice {row['dice']:.4f}  "
               f"{row['contestant']}{differences}")
-    print(publish(args.docs / "results" / f"race-{args.name}.json", lines.values(), found))
+    print(harness.publish(args.docs / "results" / f"race-{args.name}.json", lines.values(), found))
     print(save(race_chart(args.name, found), args.docs / "figures" / f"race-{args.name}.png"))
 
 
@@ -227,13 +208,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                              "efficientnet-lite0 to -lite4")
         items = prepare(given).items  # what is wrong here is wrong with every run
         args.images = dict(sorted(Counter(item.group for item in items).items()))
-        claim(args.out, data=args.data.resolve().name, folds=args.folds, options=args.options)
+        harness.claim(args.out, data=args.data.resolve().name, folds=args.folds,
+                      options=args.options)
     except (ValueError, OSError) as error:
         print(f"race: {error}", file=sys.stderr)
         sys.exit(2)
     jobs = [(who, steps, seed, fold) for steps in args.budgets for seed in range(args.seeds)
             for who in args.contestants for fold in range(args.folds)]
-    report(args, finish(
+    report(args, harness.finish(
         args.name, jobs, lambda *job: args.out / "{}, {} steps, seed {}, fold {}".format(*job),
         partial(run, args), measure.environment(given.device)))
 

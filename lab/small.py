@@ -16,7 +16,7 @@ defaults were chosen on the sets of `--part tuned`; the others only tell how goo
 `worst` is the Dice of the image of a set that is found worst (in the mean of the seeds). The unit
 of the intervals is the set (`lab.effects`).
 
-A measurement can stop and go on, and several processes can share OUT (`lab.runs`). The one that
+A measurement can stop and go on, and several processes can share OUT (`lab.harness`). The one that
 finds all runs done writes docs/results/small-PART.jsonl, a line for each, and small-PART.json.
 """
 
@@ -37,10 +37,10 @@ from PIL import Image, ImageDraw
 from minseg.files.datasets import find_slides
 from minseg.synthetic import synthetic_slide
 
-from . import measure, peers, race
+from . import harness, measure, peers, race
 from .effects import dice_of_groups, effect
+from .harness import mean
 from .race import MINSEG, PEERS
-from .runs import claim, finish, make_parser, mean, parse_known, publish
 
 IMAGES = 5  # in each set
 NOT_TURNED = "minseg, tiles not turned"  # the same networks (see `minseg.tiling`)
@@ -192,14 +192,14 @@ def read_lines(path: Path) -> tuple[argparse.Namespace, dict[Job, dict]]:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = make_parser("small", __doc__, "only the synthetic slides, without the nuclei", seeds=3)
+    parser = harness.make_parser("small", __doc__, 3, "the synthetic sets, without the nuclei")
     add = parser.add_argument
     add("--part", choices=PARTS, default="others", help="which five sets (default others)")
     add("--steps", type=int, default=150, metavar="N", help="of a run (default 150)")
     add("--longer", type=int, metavar="N", help="steps that minseg takes in the peers' time")
     add("--contestants", nargs="+", default=[PEERS, MINSEG], metavar="NAME",
         choices=[PEERS, MINSEG, *race.CHANGES], help="default peers minseg")
-    args = parse_known(parser, argv, "--seed --fold --resume --epochs --accumulate --exclude")
+    args = harness.parse_known(parser, argv, "--exclude")
     args.out, args.docs = args.out or Path("runs/small"), args.docs or Path("docs")
     args.sets = [name for name in PARTS[args.part] if args.data or "group" not in SETS[name]]
     args.contestants = [(who, args.steps) for who in args.contestants
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for name in args.sets:
             make(name, args.out / "sets", args.data)
-        claim(args.out, options=args.options)
+        harness.claim(args.out, options=args.options)
     except (ValueError, OSError) as error:
         print(f"small: {error}", file=sys.stderr)
         sys.exit(2)
@@ -228,9 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     jobs = [(name, who, steps, seed, fold) for seed in range(args.seeds)  # first one of each set
             for who, steps in args.contestants for name in args.sets for fold in range(IMAGES)]
-    lines = finish(f"small-{args.part}", jobs, folder_of, run, measure.environment("cpu"))
+    lines = harness.finish(f"small-{args.part}", jobs, folder_of, run, measure.environment("cpu"))
     found = {"options": args.options, **summarize(args, lines)}
-    print(publish(args.docs / "results" / f"small-{args.part}.json", lines.values(), found))
+    print(harness.publish(args.docs / "results" / f"small-{args.part}.json", lines.values(), found))
     for row in found["rows"]:
         print(f"{row['steps']:5d} steps  {row['seconds']:6.1f} s  mean {row['dice']:.4f}  worst "
               f"{row['worst']:.4f}  {row['contestant']}  " + "  ".join(

@@ -20,12 +20,11 @@ baseline, not for arms that begin slowly (docs/study.md).
 Objects are counted after the last step. Some of the baseline's networks are also scored in other
 ways (`WAYS`), and the errors are counted at each distance from a seam (`lab.seams`).
 
-A study can stop (Ctrl-C) and go on, and several processes or machines can share OUT (`lab.runs`).
-Runs whose lines are in
-docs/results/study-NAME.jsonl count as done: to measure them anew, give another `--name`. At the end
-all lines are written there, with what follows from them in study-NAME.json and
-docs/figures/study-NAME-*.png, also if some runs are missing. A seed counts once all of its folds
-are there.
+A study can stop (Ctrl-C) and go on, and several processes or machines can share OUT
+(`lab.harness`). Runs whose lines are in docs/results/study-NAME.jsonl count as done: to measure
+them anew, give another `--name`. At the end all lines are written there, with what follows from
+them in study-NAME.json and docs/figures/study-NAME-*.png, also if some runs are missing. A seed
+counts once all of its folds are there.
 
 For each group, a result holds the numerator and the denominator of Dice at each of `THRESHOLDS`, so
 that a fold can be cut at the threshold that is best on the others. `lab.effects` compares them.
@@ -51,27 +50,15 @@ from minseg import CBAM, AttentionGate, make_loss
 from minseg.files.masks import Item
 from minseg.run.checkpoint import save_model
 from minseg.run.config import DEFAULTS
-from minseg.run.memory import keep_memory
 from minseg.run.options import train_options
-from minseg.run.prepare import draw_synthetic_slides, prepare, training_tiles
+from minseg.run.prepare import draw_synthetic_slides, prepare
 from minseg.run.scores import count_saved_objects, predict
 
-from . import measure, seams
+from . import harness, measure, seams
 from .effects import dice_of_groups, effect, holm, luck_alone, luck_of_both
+from .harness import BASELINE, FEW, levels, mean, options_of
 from .measure import in_turn
 from .plots import charts_of, stored_chart
-from .runs import (
-    BASELINE,
-    FEW,
-    add_folds,
-    levels,
-    make_parser,
-    mean,
-    options_of,
-    parse_known,
-    publish,
-    work,
-)
 from .style import need_matplotlib, save
 
 OPEN = 3.0  # a gate's logit at first, where it starts open: it lets 95 % through
@@ -159,16 +146,14 @@ def lengths(steps: int) -> list[int]:
 
 def run(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
     """Trains one network with train.py's own loop, and scores it along the way."""
-    given = train_options(options_of(args, ARMS[arm], seed, fold))
-    data, along = prepare(given), {}
-    items, train_on = data.held_out(fold), training_tiles(data.tiles, data.folds, fold)
+    given, items, tiles, train_on = harness.prepared(args, ARMS[arm], seed, fold)
+    along = {}
 
     def after_step(steps: int, net: nn.Module) -> None:
         if steps in lengths(args.steps):
             along[str(steps)] = levels(items, predict(net, items, given, **WAYS[SCORED]))
 
-    keep_memory()
-    net, network, _ = measure.train_minseg(given, data.tiles, train_on, args.steps,
+    net, network, _ = measure.train_minseg(given, tiles, train_on, args.steps,
                                            after_step=after_step, **HOW.get(arm, {}))
     result = scored(net, items, given, **WAYS[SCORED])
     along[str(args.steps)] = result["levels"]
@@ -244,8 +229,8 @@ def measure_costs(arms: Sequence[str], options: Sequence[str]) -> dict:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is left over is for `train.py`."""
-    parser = make_parser("study", __doc__, "20 synthetic slides, few glomeruli", seeds=2)
-    add_folds(parser)
+    parser = harness.make_parser("study", __doc__, seeds=2)
+    harness.add_folds(parser)
     add = parser.add_argument
     add("--steps", type=int, default=600, metavar="N", help="of a run (default 600)")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
@@ -253,7 +238,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--costs", action="store_true", help="measure time and memory of the arms, and nothing "
         "else")
     add("--quick", action="store_true", help="a minute or two on small slides, to see what it does")
-    args = parse_known(parser, argv, "--seed --fold --resume --recipe --epochs --accumulate")
+    args = harness.parse_known(parser, argv, "--recipe")
     if args.seeds < 1 or args.steps < 8:
         parser.error(f"--seeds {args.seeds} --steps {args.steps}: needs 1 seed and 8 steps or more")
     args.images = None  # of each group
@@ -381,7 +366,7 @@ def report(args: argparse.Namespace, lines: dict[Job, dict]) -> None:
     order = sorted(lines, key=lambda job: ([*ARMS].index(job[0]), *job[1:]))
     found = {"command": command, **summarize(args, lines)}
     path = args.published.with_suffix(".json")
-    print(publish(path, [lines[job] for job in order], found))
+    print(harness.publish(path, [lines[job] for job in order], found))
     for kind in charts_of(found):
         name = f"{path.stem}-{kind}"
         print(save(stored_chart(name, path.parent), args.docs / "figures" / f"{name}.png"))
@@ -403,8 +388,7 @@ def main(argv: list[str] | None = None) -> None:
         given = train_options(options_of(args, "", 0, 0))
         data = prepare(given)  # what is wrong here is wrong with every run
         args.images = dict(sorted(Counter(item.group for item in data.items).items()))
-        groups = [{item.group for item, other in zip(data.items, data.folds) if other == fold}
-                  for fold in range(args.folds)]
+        groups = [{item.group for item in data.held_out(fold)} for fold in range(args.folds)]
         lines = read_lines(args, groups)
         if lines:
             print(f"{len(lines)} runs are there already; another --name measures them anew")
@@ -415,8 +399,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(set(todo) - set(lines))} trainings of {args.steps} steps; the time left follows "
           "the first one", flush=True)
     left = {folder_of(args, *job): partial(run, args, *job) for job in todo if job not in lines}
-    succeeded = work(args.name, left, measure.environment(given.device),
-                          len(todo) - len(left))
+    succeeded = harness.work(args.name, left, measure.environment(given.device),
+                             len(todo) - len(left))
     lines = read_lines(args, groups)
     if missing := len(set(todo) - set(lines)):
         print(f"{missing} of {len(todo)} runs are missing: another process may be working on them; "

@@ -6,7 +6,7 @@ import pytest
 
 import train
 from lab import measure, peers, race
-from lab.runs import options_of
+from lab.harness import options_of
 from minseg.run.options import train_options
 from minseg.run.prepare import prepare, training_tiles
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import train
-from lab import measure, pages, plots, runs, study
-from lab.runs import THRESHOLDS
+from lab import harness, measure, pages, plots, study
+from lab.harness import THRESHOLDS
 from lab.study import ARMS, SCORED, WAYS, main, parse
 from minseg.run.errors import Stopped
 from minseg.run.options import train_options
@@ -101,11 +101,11 @@ def test_a_score_along_the_way_changes_nothing(few, slides, tmp_path, monkeypatc
 def test_every_arm_is_something_that_train_understands():
     args = parse(["--data", "D"])
     for arm in ARMS:
-        given = train_options(runs.options_of(args, ARMS[arm], 1, 2))
+        given = train_options(harness.options_of(args, ARMS[arm], 1, 2))
         assert (given.seed, given.fold, given.folds) == (1, 2, 3)
         assert given.encoder == "efficientnet-lite0"
     assert len(ARMS) == 17 and len(WAYS) == 9 and study.HOW.keys() <= ARMS.keys()
-    assert train_options(runs.options_of(args, ARMS["random weights"], 0, 0)).weights is None
+    assert train_options(harness.options_of(args, ARMS["random weights"], 0, 0)).weights is None
 
 
 def test_open_arms_begin_open_and_the_lower_rate_is_lower():
@@ -197,7 +197,7 @@ def test_levels_are_the_halves_of_dice_at_each_threshold():
     rng = np.random.default_rng(0)
     items = [Item(str(i), Path(), Path(), "ab"[i % 2]) for i in range(3)]
     pairs = [(rng.integers(0, 256, 400).astype(np.uint8), rng.integers(0, 2, 400)) for _ in items]
-    found = runs.levels(items, [count_levels(torch.from_numpy(p), torch.from_numpy(y))
+    found = harness.levels(items, [count_levels(torch.from_numpy(p), torch.from_numpy(y))
                                  for p, y in pairs])
     for k, threshold in enumerate(THRESHOLDS):
         positive = [p >= threshold * 255 for p, _ in pairs]

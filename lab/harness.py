@@ -22,18 +22,24 @@ from minseg.files.masks import Item
 from minseg.run.config import DEFAULTS
 from minseg.run.errors import Stopped, out_of_memory
 from minseg.run.loop import locked
+from minseg.run.memory import keep_memory
+from minseg.run.options import train_options
+from minseg.run.prepare import prepare, training_tiles
 from minseg.run.report import Parser, Progress, duration
+from minseg.run.tiles import Tiles
 
 from .measure import write_json, write_text
 
 BASELINE = "--encoder efficientnet-lite0 --weights imagenet"
 THRESHOLDS = [i / 64 for i in range(1, 64)]
+OWN = "--seed --fold --resume --epochs --accumulate"  # options that these programs set themselves
 FEW = 2, 5  # glomeruli in 1024 x 1024 pixels: a third of what `train.py` draws
 
 
-def make_parser(program: str, doc: str, data: str, seeds: int) -> Parser:
-    """A parser with the options that these programs share. `data`: what they take without --data;
-    `seeds`: how many they train by default."""
+def make_parser(program: str, doc: str, seeds: int,
+                data: str = "20 synthetic slides, few glomeruli") -> Parser:
+    """A parser with the options that these programs share. `seeds`: how many they train by default;
+    `data`: on what, without --data."""
     parser = Parser(prog=f"python -m lab.{program}", allow_abbrev=False,
                     description=doc.split("\n")[0], epilog="Other options are passed to train.py.")
     add = parser.add_argument
@@ -51,12 +57,12 @@ def add_folds(parser: Parser) -> None:
     parser.add_argument("--folds", type=int, default=3, metavar="K", help="default 3")
 
 
-def parse_known(parser: Parser, argv: Sequence[str] | None,
-                own: str) -> argparse.Namespace:
-    """The command line; what is left over is for `train.py`, but not the options in `own`."""
+def parse_known(parser: Parser, argv: Sequence[str] | None, own: str = "") -> argparse.Namespace:
+    """The command line; what is left over is for `train.py`, but not `OWN` and the options in
+    `own`."""
     args, args.options = parser.parse_known_args(argv)
     given = {option.split("=")[0] for option in args.options}
-    for name in given.intersection(own.split()):
+    for name in given.intersection([*OWN.split(), *own.split()]):
         parser.error(f"{name}: this program sets it itself")
     return args
 
@@ -67,6 +73,16 @@ def options_of(args: argparse.Namespace, change: str, seed: int, fold: int) -> l
            "--out": args.out / "none"}
     return [*BASELINE.split(), *args.options, *change.split(),
             *(str(word) for pair in run.items() for word in pair)]
+
+
+def prepared(args: argparse.Namespace, change: str, seed: int,
+             fold: int) -> tuple[argparse.Namespace, list[Item], Tiles, Tensor]:
+    """What a run needs: its options for train.py, the images to score, the tiles, and the numbers
+    of those to train on."""
+    given = train_options(options_of(args, change, seed, fold))
+    data = prepare(given)
+    keep_memory()
+    return given, data.held_out(fold), data.tiles, training_tiles(data.tiles, data.folds, fold)
 
 
 def levels(items: Sequence[Item], counts: Sequence[Tensor]) -> dict[str, list[list[int]]]:
@@ -136,8 +152,8 @@ def finish(name: str, jobs: Collection[tuple], folder_of: Callable[..., Path],
     work(name, {folder: partial(run, *job) for job, folder in folders.items()}, facts)
     paths = {job: folder / "result.json" for job, folder in folders.items()}
     if missing := sum(not path.exists() for path in paths.values()):
-        sys.exit(f"{name}: {missing} of {len(jobs)} runs are missing: another process may be "
-                 "working on them; the same command goes on")
+        sys.exit(f"{name}: {missing} of {len(jobs)} runs are missing: they failed, or another "
+                 "process is working on them; the same command goes on")
     return {job: json.loads(path.read_text(encoding="utf-8")) for job, path in paths.items()}
 
 
