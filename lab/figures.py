@@ -335,7 +335,7 @@ def draw_synthetic():
     show(axes[1, 1], dyes[near][..., 1], "PAS", vmin=0, vmax=1)
     show(axes[1, 2], images[0][near], "what the camera sees")
     outline(axes[1, 2], mask[near], BLUE)
-    return figure, axes[0]
+    return figure, axes.flat
 
 
 def draw_folds():
@@ -543,7 +543,7 @@ NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}
 CHARTS = [*(f"study-{name}-{kind}" for name in ("nuclei", "synthetic") for kind in KINDS),
-          "study-synthetic-1200-lengths", "pretrained", "shifts"]
+          "study-patients-effects", "study-synthetic-1200-lengths", "pretrained", "shifts"]
 
 
 def make(name: str, runs: Path):

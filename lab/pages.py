@@ -28,6 +28,7 @@ from .shifts import SHIFTS, WIDTH
 from .study import AGAIN, ARMS, WAYS
 
 STUDIES = "nuclei", "synthetic"
+FORTY = "patients"  # the study of forty groups
 OLD = "none: the old defaults"
 LOG = {  # docs/log.md: the lines of each table, its title, the contestant of its row "none"
     "log-sparse": ("very few glomeruli", race.MINSEG, "none"),
@@ -46,10 +47,11 @@ def read(path: Path) -> dict:
 
 def load(results: Path = RESULTS) -> Studies:
     """The studies' summaries, with the rows of all arms by their names in `arms`, turned so that
-    plus favours the trick. After `STUDIES`, those of the same data with runs of other lengths."""
-    others = sorted(path.stem.removeprefix("study-") for path in results.glob("study-*-*.json"))
+    plus favours the trick. After `STUDIES`, those of the same data with runs of other lengths, and
+    `FORTY`."""
+    names = sorted(path.stem.removeprefix("study-") for path in results.glob("study-*.json"))
     found = {}
-    for name in (*STUDIES, *others):
+    for name in (*STUDIES, *(name for name in names if name not in STUDIES)):
         study = read(results / f"study-{name}.json")
         study["arms"] = {row["arm"]: favouring(row) for row in (*study["training"], *study["ways"])}
         found[name] = study
@@ -195,11 +197,23 @@ def schedules(studies: Studies) -> str:
         return signed(row["along"][str(steps)]["difference"]) if row else ""
 
     others = {arm: study["arms"][arm]["arm"] for name, study in studies.items() for arm in ARMS
-              if name not in STUDIES and arm in study["arms"]}
+              if name.startswith("synthetic-") and arm in study["arms"]}
     return markdown(["other lengths", *(
         f"a run of {run} steps, {'at its end' if run == steps else f'after {steps}'}"
         for run, steps in columns)], *([name, *(cell(arm, *column) for column in columns)]
                                        for arm, name in {"baseline": "baseline", **others}.items()))
+
+
+def forty(found: dict) -> str:
+    """The table of the study of forty patients: each trick on its way and at the end."""
+    *on_the_way, end = found["baseline"]["along"]
+    rows = [["forty patients", *(f"{steps} steps" for steps in (*on_the_way, end))],
+            ["the baseline", *(f"{dice:.3f}" for dice in found["baseline"]["along"].values())]]
+    for arm in [*ARMS, *WAYS]:
+        if row := found["arms"].get(arm):
+            rows.append([row["arm"], *(interval(row["along"][steps]) if "along" in row else ""
+                                       for steps in on_the_way), judged(row)])
+    return markdown(*rows)
 
 
 def inside(row: dict, key: str, means: str, beyond: int) -> float:
@@ -307,8 +321,9 @@ def pages(results: Path) -> dict[str, list[str]]:
     races = [race_table(read(results / f"race-{name}.json"), title)
              for name, title in (("nuclei", "steps, nuclei"), ("synthetic", "steps, slides"))]
     return {
-        "docs/study.md": [effects(main, read(results / "costs.json")["rows"]), along(main),
-                          schedules(studies), objects(main), seams(main)],
+        "docs/study.md": [
+            effects(main, read(results / "costs.json")["rows"]), forty(studies[FORTY]),
+            along(main), schedules(studies), objects(main), seams(main)],
         "docs/shifts.md": shift_tables(shifts),
         "docs/race.md": [*races, small_table(results / "small-others.jsonl")],
         "docs/log.md": [*(log_table(results / f"{lines}.jsonl", *row)
