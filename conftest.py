@@ -6,8 +6,13 @@ What `my_scse.py` defines takes the place of what has the same name in the chapt
 and wherever else minseg uses it. What it leaves out stays the chapter's, so a part can be written
 alone. But whoever rewrites what the chapter is for (`SCSE`) need not have its helpers: tests of a
 helper that the file lacks are skipped. The file has to import what it uses, like any module.
+
+If `my_scse.py` is not there, it is written first: what the exercise "Write it" asks for, with its
+docstrings, which say what is refused and with which types it has to work, but without its code.
 """
 
+import ast
+import re
 import sys
 import traceback
 from importlib import import_module, util
@@ -30,6 +35,10 @@ def pytest_configure(config):
     chapter = chapter_under_test(config.args, file)
     if file.is_file() and file.samefile(chapter.__file__):
         raise pytest.UsageError(f"{file}: is the chapter itself: give a copy of it")
+    if not file.exists() and file.suffix == ".py" and file.parent.is_dir():
+        file.write_text(skeleton(chapter), encoding="utf-8")
+        raise pytest.UsageError(f"{file}: was not there: now it holds what the exercise asks for, "
+                                "without code: fill it in, and give the same command again")
     mine = run_alone(file)
     parts = {name: value for name, value in vars(chapter).items()
              if getattr(value, "__module__", None) == chapter.__name__}  # functions and classes
@@ -46,6 +55,8 @@ def pytest_configure(config):
         config.lacking = {name: value for name, value in parts.items()
                           if name not in [*public, *written]}
     config.option.reportchars += "s"  # says why tests are skipped
+    if config.option.tbstyle == "auto":
+        config.option.tbstyle = "short"
     replaced = {name: value for name, value in vars(chapter).items()  # constants, too; no imports
                 if hasattr(mine, name) and not name.startswith("__")
                 and getattr(value, "__module__", chapter.__name__) == chapter.__name__}
@@ -69,6 +80,20 @@ def chapter_under_test(arguments, file):
     if name not in (names := sorted(path.stem for path in chapters)):
         raise pytest.UsageError(f"{test}: is about no chapter; there are {', '.join(names)}")
     return import_module(f"minseg.{name}")
+
+
+def skeleton(chapter):
+    """What a chapter's exercise "Write it" asks for: signatures and docstrings, without code."""
+    asked = chapter.__doc__.partition("*Write it.*")[2].partition("\nNext: ")[0]
+    names = re.findall(r"`(\w+)\(", asked)
+    tree = ast.parse(Path(chapter.__file__).read_text("utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+                 or getattr(node, "name", None) in names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            docstring = node.body[: ast.get_docstring(node) is not None]
+            node.body = [*docstring, ast.Raise(ast.Name("NotImplementedError"))]
+    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
 
 
 def run_alone(file):

@@ -31,8 +31,13 @@ In reading order:
 
 Each trick ends with three exercises, their answers, and which file is next; after the last one it
 is `train.py`. What you write yourself, its tests grade:
-`python -m pytest tests/test_scse.py --mine my_scse.py`. Errors belong to the task: each is a
-ValueError with the value in it.
+`python -m pytest tests/test_scse.py --mine my_scse.py`. If there is no my_scse.py yet, this writes
+one to be filled in, with the signature and the docstring of what is asked for; with `-x` added, it
+stops at the first fault. To "Break it", predict first what goes wrong, then which of the tests
+notice; `--collect-only -q` lists them.
+
+In a hurry: `unet`, `dice`, `lovasz`, `losses`, `tiling` and `crossval`, then `train.py`. The rest
+can be read alone, in any order.
 
 Words: *glomeruli* are the kidney's round filters; a *slide* is the scan of a thin section of
 tissue, and *glass* the empty area around the tissue. *HuBMAP* is Kaggle's competition of 2021 to

@@ -227,8 +227,8 @@ def backward_whole(forward: nn.Module, loss: Callable, micro_batches: Iterable,
 
 class EMA:
     """An exponential moving average of everything that a network learns. `net` is a copy of the
-    network; its weights and batch norm statistics are averages over roughly the last
-    1 / (1 - decay) steps.
+    network that needs no gradients; its weights and batch norm statistics are averages over roughly
+    the last 1 / (1 - decay) steps.
 
         average = decay average + (1 - decay) current        (each step)
     """

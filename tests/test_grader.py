@@ -1,9 +1,10 @@
 """The grader of the exercises, conftest.py: it takes right answers and no wrong ones."""
 
+import inspect
 import re
 import subprocess
 import sys
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import pytest
 import minseg
 
 ROOT = Path(__file__).parent.parent
+CHAPTERS = [name for name in re.findall(r"^\| `minseg\.(\w+)` \|", minseg.__doc__, re.M)
+            if (ROOT / f"minseg/{name}.py").exists() and name not in ("weights", "processes")]
 
 # Each image by itself, as a matrix of pixels and channels; otherwise named than the chapter's.
 RIGHT = '''
@@ -91,7 +94,7 @@ def test_what_cannot_be_graded_is_refused_in_one_line(grader, tmp_path):
     scse, dice, training, other = (str(ROOT / "tests" / f"test_{name}.py") for name in (
         "scse", "dice", "training", "style"))
     mine = tmp_path / "my_scse.py"
-    assert refusal(grader, [scse], mine) == f"{mine}: no such file"
+    assert refusal(grader, [scse], tmp_path / "my_scse") == f"{tmp_path / 'my_scse'}: no such file"
     mine.write_text("import torch\nfrom minseg import SCSE\n\nclass Scse:\n    pass\n")
     for tests in ([], ["tests", "minseg", "lab"], [scse, dice]):
         assert refusal(grader, tests, mine).startswith("which chapter? --mine needs one test file")
@@ -104,6 +107,29 @@ def test_what_cannot_be_graded_is_refused_in_one_line(grader, tmp_path):
     assert refusal(grader, [f"{scse}::a", f"{scse}::b"], mine) == f"{mine}: has no SCSE"
     assert refusal(grader, [dice], mine) == f"{mine}: has no dice_loss or dice_score"
     assert refusal(grader, [training], mine).endswith("or backward_whole or EMA")  # no public name
+
+
+def test_a_file_that_is_not_there_is_written_to_be_filled_in(grader, tmp_path):
+    tests, mine = [str(ROOT / "tests" / "test_lovasz.py")], tmp_path / "my_lovasz.py"
+    assert refusal(grader, tests, mine).startswith(f"{mine}: was not there: now it holds what")
+    text = mine.read_text()
+    assert "the shapes differ" in text and "jaccard_weights" not in text
+    with pytest.raises(NotImplementedError):
+        grader.run_alone(mine).lovasz_hinge(None, None)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_skeleton_has_what_the_exercise_asks_for_and_not_its_code(grader, tmp_path, chapter):
+    module = import_module(f"minseg.{chapter}")
+    mine = tmp_path / "mine.py"
+    mine.write_text(grader.skeleton(module))
+    written = {name: part for name, part in vars(grader.run_alone(mine)).items()
+               if getattr(part, "__module__", None) == "minseg.mine"}
+    assert written
+    for name, part in written.items():
+        assert part.__doc__ and part.__doc__ == getattr(module, name).__doc__
+        assert inspect.signature(part) == inspect.signature(getattr(module, name))
+    assert mine.read_text().count("raise NotImplementedError") >= len(written)
 
 
 @pytest.mark.parametrize("code, line", [
