@@ -21,6 +21,7 @@ import train
 from minseg.augment import augment
 from minseg.deep_supervision import deep_supervision_weights
 from minseg.losses import first_stage
+from minseg.lovasz import jaccard_weights
 from minseg.run.checkpoint import load_model
 from minseg.run.report import Parser
 from minseg.synthetic import draw_tissue, photograph, stain, synthetic_slide
@@ -140,6 +141,30 @@ def draw_dice():
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     return figure, [axes]
+
+
+def draw_sorting():
+    """The Lovász hinge of four pixels, step by step."""
+    hinges, target = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    weights = jaccard_weights(hinges, target, target.sum(1, keepdim=True))[0]
+    delta = weights.cumsum(0)
+    figure, axes = sheet("From hinges to the loss: four pixels, the worst first", 1, 3, height=3.6,
+                         note="Blue: positive pixels. Orange: negative ones.")
+    colours, places = [BLUE if t else ORANGE for t in target[0]], np.arange(1, 5)
+    axes[0].bar(places, hinges[0], color=colours)
+    axes[1].bar(places, weights, bottom=delta - weights, color=colours)
+    axes[1].step([0.6, *places + 0.4], [0, *delta], where="pre", color=INK, linewidth=2)
+    axes[2].bar(places, hinges[0] * weights, color=colours)
+    for plot, title, values in zip(axes, (
+            "hinges, sorted", "1 - Jaccard if the first k\nare wrong; its steps: the weights",
+            f"hinge times weight:\nthe loss is {(hinges[0] * weights).sum():.3f}"),
+            (hinges[0], weights, hinges[0] * weights)):
+        heights = delta if values is weights else values
+        for place, value, height in zip(places, values, heights):
+            plot.text(place, height, f"{value:.3g}", ha="center", va="bottom")
+        plot.set(title=title, xticks=places, xlabel="pixel k", yticks=(),
+                 ylim=(0, 1.15 * heights.max().item()))
+    return figure, []
 
 
 def draw_lovasz(steps: int = 61):
@@ -537,8 +562,8 @@ def draw_seam(net: nn.Module):
 
 
 FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
-    draw_efficientnet, draw_dice, draw_lovasz, draw_losses, draw_sampling, draw_augment,
-    draw_training, draw_overlap, draw_windows, draw_tta, draw_synthetic, draw_folds)}
+    draw_efficientnet, draw_dice, draw_sorting, draw_lovasz, draw_losses, draw_sampling,
+    draw_augment, draw_training, draw_overlap, draw_windows, draw_tta, draw_synthetic, draw_folds)}
 NETWORK_FIGURES = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_unet, draw_gates, draw_scse, draw_cbam, draw_hypercolumn, draw_deep_supervision,
     draw_seam)}

@@ -20,6 +20,11 @@ third positive: Delta goes 0, 1/2, 2/3, 1, and the weights are 1/2, 1/6 and 1/3.
 fall with the rank: a missed positive adds more than a false positive. Errors cost more if the image
 has few positives.
 
+![Four pixels: hinges, weights, and the loss](../docs/figures/sorting.png)
+
+*Those four pixels, with the hinges 3, 2, 1 and 0. The last is right by 1: it comes last, and adds
+nothing.*
+
 **A slow start.** A network begins by saying nearly the same everywhere. Let z be this one logit, in
 an image with few positives. Below 0, the positives are the worst pixels and push z up; above 0, the
 negatives are, and push it down. So z is drawn to 0, where the loss is 1. (Images without positives
