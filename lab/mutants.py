@@ -43,8 +43,8 @@ TESTS = {"loop": "training train config", "prepare": "train datasets layouts",
          "errors": "train infer training", "outputs": "infer", "tables": "datasets layouts",
          "weights": "pretrained", "config": "train", "scores": "train config", "report": "train",
          "predictor": "infer", "tiff": "slides", "slides": "tiff", "pixel_size": "tiff",
-         "layouts": "datasets", "tiles": "train", "masks": "datasets remedies", "training": "train",
-         "checkpoint": "infer", "unet": "train"}
+         "layouts": "datasets", "datasets": "layouts", "tiles": "train",
+         "masks": "datasets remedies", "training": "train", "checkpoint": "infer", "unet": "train"}
 REASONS = Path(__file__).with_name("mutants-reasons.json")  # {file: {reason: [survivor, ...]}}
 
 

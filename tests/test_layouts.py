@@ -121,6 +121,9 @@ ROWS = [
      "rename that of the masks to masks", lambda d, _: move(d, "annotations -> masks")),
     ("capitals", lambda d: move(pairs(d), "images -> Images", "masks -> Masks"),
      "(there is Images, Masks)", lambda d, _: move(d, "Images -> images", "Masks -> masks")),
+    ("many folders", lambda d: move(
+        pairs(d, *(f"{k}/note.txt" for k in range(9))), "masks -> masken"),
+     "or add it (there is 0, 1, 2, 3, 4, 5, 6, 7)", lambda d, _: move(d, "masken -> masks")),
     ("Carvana's", lambda d: put(d, "train/a.jpg", "train/b.jpg", "train_masks/a_mask.png",
                                 "train_masks/b_mask.png"),
      "(there is train, train_masks)",

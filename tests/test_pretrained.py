@@ -202,6 +202,8 @@ def test_what_is_missing_left_over_or_of_the_wrong_shape_is_named_and_nothing_lo
     assert "features.1.0.block.0.1.running_var is missing" in text
     assert "features.1.0.block.0.1.weight is (5,), not (32,)" in text
     assert "classifier.1.weight is (10, 1280), not (1000, 1280)" in text and "1 more" in text
+    del state["features.9.bias"]
+    assert "more" not in refusal(EfficientNet(), state)
     state = checkpoint(random_encoder(), "torchvision")
     assert "features.9.bias is left over" in refusal(
         EfficientNet(), {**state, "features.9.bias": weight})

@@ -11,7 +11,15 @@ from minseg import rle_encode
 from minseg.crossval import count_levels
 from minseg.files.masks import Item
 from minseg.run import scores
-from minseg.run.scores import count_saved, save_fold, save_log, save_score, score, summarize
+from minseg.run.scores import (
+    count_saved,
+    count_saved_objects,
+    save_fold,
+    save_log,
+    save_score,
+    score,
+    summarize,
+)
 
 
 def masks():
@@ -206,6 +214,13 @@ def test_objects_are_counted_and_void_pixels_are_left_out(tmp_path, capsys):
     assert found["images"]["a"] == 2 * 2400 / (2400 + 100 + 2800)
     assert ("objects: 2 found, 1 missed, false positives: 1; split in two or more: 0; F1 0.6667"
             in capsys.readouterr().out)
+
+
+def test_objects_of_exactly_the_threshold_are_found(items, tmp_path):
+    predicted(tmp_path, items, [200] * 3)
+    for threshold, found in ((199.5, 1), (200, 1), (200.5, 0)):
+        counts = count_saved_objects(tmp_path, items[0], threshold / 255)
+        assert (counts["found"], counts["missed"]) == (found, 1 - found)
 
 
 def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):

@@ -220,7 +220,8 @@ def test_levels_may_be_rounded_either_way(tmp_path, rounding):
     for scale, value in (2, 10), (4, 20), (8, 20):
         slide = open_slide(tmp_path / "a.tif", scale)
         assert (slide.height, slide.width) == (-(-131 // scale), -(-99 // scale))
-        assert (slide.read_all() == value).all()  # the last ones are repeated where it is smaller
+        image = slide.read_all()  # the last ones are repeated where it is smaller
+        assert image.shape == (slide.height, slide.width, 3) and (image == value).all()
         last = slide.read(slide.height - 1, slide.width - 1, 1, 1)
         assert last.tolist() == [[[value] * 3]]
 
@@ -359,7 +360,8 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     tifffile.imwrite(tmp_path / "a.tif", values)
     Image.fromarray(values).save(tmp_path / "b.png")
-    for name in ("a.tif", "b.png"):
+    (tmp_path / "c.pgm").write_bytes(b"P5 256 256 65535\n" + values.astype(">u2").tobytes())
+    for name in ("a.tif", "b.png", "c.pgm"):
         image = open_slide(tmp_path / name).read_all()
         assert np.array_equal(image, np.dstack([np.round(values / 257)] * 3))
 

@@ -693,6 +693,13 @@ def test_a_stated_size_that_no_slide_has_is_ignored_with_a_note(tmp_path, source
     assert f"states a pixel of {size:.4g} x {size:.4g} µm, which no slide has" in note
 
 
+@pytest.mark.parametrize("x, y", [(0.5, 0.0001), (0.0001, 0.5), (0.5, 50), (50, 0.5)])
+def test_a_stated_size_is_ignored_if_one_side_is_that_of_no_slide(tmp_path, x, y):
+    write_sizes(tmp_path / "a.tif", "ome", x, y)
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.pixel_size is None and "which no slide has" in slide.notes[0]
+
+
 def test_a_resolution_finer_than_a_nanometre_is_not_a_pixel_size(tmp_path):
     """Metres, written where millimetres were meant."""
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=2,
