@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -90,12 +90,17 @@ def test_a_mask_with_a_black_and_white_palette_is_read(tmp_path):
     picture.putpalette([0, 0, 0, 255, 255, 255])
     picture.save(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").mode == "P"
-    equals(Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape))
+    mask = Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape)
+    assert (mask.kind, mask.colour) == ("1", "")
+    equals(mask)
 
 
-def test_items_can_be_sent_to_other_processes(tmp_path):
+def test_items_can_be_sent_to_other_processes_but_not_changed(tmp_path):
     item = run_mask(tmp_path, "1 2")
     assert pickle.loads(pickle.dumps(item)) == item
+    assert "1 2" not in repr(item)  # the code of a slide has millions of letters
+    with pytest.raises(FrozenInstanceError):
+        item.id = "b"
 
 
 @pytest.mark.parametrize("size", [(46, 60), (45, 59), (60, 45), (1, 1)])
@@ -130,6 +135,7 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     text = error_of(Mask, item, *pixels.shape)
     assert text.startswith(f"{item.mask}: contains the ") and shown in text and remedy in text
+    assert ("say --ignore 255" in text) == (len(values) == 3 and values[-1] == 255)
 
 
 @pytest.mark.parametrize("value", [2, 114, 254])
@@ -294,6 +300,7 @@ def test_the_indices_of_a_colourful_palette_are_classes(tmp_path):
     assert mask.kind == "void"
     equals(mask, indices)
     mask = Mask(palette_mask(tmp_path / "b.png", MASK, colours), *MASK.shape)
+    assert (mask.kind, mask.colour) == ("1", "#800000")
     equals(mask)
 
 
@@ -348,6 +355,14 @@ def test_a_mask_whose_objects_are_nodata_is_refused(tmp_path, value, nodata, kin
             f"{remedy}save it as PNG, which has no such tag")
     if value == nodata == 255:
         equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
+
+
+def test_void_may_be_nodata(tmp_path):
+    pixels = MASK.copy()
+    pixels[:9] = 255
+    tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None,
+                     extratags=[(42113, 2, None, "255", True)])
+    equals(Mask(Item("a", tmp_path, tmp_path / "a.tif", "a"), *MASK.shape), pixels)
 
 
 def test_a_palette_of_more_classes_is_refused(tmp_path):
@@ -550,11 +565,12 @@ def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
     assert parsed == ["a.geojson"] * 2
 
 
-def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("minseg.files.tiff.HELD", 4 * MASK.shape[1])
+@pytest.mark.parametrize("held, rows", [(4 * MASK.shape[1], 4), (1, 1)])
+def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, held, rows, monkeypatch):
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     seen, window = [], Mapped.window
     monkeypatch.setattr(Mapped, "window", lambda self, y, x, h, w: (
         seen.append((y, x, h, w)), window(self, y, x, h, w))[1])
     Mask(file_mask(tmp_path / "a.png", MASK * 255), *MASK.shape)
     height, width = MASK.shape
-    assert seen == [(y, 0, min(4, height - y), width) for y in range(0, height, 4)]
+    assert seen == [(y, 0, min(rows, height - y), width) for y in range(0, height, rows)]
