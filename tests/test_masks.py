@@ -125,6 +125,7 @@ NO_BACKGROUND = "make the background 0 and the objects 255"
     ((0, 31, 224, 255), "values 0, 31, 224, 255:", "JPEG"),
     ((0, 32, 224, 255), "values 0, 32, 224, 255:", NUMBERS),
     ((0, 31, 223, 255), "values 0, 31, 223, 255:", NUMBERS),
+    ((0, 210, 250, 255), "values 0, 210, 250, 255:", NUMBERS),
     ((0, 31, 224), "values 0, 31, 224:", NUMBERS), ((0, 224, 225), "224, 225:", "JPEG"),
     ((*range(7), *range(250, 256)), "values 0, 1, 2, 3, 4, 5, ...:", "JPEG has changed them: make "
      "those below 128 into 0 and the others into 255, and save it as PNG"),
@@ -198,7 +199,7 @@ def test_one_value_everywhere_is_refused_for_it_may_be_background(tmp_path, valu
 @pytest.mark.parametrize("pixels", [
     np.array([[0, 0.5, 1]], np.float32), np.array([[0, 0.5, 255]], np.float32),
     np.array([[0, np.nan, 1]], np.float32), np.array([[0, -1, 1]], np.int16),
-    np.array([[0, -1, 0]], np.int16)], ids=str)
+    np.array([[0, -1, 0]], np.int16), np.array([[0, 0.5, 0]], np.float32)], ids=str)
 def test_fractions_and_negative_numbers_are_not_a_mask(tmp_path, pixels):
     item = file_mask(tmp_path / "a.tif", pixels)
     text = error_of(Mask, item, 1, 3)
@@ -286,6 +287,15 @@ def test_alpha_that_shows_a_different_mask_than_the_colour_is_refused(tmp_path, 
         "of them, as a grey image")
 
 
+@pytest.mark.parametrize("alpha, words", [
+    ([0, 200, 100], "contains the colours"), ([150, 200, 100], "two different masks"),
+    ([150, 100, 200], "two different masks")])
+def test_alpha_shows_the_same_mask_if_the_background_has_the_least_of_it(tmp_path, alpha, words):
+    pixels = np.array([[(0, 0, 0), (0, 0, 255), (0, 255, 0)]], np.uint8)
+    item = file_mask(tmp_path / "a.png", np.dstack([pixels, np.array([alpha], np.uint8)]))
+    assert words in error_of(Mask, item, 1, 3)
+
+
 def palette_mask(path, indices, colours):
     picture = Image.fromarray(indices.astype(np.uint8))
     picture.putpalette([value for colour in colours for value in colour])
@@ -311,9 +321,10 @@ def test_in_a_grey_palette_the_grey_levels_are_the_values(tmp_path):
 
 @pytest.mark.parametrize("colours", [
     [(255,) * 3, (0,) * 3], [(255,) * 3, (128,) * 3], [(255, 0, 0), (0,) * 3],
-    [(255, 0, 0), (255,) * 3], [(0,) * 3, (0,) * 3], [(9, 9, 9), (255, 0, 0)]])
+    [(255, 0, 0), (255,) * 3], [(0,) * 3, (0,) * 3], [(9, 9, 9), (255, 0, 0)],
+    [(255, 0, 0), (0, 128, 0)], [(9, 9, 9), (0, 0, 0), (255, 0, 0)]])
 def test_a_palette_that_does_not_show_0_as_the_background_is_refused(tmp_path, colours):
-    item = palette_mask(tmp_path / "a.png", MASK, colours)
+    item = palette_mask(tmp_path / "a.png", MASK * (len(colours) - 1), colours)
     assert error_of(Mask, item, *MASK.shape) == (
         f"{item.mask}: its palette does not show value 0 as the background: save it as a "
         "grey image with 0 for the background and 255 for objects")

@@ -242,14 +242,14 @@ def test_a_list_of_rings_is_read_as_polygons_without_a_class(tmp_path):
 def test_geopandas_crs_is_ignored_unless_no_polygon_is_as_large_as_a_pixel(tmp_path, scale, crs):
     """GeoJSON's default, degrees, which geopandas writes whatever the coordinates are."""
     shape = [[[x * scale, y * scale] for x, y in SQUARE]]
+    small = [[[0, 9], [0.5, 9], [0, 9.5]]]
     content = {"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name": crs}},
-               "features": [drawn_feature(coordinates=shape), drawn_feature(kind="Point",
-                                                                            coordinates=[1, 1])]}
+               "features": [drawn_feature(coordinates=shape), drawn_feature(coordinates=small),
+                            drawn_feature(kind="Point", coordinates=[1, 1])]}
     if scale < 0.25 or crs == "EPSG:3857":
         with pytest.raises(ValueError, match='a.geojson: has map coordinates .* delete "crs"'):
             read(tmp_path, content)
     else:
-        content["features"].append(drawn_feature(coordinates=[[[0, 0], [0.5, 0], [0, 0.5]]]))
         assert read(tmp_path, content)[0].bounds == (scale, scale, 4 * scale, 5 * scale)
 
 
@@ -305,6 +305,14 @@ def test_a_mask_that_became_polygons_with_its_background_fills_the_image(inset):
     assert not covers([outer, outer], 300, 400)  # what they share counts twice
     halves = [Polygon("a", [boxed(0, 0, 200, 300)]), Polygon("a", [boxed(200, 0, 400, 300)])]
     assert not covers(halves, 300, 400)  # neither is a background
+
+
+@pytest.mark.parametrize("box", [
+    (2, 0, 400, 300), (0, 2, 400, 300), (0, 0, 398, 300), (0, 0, 400, 298)])
+def test_what_does_not_reach_every_side_is_no_background(box):
+    hole = boxed(20, 30, 90, 40)
+    rest = Polygon("a", [boxed(*box), hole])
+    assert not covers([rest, Polygon("a", [hole])], 300, 400)
 
 
 def test_each_member_of_a_multipolygon_is_a_polygon(tmp_path):
