@@ -252,6 +252,7 @@ def test_a_png_is_decoded_once(tmp_path, held, monkeypatch):
     monkeypatch.setattr(tiff, "HELD", held)
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png")
     slide = open_slide(tmp_path / "a.png")
+    assert isinstance(slide._source.pixels, Mapped) == (held < 2**26)  # in a scratch file
     (tmp_path / "a.png").write_bytes(b"")
     assert np.array_equal(slide.read_all(), noise(HEIGHT, WIDTH, 3))
 
@@ -292,6 +293,12 @@ def test_orientation_of_a_photograph_is_applied(tmp_path, name, orientation):
               7: stored[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(stored)}[orientation]
     check_windows(tmp_path / name, turned, [1, 2])
     assert bool(open_slide(tmp_path / name).notes) == (orientation > 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_broken_exif_is_ignored_without_a_word(tmp_path):
+    Image.fromarray(noise(9, 11, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05")
+    assert open_slide(tmp_path / "a.png").notes == []
 
 
 def test_text_and_profiles_of_many_megabytes_do_no_harm(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from minseg.files.pixel_size import micrometres
 from minseg.files.slides import open_slide, open_source
 from minseg.files.tiff import Mapped, Segments
 
@@ -698,6 +699,14 @@ def test_a_stated_size_is_ignored_if_one_side_is_that_of_no_slide(tmp_path, x, y
     write_sizes(tmp_path / "a.tif", "ome", x, y)
     slide = open_slide(tmp_path / "a.tif")
     assert slide.pixel_size is None and "which no slide has" in slide.notes[0]
+
+
+@pytest.mark.parametrize("unit, metres", [
+    ("pm", 1e-12), ("Å", 1e-10), ("nm", 1e-9), ("µm", 1e-6), ("um", 1e-6), ("micron", 1e-6),
+    ("microns", 1e-6), ("mm", 1e-3), ("cm", 1e-2), ("m", 1), ("inch", 0.0254), ("in", 0.0254),
+    ("pixel", 0), (None, 0)])
+def test_a_unit_has_its_length(unit, metres):
+    assert micrometres(unit) == pytest.approx(1e6 * metres, rel=1e-9)
 
 
 def test_a_resolution_finer_than_a_nanometre_is_not_a_pixel_size(tmp_path):
