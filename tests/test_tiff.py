@@ -1,5 +1,6 @@
 """TIFF: each row of the table in `minseg.files.slides` is read, or refused, as it says."""
 
+import struct
 import zlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from minseg.files.pixel_size import micrometres
+from minseg.files.pixel_size import is_resized, micrometres
 from minseg.files.slides import open_slide, open_source
 from minseg.files.tiff import Mapped, Segments
 
@@ -699,6 +700,24 @@ def test_a_stated_size_is_ignored_if_one_side_is_that_of_no_slide(tmp_path, x, y
     write_sizes(tmp_path / "a.tif", "ome", x, y)
     slide = open_slide(tmp_path / "a.tif")
     assert slide.pixel_size is None and "which no slide has" in slide.notes[0]
+
+
+def test_without_a_unit_the_resolution_is_per_inch(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(101_600, 101_600),
+                     resolutionunit=2, metadata=None)
+    unit, other_tag = (struct.pack("<HHI", code, 3, 1) for code in (296, 295))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert content.count(unit) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(unit, other_tag))
+    assert open_slide(tmp_path / "a.tif").microns == 0.25
+
+
+@pytest.mark.parametrize("before, now, resized", [
+    ((400, 300), (200, 150), True), ((400, 300), (800, 600), True), ((400, 300), (403, 302), False),
+    ((400, 300), (404, 303), True), ((400, 300), (200, 151), True), ((400, 300), (200, 153), False),
+    ((4, 4), (8, 12), True), ((0, 4), (8, 12), False)])
+def test_a_copy_has_the_proportions_of_the_image_to_a_rounding_error(before, now, resized):
+    assert is_resized(before, now) is resized
 
 
 @pytest.mark.parametrize("unit, metres", [
