@@ -702,19 +702,29 @@ def test_a_stated_size_is_ignored_if_one_side_is_that_of_no_slide(tmp_path, x, y
     assert slide.pixel_size is None and "which no slide has" in slide.notes[0]
 
 
+def remove_tag(path, code, kind):
+    """Gives a number that nobody reads to a tag with one value of this type."""
+    content, tag = path.read_bytes(), struct.pack("<HHI", code, kind, 1)
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, struct.pack("<HHI", 281, kind, 1)))
+
+
 def test_without_a_unit_the_resolution_is_per_inch(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(101_600, 101_600),
                      resolutionunit=2, metadata=None)
-    unit, other_tag = (struct.pack("<HHI", code, 3, 1) for code in (296, 295))
-    content = (tmp_path / "a.tif").read_bytes()
-    assert content.count(unit) == 1
-    (tmp_path / "a.tif").write_bytes(content.replace(unit, other_tag))
+    remove_tag(tmp_path / "a.tif", 296, 3)
     assert open_slide(tmp_path / "a.tif").microns == 0.25
+
+
+def test_a_unit_without_a_resolution_is_no_size(tmp_path):
+    write_sizes(tmp_path / "a.tif", "imagej", 0.5, 0.5)
+    remove_tag(tmp_path / "a.tif", 282, 5)
+    assert open_slide(tmp_path / "a.tif").microns is None
 
 
 @pytest.mark.parametrize("before, now, resized", [
     ((400, 300), (200, 150), True), ((400, 300), (800, 600), True), ((400, 300), (403, 302), False),
-    ((400, 300), (404, 303), True), ((400, 300), (200, 151), True), ((400, 300), (200, 153), False),
+    ((400, 300), (404, 303), True), ((400, 300), (200, 151), True), ((400, 300), (600, 454), False),
     ((4, 4), (8, 12), True), ((0, 4), (8, 12), False)])
 def test_a_copy_has_the_proportions_of_the_image_to_a_rounding_error(before, now, resized):
     assert is_resized(before, now) is resized
@@ -733,6 +743,8 @@ def test_a_resolution_finer_than_a_nanometre_is_not_a_pixel_size(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=2,
                      resolution=(25.4 / 0.25e-6, 25.4 / 0.25e-6))
     assert open_slide(tmp_path / "a.tif").microns is None
+    write_sizes(tmp_path / "b.tif", "ome", 0.001, None)
+    assert open_slide(tmp_path / "b.tif").microns == 0.001
 
 
 @pytest.mark.parametrize("unit, dots, microns", [(3, 20_000, 0.5), (2, 50_800, 0.5), (3, 20, None),
