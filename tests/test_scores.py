@@ -189,6 +189,8 @@ def test_an_image_that_is_entirely_void_has_no_score_and_does_not_change_means()
     assert set(found["groups"]) == {"group a", "group c"} and found["mean_dice"] == 2 / 3
     with pytest.raises(ValueError, match="no held-out image of fold 1 has a labelled pixel"):
         score([half, half, nothing], items, [0, 0, 1])
+    with pytest.raises(ValueError, match="no held-out image of fold 0 has a labelled pixel"):
+        score([nothing], items[:1])
 
 
 def test_objects_are_counted_and_void_pixels_are_left_out(tmp_path, capsys):

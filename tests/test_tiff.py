@@ -653,6 +653,7 @@ def write_philips(path, spacings, end="</DataObject>"):
     (['"0.0005" "0.00025"'], (0.25, 0.5)),  # of rows, then of columns, in millimetres
     (['"0.0005" "0.00025"'] * 2 + ['"0.001" "0.0005"'], (0.25, 0.5)),  # scan, then levels
     (["&quot;0.000226891&quot; &quot;0.000226907&quot;"], (0.226907, 0.226891)),
+    (['"0" "0.0005"', '"0.0005" "0.00025"'], (0.25, 0.5)),
     (['"0.0005"'], None), (['"a" "b"'], None),
     ([""], None), ([], None)])
 def test_philips_states_the_pixel_size_in_its_xml(tmp_path, spacings, size):
@@ -772,7 +773,8 @@ def test_what_a_text_says_of_an_image_of_another_size_is_not_its_pixel_size(
         tmp_path, kind, text, kept):
     """A copy that was made smaller keeps the text and the tags. A part that was cut out of an image
     has pixels of the same size."""
-    options = {"photometric": "rgb", "metadata": None, "resolution": (20_000, 20_000),
+    dots = 20_000 if kind == "shape" else 40_000  # a text that states a size precedes the tags
+    options = {"photometric": "rgb", "metadata": None, "resolution": (dots, dots),
                "resolutionunit": 3, "tile": (16, 16)}
     if kind == "OME":
         text = ('<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/'
