@@ -124,9 +124,11 @@ def test_of_many_images_the_four_worst_and_the_four_best_are_shown(tmp_path, mon
         found[:i, 0] = 255  # the first finds nothing, each next one more
         tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found)
         counts.append(count_levels(torch.from_numpy(found), torch.from_numpy(target)))
-    shown = []
+    shown, widths = [], []
     monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures, **_: shown.extend(pictures))
+    monkeypatch.setattr(scores, "draw_outlines", lambda *_: widths.append(_[-1]))
     save_fold(tmp_path, items, counts)
+    assert widths == [1] * 8
     assert [caption.split(":")[0] for _, caption in shown] == [
         f"id{i}" for i in (0, 1, 2, 3, 5, 6, 7, 8)]
 

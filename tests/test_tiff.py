@@ -578,7 +578,8 @@ def test_a_resolution_of_paper_is_not_a_pixel_size(tmp_path, dots, unit):
 
 
 @pytest.mark.parametrize("dots, unit, microns", [
-    (20_000, 3, 0.5), (101_600, 2, 0.25), (1270, 2, 20), (500, 3, 20), (20_000, 1, None)])
+    (20_000, 3, 0.5), (101_600, 2, 0.25), (1270, 2, 20), (500, 3, 20), (10_000_000, 3, 0.001),
+    (20_000, 1, None)])
 def test_a_finer_resolution_is_the_pixel_size(tmp_path, dots, unit, microns):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(dots, dots),
                      resolutionunit=unit, metadata=None)
@@ -653,7 +654,7 @@ def write_philips(path, spacings, end="</DataObject>"):
     (['"0.0005" "0.00025"'], (0.25, 0.5)),  # of rows, then of columns, in millimetres
     (['"0.0005" "0.00025"'] * 2 + ['"0.001" "0.0005"'], (0.25, 0.5)),  # scan, then levels
     (["&quot;0.000226891&quot; &quot;0.000226907&quot;"], (0.226907, 0.226891)),
-    (['"0" "0.0005"', '"0.0005" "0.00025"'], (0.25, 0.5)),
+    (['"0.0005" "0"', '"0.0005" "0.00025"'], (0.25, 0.5)),
     (['"0.0005"'], None), (['"a" "b"'], None),
     ([""], None), ([], None)])
 def test_philips_states_the_pixel_size_in_its_xml(tmp_path, spacings, size):
