@@ -338,6 +338,17 @@ def test_colours_of_16_bits_in_png_are_read_unless_they_are_too_dark_for_it(tmp_
     refused(tmp_path / "b.png", "16-bit colours", "save it as TIFF")
 
 
+@pytest.mark.parametrize("highest", [31 * 256 + 255, 32 * 256])
+def test_an_eighth_of_the_range_is_enough(tmp_path, highest):
+    values = np.zeros((9, 11, 3), np.uint16)
+    values[4, 5, 1] = highest
+    png_16(tmp_path / "a.png", values)
+    if highest == 32 * 256:
+        assert open_slide(tmp_path / "a.png").read_all().max() == 32
+    else:
+        refused(tmp_path / "a.png", "use less than an eighth of their range")
+
+
 def test_dark_colours_of_a_format_that_may_have_16_bits_are_refused(tmp_path):
     """Of which Pillow keeps the upper 8."""
     values = noise(9, 11, 3, dtype=np.uint16)
