@@ -24,6 +24,7 @@ from minseg.run.report import (
     draw_outlines,
     duration,
     outline,
+    some,
 )
 
 
@@ -58,6 +59,12 @@ def test_a_wrong_argument_gives_one_line_and_exit_code_2(capsys, arguments, word
     assert out == ""
     assert err.startswith("tool: ") and err.endswith("\n") and err.count("\n") == 1
     assert words in err
+
+
+def test_of_many_names_the_first_are_listed():
+    assert some("abcdefgh") == "a, b, c, d, e, f, g, h"
+    assert some("abcdefghi") == "a, b, c, d, e, f, g, h, ..."
+    assert some("abc", 2) == "a, b, ..."
 
 
 # Progress
@@ -104,6 +111,15 @@ def test_steps_may_count_for_several(clock, capsys):
     clock.now += 50
     progress.step(100)
     assert capsys.readouterr().err.strip() == "rows  100/400  2:30 min left"
+
+
+@pytest.mark.parametrize("before, count, line", [
+    (50, 10, "60/100  4:00 min left"), (0, 0, "0/100  1:40 h left")])
+def test_the_pace_is_that_of_what_was_done_since_the_beginning(clock, capsys, before, count, line):
+    progress = Progress(100, "work", before)
+    clock.now += 60
+    progress.step(count)
+    assert capsys.readouterr().err.strip() == f"work  {line}"
 
 
 def test_shares_of_a_step_add_up_to_the_whole(clock, capsys):
