@@ -171,8 +171,8 @@ class Canvas:
         x = np.linspace(-1, 1, width, dtype=np.float32)
         edge = 0.05 * clouds(rng, height, width, max(height, width) // 6)
         edge += 0.012 * clouds(rng, height, width, 24)
-        # A rounded square with a ragged edge; the clip keeps glass all around it.
-        self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + np.clip(edge, -0.3, 0.13)
+        # A rounded square with a ragged edge; the minimum keeps glass all around it.
+        self.tissue = np.sqrt(np.hypot(y**2, x**2)) < 0.84 + np.minimum(edge, 0.13)
         self.grain = np.clip(clouds(rng, height, width, 3), -2, 2)  # the texture of cells
         self.pas = np.full((height, width), 0.12, np.float32)  # amount of this dye
         self.nuclei = []  # arrays (n, 2) of rows and columns

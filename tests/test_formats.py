@@ -13,7 +13,7 @@ from PIL import Image
 
 from minseg import open_slide
 from minseg.files.datasets import find_slides
-from minseg.files.formats import FORMATS, OTHER_SLIDES, PICTURES
+from minseg.files.formats import FORMATS, OTHER_SLIDES, PICTURES, conversion
 
 PAGE = (Path(__file__).parent.parent / "docs/formats.md").read_text("utf-8")
 LARGE_IMAGE = "large_image_converter FILE STEM.tiff --compression deflate"
@@ -119,6 +119,11 @@ def test_the_command_can_be_copied_whatever_the_path_is(tmp_path):
     path.write_bytes(b"ZISRAWFILE")
     command = shlex.split(refusal(path).split(" (docs/formats.md): ")[1])
     assert command[-2:] == [str(path), str(tmp_path / "it's {0}; slide 1.ome.tiff")]
+
+
+def test_an_archive_is_to_be_unpacked_and_nothing_else(tmp_path):
+    assert conversion(tmp_path / "a.zip") == ".zip is not supported: unpack it"
+    assert "unpack" not in conversion(tmp_path / "a.xyz")
 
 
 def test_a_missing_file_is_not_another_format(tmp_path):

@@ -21,6 +21,7 @@ def made(calls, value):
     return value
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # Python warns of a buffer
 def test_each_value_is_made_once():
     calls = []
     for _ in range(3):

@@ -121,6 +121,9 @@ ROWS = [
      "rename that of the masks to masks", lambda d, _: move(d, "annotations -> masks")),
     ("capitals", lambda d: move(pairs(d), "images -> Images", "masks -> Masks"),
      "(there is Images, Masks)", lambda d, _: move(d, "Images -> images", "Masks -> masks")),
+    ("many folders", lambda d: move(
+        pairs(d, *(f"{k}/note.txt" for k in range(9))), "masks -> masken"),
+     "or add it (there is 0, 1, 2, 3, 4, 5, 6, 7)", lambda d, _: move(d, "masken -> masks")),
     ("Carvana's", lambda d: put(d, "train/a.jpg", "train/b.jpg", "train_masks/a_mask.png",
                                 "train_masks/b_mask.png"),
      "(there is train, train_masks)",
@@ -261,6 +264,14 @@ def test_a_part_of_a_data_set_is_refused_with_the_whole(tmp_path, part, monkeypa
         find_slides(".")
 
 
+@pytest.mark.parametrize("names, part", [
+    (("images/a.png",), "images"), (("train/a.tiff",), "train"),
+    (("images/a.png", "masks/a.png", "old/note.txt"), "old")])
+def test_what_is_no_part_of_a_data_set_is_not_called_one(tmp_path, names, part):
+    with pytest.raises(ValueError, match="no such folder: --data must contain images/ and masks/"):
+        find_slides(put(tmp_path, *names) / part)
+
+
 # Names
 
 
@@ -324,6 +335,25 @@ def test_a_slide_that_was_exported_again_keeps_its_mask_and_its_group(tmp_path):
 def test_masks_may_be_geojson_that_is_called_json(tmp_path):
     put(tmp_path, "images/a.png", "masks/a.json", text=GEOJSON)
     assert find_slides(tmp_path)[0].mask == tmp_path / "masks/a.json"
+
+
+@pytest.mark.parametrize("names", [
+    ("a.geojson", "a.png"), ("a.json", "a.png"), ("a.json", "a.tif.json")])
+def test_two_masks_of_one_name_are_refused(tmp_path, names):
+    put(tmp_path, "images/a.png", *(f"masks/{name}" for name in names), text=GEOJSON)
+    with pytest.raises(ValueError, match=rf"{names[1]}: {names[0]} has (nearly )?the same name"):
+        find_slides(tmp_path)
+
+
+@pytest.mark.parametrize("images, masks, words", [
+    ("ab", ["x", "y"], "rename the right one of x.png, y.png$"),
+    ("abcdef", "uvwxyz", "rename the right one of u.png, v.png, w.png, x.png$"),
+    ("ab", ["a-1", "a-2", "a-3", "a-4", "a-5"], "of a-1.png, a-2.png, a-3.png, a-4.png or the ")])
+def test_of_the_masks_that_may_be_meant_four_are_named(tmp_path, images, masks, words):
+    put(tmp_path, *(f"images/{name}.png" for name in images),
+        *(f"masks/{name}.png" for name in masks))
+    with pytest.raises(ValueError, match=words):
+        find_slides(tmp_path)
 
 
 def test_the_competitions_images_may_be_in_any_format_that_is_read(tmp_path):

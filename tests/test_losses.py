@@ -166,3 +166,9 @@ def test_how_much_of_adams_second_moment_comes_from_the_first_stage(first, steps
 def test_a_term_has_one_weight():
     with pytest.raises(ValueError, match=r"unknown loss '3\*dice' in '2\*3\*dice'"):
         make_loss("2*3*dice")
+
+
+@pytest.mark.parametrize("spec, over_batch", [
+    ("bce", False), ("bce+dice", False), ("batch_dice", True), ("bce+batch_dice", True)])
+def test_a_loss_says_whether_it_takes_a_batch_as_a_whole(spec, over_batch):
+    assert make_loss(spec).over_batch is over_batch

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -90,12 +90,17 @@ def test_a_mask_with_a_black_and_white_palette_is_read(tmp_path):
     picture.putpalette([0, 0, 0, 255, 255, 255])
     picture.save(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").mode == "P"
-    equals(Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape))
+    mask = Mask(Item("a", tmp_path, tmp_path / "a.png", "a"), *MASK.shape)
+    assert (mask.kind, mask.colour) == ("1", "")
+    equals(mask)
 
 
-def test_items_can_be_sent_to_other_processes(tmp_path):
+def test_items_can_be_sent_to_other_processes_but_not_changed(tmp_path):
     item = run_mask(tmp_path, "1 2")
     assert pickle.loads(pickle.dumps(item)) == item
+    assert "1 2" not in repr(item)  # the code of a slide has millions of letters
+    with pytest.raises(FrozenInstanceError):
+        item.id = "b"
 
 
 @pytest.mark.parametrize("size", [(46, 60), (45, 59), (60, 45), (1, 1)])
@@ -120,6 +125,7 @@ NO_BACKGROUND = "make the background 0 and the objects 255"
     ((0, 31, 224, 255), "values 0, 31, 224, 255:", "JPEG"),
     ((0, 32, 224, 255), "values 0, 32, 224, 255:", NUMBERS),
     ((0, 31, 223, 255), "values 0, 31, 223, 255:", NUMBERS),
+    ((0, 210, 250, 255), "values 0, 210, 250, 255:", NUMBERS),
     ((0, 31, 224), "values 0, 31, 224:", NUMBERS), ((0, 224, 225), "224, 225:", "JPEG"),
     ((*range(7), *range(250, 256)), "values 0, 1, 2, 3, 4, 5, ...:", "JPEG has changed them: make "
      "those below 128 into 0 and the others into 255, and save it as PNG"),
@@ -130,6 +136,7 @@ def test_a_mask_of_other_values_is_refused_with_the_values(tmp_path, values, sho
     item = file_mask(tmp_path / f"a.{suffix}", pixels)
     text = error_of(Mask, item, *pixels.shape)
     assert text.startswith(f"{item.mask}: contains the ") and shown in text and remedy in text
+    assert ("say --ignore 255" in text) == (len(values) == 3 and values[-1] == 255)
 
 
 @pytest.mark.parametrize("value", [2, 114, 254])
@@ -192,7 +199,7 @@ def test_one_value_everywhere_is_refused_for_it_may_be_background(tmp_path, valu
 @pytest.mark.parametrize("pixels", [
     np.array([[0, 0.5, 1]], np.float32), np.array([[0, 0.5, 255]], np.float32),
     np.array([[0, np.nan, 1]], np.float32), np.array([[0, -1, 1]], np.int16),
-    np.array([[0, -1, 0]], np.int16)], ids=str)
+    np.array([[0, -1, 0]], np.int16), np.array([[0, 0.5, 0]], np.float32)], ids=str)
 def test_fractions_and_negative_numbers_are_not_a_mask(tmp_path, pixels):
     item = file_mask(tmp_path / "a.tif", pixels)
     text = error_of(Mask, item, 1, 3)
@@ -280,6 +287,15 @@ def test_alpha_that_shows_a_different_mask_than_the_colour_is_refused(tmp_path, 
         "of them, as a grey image")
 
 
+@pytest.mark.parametrize("alpha, words", [
+    ([0, 200, 100], "contains the colours"), ([150, 200, 100], "two different masks"),
+    ([150, 100, 200], "two different masks")])
+def test_alpha_shows_the_same_mask_if_the_background_has_the_least_of_it(tmp_path, alpha, words):
+    pixels = np.array([[(0, 0, 0), (0, 0, 255), (0, 255, 0)]], np.uint8)
+    item = file_mask(tmp_path / "a.png", np.dstack([pixels, np.array([alpha], np.uint8)]))
+    assert words in error_of(Mask, item, 1, 3)
+
+
 def palette_mask(path, indices, colours):
     picture = Image.fromarray(indices.astype(np.uint8))
     picture.putpalette([value for colour in colours for value in colour])
@@ -294,6 +310,7 @@ def test_the_indices_of_a_colourful_palette_are_classes(tmp_path):
     assert mask.kind == "void"
     equals(mask, indices)
     mask = Mask(palette_mask(tmp_path / "b.png", MASK, colours), *MASK.shape)
+    assert (mask.kind, mask.colour) == ("1", "#800000")
     equals(mask)
 
 
@@ -304,9 +321,10 @@ def test_in_a_grey_palette_the_grey_levels_are_the_values(tmp_path):
 
 @pytest.mark.parametrize("colours", [
     [(255,) * 3, (0,) * 3], [(255,) * 3, (128,) * 3], [(255, 0, 0), (0,) * 3],
-    [(255, 0, 0), (255,) * 3], [(0,) * 3, (0,) * 3], [(9, 9, 9), (255, 0, 0)]])
+    [(255, 0, 0), (255,) * 3], [(0,) * 3, (0,) * 3], [(9, 9, 9), (255, 0, 0)],
+    [(255, 0, 0), (0, 128, 0)], [(9, 9, 9), (0, 0, 0), (255, 0, 0)]])
 def test_a_palette_that_does_not_show_0_as_the_background_is_refused(tmp_path, colours):
-    item = palette_mask(tmp_path / "a.png", MASK, colours)
+    item = palette_mask(tmp_path / "a.png", MASK * (len(colours) - 1), colours)
     assert error_of(Mask, item, *MASK.shape) == (
         f"{item.mask}: its palette does not show value 0 as the background: save it as a "
         "grey image with 0 for the background and 255 for objects")
@@ -348,6 +366,14 @@ def test_a_mask_whose_objects_are_nodata_is_refused(tmp_path, value, nodata, kin
             f"{remedy}save it as PNG, which has no such tag")
     if value == nodata == 255:
         equals(Mask(replace(item, ignore=("255",)), *MASK.shape), MASK * 255)
+
+
+def test_void_may_be_nodata(tmp_path):
+    pixels = MASK.copy()
+    pixels[:9] = 255
+    tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None,
+                     extratags=[(42113, 2, None, "255", True)])
+    equals(Mask(Item("a", tmp_path, tmp_path / "a.tif", "a"), *MASK.shape), pixels)
 
 
 def test_a_palette_of_more_classes_is_refused(tmp_path):
@@ -550,11 +576,12 @@ def test_a_file_of_polygons_is_parsed_once(tmp_path, monkeypatch):
     assert parsed == ["a.geojson"] * 2
 
 
-def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("minseg.files.tiff.HELD", 4 * MASK.shape[1])
+@pytest.mark.parametrize("held, rows", [(4 * MASK.shape[1], 4), (1, 1)])
+def test_a_mask_is_looked_at_in_pieces_that_may_be_held(tmp_path, held, rows, monkeypatch):
+    monkeypatch.setattr("minseg.files.tiff.HELD", held)
     seen, window = [], Mapped.window
     monkeypatch.setattr(Mapped, "window", lambda self, y, x, h, w: (
         seen.append((y, x, h, w)), window(self, y, x, h, w))[1])
     Mask(file_mask(tmp_path / "a.png", MASK * 255), *MASK.shape)
     height, width = MASK.shape
-    assert seen == [(y, 0, min(4, height - y), width) for y in range(0, height, 4)]
+    assert seen == [(y, 0, min(rows, height - y), width) for y in range(0, height, rows)]

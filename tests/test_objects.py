@@ -322,3 +322,9 @@ def test_f1_weighs_missed_and_invented_objects_alike():
 def test_an_object_that_was_handed_out_cannot_be_changed():
     with pytest.raises(AttributeError):
         Object(1, 0.5, []).area = 2
+
+
+def test_objects_are_told_apart_however_many_there_are():
+    mask = np.zeros((40, 40), bool)
+    mask[::2, ::2] = True
+    assert count_objects([(mask, mask)]) == {"found": 400, "missed": 0, "invented": 0, "split": 0}

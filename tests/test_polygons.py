@@ -136,6 +136,13 @@ def test_a_polygon_that_leaves_the_image_is_clipped():
     assert not Polygons([line], 3, 4).window(0, 0, 3, 4).any()
 
 
+@pytest.mark.parametrize("start, end", [
+    ((4, 0), (4, 3)), ((0, 3), (4, 3)), ((0, 0), (0, 3)), ((0, 0), (4, 0))])
+def test_a_line_along_the_border_lies_outside(start, end):
+    with pytest.raises(ValueError, match="mostly outside"):
+        Polygons([Polygon("a", [ring(start, end)])], 3, 4)
+
+
 @pytest.mark.parametrize("x, y", [(4, 0), (0, 3), (-2, 0), (0, -2), (90_000, 90_000), (3.1, 0),
                                   (0, -1.1), (3, 2)])
 def test_a_polygon_outside_the_image_is_refused(x, y):
@@ -230,15 +237,16 @@ def test_a_list_of_rings_is_read_as_polygons_without_a_class(tmp_path):
         read(tmp_path, [SQUARE, drawn_feature()])
 
 
-@pytest.mark.parametrize("scale", [1e-4, 0.1, 1, 100])
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 0.25, 1, 100])
 @pytest.mark.parametrize("crs", ["urn:ogc:def:crs:OGC:1.3:CRS84", "EPSG:3857"])
 def test_geopandas_crs_is_ignored_unless_no_polygon_is_as_large_as_a_pixel(tmp_path, scale, crs):
     """GeoJSON's default, degrees, which geopandas writes whatever the coordinates are."""
     shape = [[[x * scale, y * scale] for x, y in SQUARE]]
+    small = [[[0, 9], [0.5, 9], [0, 9.5]]]
     content = {"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name": crs}},
-               "features": [drawn_feature(coordinates=shape), drawn_feature(kind="Point",
-                                                                            coordinates=[1, 1])]}
-    if scale < 1 or crs == "EPSG:3857":
+               "features": [drawn_feature(coordinates=shape), drawn_feature(coordinates=small),
+                            drawn_feature(kind="Point", coordinates=[1, 1])]}
+    if scale < 0.25 or crs == "EPSG:3857":
         with pytest.raises(ValueError, match='a.geojson: has map coordinates .* delete "crs"'):
             read(tmp_path, content)
     else:
@@ -285,18 +293,26 @@ def test_places_to_look_and_what_is_not_counted_are_no_objects(tmp_path, more, n
     assert polygon.name == name and is_object(polygon.name) is found
 
 
-@pytest.mark.parametrize("inset", [0, 0.5, 3])
+@pytest.mark.parametrize("inset", [0, 0.5, 1, 3])
 def test_a_mask_that_became_polygons_with_its_background_fills_the_image(inset):
-    """Also where outlines were simplified, half a pixel off."""
+    """Also where outlines were simplified, up to a pixel off."""
     outer = Polygon("a", [boxed(inset, inset, 400 - inset, 300 - inset)])
     hole = boxed(20, 30, 90, 40)
     rest = Polygon("a", [*outer.rings, hole])
-    assert covers([rest, Polygon("a", [hole])], 300, 400) is (inset < 1)
+    assert covers([rest, Polygon("a", [hole])], 300, 400) is (inset <= 1)
     assert not covers([rest], 300, 400)
     assert not covers([outer], 300, 400)  # one annotation of a whole image
     assert not covers([outer, outer], 300, 400)  # what they share counts twice
     halves = [Polygon("a", [boxed(0, 0, 200, 300)]), Polygon("a", [boxed(200, 0, 400, 300)])]
     assert not covers(halves, 300, 400)  # neither is a background
+
+
+@pytest.mark.parametrize("box", [
+    (2, 0, 400, 300), (0, 2, 400, 300), (0, 0, 398, 300), (0, 0, 400, 298)])
+def test_what_does_not_reach_every_side_is_no_background(box):
+    hole = boxed(20, 30, 90, 40)
+    rest = Polygon("a", [boxed(*box), hole])
+    assert not covers([rest, Polygon("a", [hole])], 300, 400)
 
 
 def test_each_member_of_a_multipolygon_is_a_polygon(tmp_path):
@@ -341,6 +357,8 @@ def test_the_class_is_that_of_the_classification(tmp_path, properties, name):
 def test_open_rings_are_closed_and_heights_are_ignored(tmp_path):
     [polygon] = read(tmp_path, drawn_feature(coordinates=[[[0, 0, 7], [2.5, 0], [2, 3, 7]]]))
     assert polygon.rings[0].tolist() == [[0, 0], [2.5, 0], [2, 3], [0, 0]]
+    [polygon] = read(tmp_path, drawn_feature(coordinates=[SQUARE[:-1]]))
+    assert polygon.rings[0].tolist() == SQUARE
 
 
 def test_polygons_without_rings_are_ignored(tmp_path):
@@ -377,6 +395,8 @@ BAD = drawn_feature("b\nc", coordinates=[[[1, 1], [2, 1]], [[1, 1], [1, 2], [1, 
     ([[1, 2]], "its entry 1 is not a GeoJSON feature"),
     ([[[1, 2], 3]], "its entry 1 is not a GeoJSON feature"),
     ([drawn_feature(), {"type": "Polygon"}], "its entry 2 is not a GeoJSON feature"),
+    ({"images": []}, "is JSON, but not GeoJSON: save its polygons as GeoJSON"),
+    ({"annotations": []}, "is JSON, but not GeoJSON: save its polygons as GeoJSON"),
     ({"type": "FeatureCollection", "features": [], "crs": {"type": "name"}},
      'has map coordinates ("crs"): if they are pixels of the full image, delete "crs"'),
     ([drawn_feature(geometry=None)], "feature 1 (glomerulus) has no geometry: delete it"),

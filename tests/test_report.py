@@ -24,6 +24,7 @@ from minseg.run.report import (
     draw_outlines,
     duration,
     outline,
+    some,
 )
 
 
@@ -58,6 +59,12 @@ def test_a_wrong_argument_gives_one_line_and_exit_code_2(capsys, arguments, word
     assert out == ""
     assert err.startswith("tool: ") and err.endswith("\n") and err.count("\n") == 1
     assert words in err
+
+
+def test_of_many_names_the_first_are_listed():
+    assert some("abcdefgh") == "a, b, c, d, e, f, g, h"
+    assert some("abcdefghi") == "a, b, c, d, e, f, g, h, ..."
+    assert some("abc", 2) == "a, b, ..."
 
 
 # Progress
@@ -104,6 +111,15 @@ def test_steps_may_count_for_several(clock, capsys):
     clock.now += 50
     progress.step(100)
     assert capsys.readouterr().err.strip() == "rows  100/400  2:30 min left"
+
+
+@pytest.mark.parametrize("before, count, line", [
+    (50, 10, "60/100  4:00 min left"), (0, 0, "0/100  1:40 h left")])
+def test_the_pace_is_that_of_what_was_done_since_the_beginning(clock, capsys, before, count, line):
+    progress = Progress(100, "work", before)
+    clock.now += 60
+    progress.step(count)
+    assert capsys.readouterr().err.strip() == f"work  {line}"
 
 
 def test_shares_of_a_step_add_up_to_the_whole(clock, capsys):
@@ -248,10 +264,10 @@ def test_void_is_hatched_and_its_border_is_that_of_no_object():
                 assert (picture[y, x] == (40 if hatched else 9)).all()
 
 
-def test_lines_grow_with_the_image():
-    mask = np.zeros((1200, 1300), bool)
+def test_lines_grow_with_the_shorter_side_of_the_image():
+    mask = np.zeros((1200, 1500), bool)
     mask[100:1000, 100:1000] = True
-    picture = np.asarray(draw_outlines(np.zeros((1200, 1300, 3), np.uint8), mask))
+    picture = np.asarray(draw_outlines(np.zeros((1200, 1500, 3), np.uint8), mask))
     assert (picture[500] == ORANGE).all(1).sum() == 2 * 3
 
 
@@ -443,6 +459,7 @@ def test_the_loss_has_an_axis_of_round_numbers_that_includes_zero(tmp_path, loss
 
 def test_of_many_epochs_no_dots_merge_and_few_numbers_are_written(tmp_path):
     for epochs, dots, numbers in ((12, True, [0, 2, 4, 6, 8, 10, 12]), (7, True, range(8)),
+                                  (9, True, [0, 2, 4, 6, 8]),
                                   (30, True, range(0, 31, 5)), (31, False, range(0, 31, 5)),
                                   (200, False, [0, 50, 100, 150, 200]), (1, True, [0, 1])):
         texts = []

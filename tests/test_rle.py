@@ -140,7 +140,7 @@ def test_windows_of_any_runs_are_those_of_the_pixels_they_name(seed):
     ("-1 2", "run -1 2 leaves the image"),
     ("7 1", "run 7 1 leaves the image"),
     ("6 2", "run 6 2 leaves the image"),
-    ("1 2 5 3", "run 5 3 leaves the image"),
+    ("1 2 5 3", "run 5 3 leaves the image"), ("1 2 7 1 3 1", "run 7 1 leaves the image"),
     ("1 2 0 5", "run 0 5 begins at pixel 0"), ("1 2 3 1 5 0", "run 5 0 has no pixel: delete it"),
     ("2 0", "run 2 0 has no pixel: delete it"),
     ("3 -2", "run 3 -2 leaves the image"),
@@ -167,6 +167,10 @@ def test_the_error_for_a_long_bad_string_is_short():
 @pytest.mark.parametrize("rle", ["", " ", "-1", "1 0", "nan", "NaN", "none"])
 def test_an_empty_mask_has_many_names(rle):
     assert not rle_decode(rle, 2, 3).any()
+
+
+def test_only_the_whole_code_is_such_a_name():
+    assert rle_decode(f"1{' ' * 8}02 5 2", 2, 3).tolist() == [[1, 0, 1], [1, 0, 1]]
 
 
 @pytest.mark.parametrize("length, cut", [(32_765, False), (32_766, True), (32_767, True),

@@ -11,7 +11,15 @@ from minseg import rle_encode
 from minseg.crossval import count_levels
 from minseg.files.masks import Item
 from minseg.run import scores
-from minseg.run.scores import count_saved, save_fold, save_log, save_score, score, summarize
+from minseg.run.scores import (
+    count_saved,
+    count_saved_objects,
+    save_fold,
+    save_log,
+    save_score,
+    score,
+    summarize,
+)
 
 
 def masks():
@@ -105,7 +113,7 @@ def test_the_preview_shows_the_worst_and_the_best_with_prediction_and_label(
 
 def test_of_many_images_the_four_worst_and_the_four_best_are_shown(tmp_path, monkeypatch):
     items = []
-    for i in range(11):
+    for i in range(9):
         Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
         items.append(Item(f"id{i}", tmp_path / f"{i}.png", tmp_path / "train.csv", "a", "1 20"))
     (tmp_path / "probabilities").mkdir()
@@ -116,11 +124,13 @@ def test_of_many_images_the_four_worst_and_the_four_best_are_shown(tmp_path, mon
         found[:i, 0] = 255  # the first finds nothing, each next one more
         tifffile.imwrite(tmp_path / "probabilities" / f"{item.id}.tiff", found)
         counts.append(count_levels(torch.from_numpy(found), torch.from_numpy(target)))
-    shown = []
+    shown, widths = [], []
     monkeypatch.setattr(scores, "contact_sheet", lambda path, pictures, **_: shown.extend(pictures))
+    monkeypatch.setattr(scores, "draw_outlines", lambda *_: widths.append(_[-1]))
     save_fold(tmp_path, items, counts)
+    assert widths == [1] * 8
     assert [caption.split(":")[0] for _, caption in shown] == [
-        f"id{i}" for i in (0, 1, 2, 3, 7, 8, 9, 10)]
+        f"id{i}" for i in (0, 1, 2, 3, 5, 6, 7, 8)]
 
 
 def test_previews_of_large_images_are_reduced(tmp_path, monkeypatch):
@@ -181,6 +191,8 @@ def test_an_image_that_is_entirely_void_has_no_score_and_does_not_change_means()
     assert set(found["groups"]) == {"group a", "group c"} and found["mean_dice"] == 2 / 3
     with pytest.raises(ValueError, match="no held-out image of fold 1 has a labelled pixel"):
         score([half, half, nothing], items, [0, 0, 1])
+    with pytest.raises(ValueError, match="no held-out image of fold 0 has a labelled pixel"):
+        score([nothing], items[:1])
 
 
 def test_objects_are_counted_and_void_pixels_are_left_out(tmp_path, capsys):
@@ -206,6 +218,13 @@ def test_objects_are_counted_and_void_pixels_are_left_out(tmp_path, capsys):
     assert found["images"]["a"] == 2 * 2400 / (2400 + 100 + 2800)
     assert ("objects: 2 found, 1 missed, false positives: 1; split in two or more: 0; F1 0.6667"
             in capsys.readouterr().out)
+
+
+def test_objects_of_exactly_the_threshold_are_found(items, tmp_path):
+    predicted(tmp_path, items, [200] * 3)
+    for threshold, found in ((199.5, 1), (200, 1), (200.5, 0)):
+        counts = count_saved_objects(tmp_path, items[0], threshold / 255)
+        assert (counts["found"], counts["missed"]) == (found, 1 - found)
 
 
 def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):

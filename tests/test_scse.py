@@ -45,6 +45,10 @@ def test_max_and_add_differ_and_add_is_the_default():
     assert torch.equal(add(x), named(x)) and not torch.allclose(add(x), largest(x), atol=0.1)
 
 
+def test_a_sixteenth_of_the_channels_is_hidden_by_default():
+    assert SCSE(32).reduce.out_channels == 2
+
+
 @pytest.mark.parametrize("channels", [3, 16, 64])
 def test_with_two_halves_the_sum_is_the_identity(channels):
     module, x = SCSE(channels), torch.randn(2, channels, 5, 7)

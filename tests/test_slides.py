@@ -221,7 +221,8 @@ def test_levels_may_be_rounded_either_way(tmp_path, rounding):
     for scale, value in (2, 10), (4, 20), (8, 20):
         slide = open_slide(tmp_path / "a.tif", scale)
         assert (slide.height, slide.width) == (-(-131 // scale), -(-99 // scale))
-        assert (slide.read_all() == value).all()  # the last ones are repeated where it is smaller
+        image = slide.read_all()  # the last ones are repeated where it is smaller
+        assert image.shape == (slide.height, slide.width, 3) and (image == value).all()
         last = slide.read(slide.height - 1, slide.width - 1, 1, 1)
         assert last.tolist() == [[[value] * 3]]
 
@@ -252,6 +253,7 @@ def test_a_png_is_decoded_once(tmp_path, held, monkeypatch):
     monkeypatch.setattr(tiff, "HELD", held)
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png")
     slide = open_slide(tmp_path / "a.png")
+    assert isinstance(slide._source.pixels, Mapped) == (held < 2**26)  # in a scratch file
     (tmp_path / "a.png").write_bytes(b"")
     assert np.array_equal(slide.read_all(), noise(HEIGHT, WIDTH, 3))
 
@@ -294,6 +296,12 @@ def test_orientation_of_a_photograph_is_applied(tmp_path, name, orientation):
     assert bool(open_slide(tmp_path / name).notes) == (orientation > 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_broken_exif_is_ignored_without_a_word(tmp_path):
+    Image.fromarray(noise(9, 11, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05")
+    assert open_slide(tmp_path / "a.png").notes == []
+
+
 def test_text_and_profiles_of_many_megabytes_do_no_harm(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text("XML:com.adobe.xmp", "x" * 30 * 2**20, zip=True)
@@ -331,6 +339,17 @@ def test_colours_of_16_bits_in_png_are_read_unless_they_are_too_dark_for_it(tmp_
     refused(tmp_path / "b.png", "16-bit colours", "save it as TIFF")
 
 
+@pytest.mark.parametrize("highest", [31 * 256 + 255, 32 * 256])
+def test_an_eighth_of_the_range_is_enough(tmp_path, highest):
+    values = np.zeros((9, 11, 3), np.uint16)
+    values[4, 5, 1] = highest
+    png_16(tmp_path / "a.png", values)
+    if highest == 32 * 256:
+        assert open_slide(tmp_path / "a.png").read_all().max() == 32
+    else:
+        refused(tmp_path / "a.png", "use less than an eighth of their range")
+
+
 def test_dark_colours_of_a_format_that_may_have_16_bits_are_refused(tmp_path):
     """Of which Pillow keeps the upper 8."""
     values = noise(9, 11, 3, dtype=np.uint16)
@@ -360,7 +379,8 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     tifffile.imwrite(tmp_path / "a.tif", values)
     Image.fromarray(values).save(tmp_path / "b.png")
-    for name in ("a.tif", "b.png"):
+    (tmp_path / "c.pgm").write_bytes(b"P5 256 256 65535\n" + values.astype(">u2").tobytes())
+    for name in ("a.tif", "b.png", "c.pgm"):
         image = open_slide(tmp_path / name).read_all()
         assert np.array_equal(image, np.dstack([np.round(values / 257)] * 3))
 

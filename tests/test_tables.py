@@ -25,3 +25,16 @@ def test_a_cell_may_be_as_long_as_a_slides_run_length_code(tmp_path, encoding, d
     assert headings(path, delimiter) == ["id", "code"] and not has_column(path, "group")
     assert read_table(path, "id", "code") == {"a": code.strip(), "b": ""}
     assert csv.field_size_limit() == 2**31 - 1  # the most that Windows takes
+
+
+@pytest.mark.parametrize("text, names", [
+    ('id, "group"', ["id", "group"]), ('"id"x,group', []), ('"id,group', [])])
+def test_headings_may_be_in_quotes_that_fit(tmp_path, text, names):
+    (tmp_path / "a.csv").write_text(text)
+    assert headings(tmp_path / "a.csv", ",") == names
+
+
+def test_of_a_long_first_line_eight_names_are_shown_with_thirty_letters(tmp_path):
+    (tmp_path / "a.csv").write_text(",".join(["x" * 31, *"abcdefgh"]))
+    with pytest.raises(ValueError, match=f"but names {'x' * 30}, a, b, c, d, e, f, g: rename"):
+        delimiter_of(tmp_path / "a.csv", "id", "group")

@@ -1,5 +1,6 @@
 """TIFF: each row of the table in `minseg.files.slides` is read, or refused, as it says."""
 
+import struct
 import zlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from minseg.files.pixel_size import is_resized, micrometres
 from minseg.files.slides import open_slide, open_source
 from minseg.files.tiff import Mapped, Segments
 
@@ -576,7 +578,8 @@ def test_a_resolution_of_paper_is_not_a_pixel_size(tmp_path, dots, unit):
 
 
 @pytest.mark.parametrize("dots, unit, microns", [
-    (20_000, 3, 0.5), (101_600, 2, 0.25), (1270, 2, 20), (500, 3, 20), (20_000, 1, None)])
+    (20_000, 3, 0.5), (101_600, 2, 0.25), (1270, 2, 20), (500, 3, 20), (10_000_000, 3, 0.001),
+    (20_000, 1, None)])
 def test_a_finer_resolution_is_the_pixel_size(tmp_path, dots, unit, microns):
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(dots, dots),
                      resolutionunit=unit, metadata=None)
@@ -651,6 +654,7 @@ def write_philips(path, spacings, end="</DataObject>"):
     (['"0.0005" "0.00025"'], (0.25, 0.5)),  # of rows, then of columns, in millimetres
     (['"0.0005" "0.00025"'] * 2 + ['"0.001" "0.0005"'], (0.25, 0.5)),  # scan, then levels
     (["&quot;0.000226891&quot; &quot;0.000226907&quot;"], (0.226907, 0.226891)),
+    (['"0.0005" "0"', '"0.0005" "0.00025"'], (0.25, 0.5)),
     (['"0.0005"'], None), (['"a" "b"'], None),
     ([""], None), ([], None)])
 def test_philips_states_the_pixel_size_in_its_xml(tmp_path, spacings, size):
@@ -693,11 +697,56 @@ def test_a_stated_size_that_no_slide_has_is_ignored_with_a_note(tmp_path, source
     assert f"states a pixel of {size:.4g} x {size:.4g} µm, which no slide has" in note
 
 
+@pytest.mark.parametrize("x, y", [(0.5, 0.0001), (0.0001, 0.5), (0.5, 50), (50, 0.5)])
+def test_a_stated_size_is_ignored_if_one_side_is_that_of_no_slide(tmp_path, x, y):
+    write_sizes(tmp_path / "a.tif", "ome", x, y)
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.pixel_size is None and "which no slide has" in slide.notes[0]
+
+
+def remove_tag(path, code, kind):
+    """Gives a number that nobody reads to a tag with one value of this type."""
+    content, tag = path.read_bytes(), struct.pack("<HHI", code, kind, 1)
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, struct.pack("<HHI", 281, kind, 1)))
+
+
+def test_without_a_unit_the_resolution_is_per_inch(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", resolution=(101_600, 101_600),
+                     resolutionunit=2, metadata=None)
+    remove_tag(tmp_path / "a.tif", 296, 3)
+    assert open_slide(tmp_path / "a.tif").microns == 0.25
+
+
+def test_a_unit_without_a_resolution_is_no_size(tmp_path):
+    write_sizes(tmp_path / "a.tif", "imagej", 0.5, 0.5)
+    remove_tag(tmp_path / "a.tif", 282, 5)
+    assert open_slide(tmp_path / "a.tif").microns is None
+
+
+@pytest.mark.parametrize("before, now, resized", [
+    ((400, 300), (200, 150), True), ((400, 300), (800, 600), True), ((400, 300), (403, 302), False),
+    ((400, 300), (404, 303), True), ((400, 300), (200, 151), True), ((400, 300), (600, 454), False),
+    ((4, 4), (8, 12), True), ((0, 4), (8, 12), False)])
+def test_a_copy_has_the_proportions_of_the_image_to_a_rounding_error(before, now, resized):
+    assert is_resized(before, now) is resized
+
+
+@pytest.mark.parametrize("unit, metres", [
+    ("pm", 1e-12), ("Å", 1e-10), ("nm", 1e-9), ("µm", 1e-6), ("um", 1e-6), ("micron", 1e-6),
+    ("microns", 1e-6), ("mm", 1e-3), ("cm", 1e-2), ("m", 1), ("inch", 0.0254), ("in", 0.0254),
+    ("pixel", 0), (None, 0)])
+def test_a_unit_has_its_length(unit, metres):
+    assert micrometres(unit) == pytest.approx(1e6 * metres, rel=1e-9)
+
+
 def test_a_resolution_finer_than_a_nanometre_is_not_a_pixel_size(tmp_path):
     """Metres, written where millimetres were meant."""
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, resolutionunit=2,
                      resolution=(25.4 / 0.25e-6, 25.4 / 0.25e-6))
     assert open_slide(tmp_path / "a.tif").microns is None
+    write_sizes(tmp_path / "b.tif", "ome", 0.001, None)
+    assert open_slide(tmp_path / "b.tif").microns == 0.001
 
 
 @pytest.mark.parametrize("unit, dots, microns", [(3, 20_000, 0.5), (2, 50_800, 0.5), (3, 20, None),
@@ -725,7 +774,8 @@ def test_what_a_text_says_of_an_image_of_another_size_is_not_its_pixel_size(
         tmp_path, kind, text, kept):
     """A copy that was made smaller keeps the text and the tags. A part that was cut out of an image
     has pixels of the same size."""
-    options = {"photometric": "rgb", "metadata": None, "resolution": (20_000, 20_000),
+    dots = 20_000 if kind == "shape" else 40_000  # a text that states a size precedes the tags
+    options = {"photometric": "rgb", "metadata": None, "resolution": (dots, dots),
                "resolutionunit": 3, "tile": (16, 16)}
     if kind == "OME":
         text = ('<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/'

@@ -168,7 +168,7 @@ class Meaning(NamedTuple):
     colour: str = ""
 
 
-def meaning(path: Path, ignore_255: bool = False) -> Meaning:
+def meaning(path: Path, ignore_255: bool) -> Meaning:
     """How a mask's file is to be read. ValueError if that is unclear."""
     return _meaning(path, ignore_255, *identity(path))
 

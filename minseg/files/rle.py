@@ -87,7 +87,7 @@ def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
 def _pairs(rle: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The starts, from 0, and the lengths of the runs. ValueError as from `rle_decode`."""
     rle = rle.strip()
-    if " ".join(rle[:10].split()).lower() in EMPTY:
+    if len(rle) < 10 and " ".join(rle.split()).lower() in EMPTY:
         rle = ""
     if CELL - 1 <= len(rle) <= CELL:  # a space at the end is gone
         raise ValueError(f"run-length code ends after {CELL:,} characters, where spreadsheets cut "
