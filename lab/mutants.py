@@ -38,7 +38,7 @@ SWAPS = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", a
          ast.And: "or", ast.Or: "and", ast.BitAnd: "|", ast.BitOr: "&"}
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor"}
 # The tests of a file are tests/test_NAME.py and its doctests; these have theirs elsewhere, too.
-TESTS = {"loop": "training train config", "prepare": "train datasets layouts",
+TESTS = {"loop": "train config", "prepare": "train datasets layouts",
          "describe": "train datasets config", "options": "train infer",
          "errors": "train infer training", "outputs": "infer", "tables": "datasets layouts",
          "weights": "pretrained", "config": "train", "scores": "train config", "report": "train",

@@ -59,7 +59,7 @@ def test_a_right_answer_passes(tmp_path):
     mine = tmp_path / "my_scse.py"
     mine.write_text(RIGHT)
     text, code = grade("scse", mine)
-    assert code == 0 and "15 passed" in text, text
+    assert code == 0 and re.search(r"\d\d passed", text), text
 
 
 def test_a_wrong_answer_fails_where_it_is_wrong(tmp_path):
@@ -67,7 +67,7 @@ def test_a_wrong_answer_fails_where_it_is_wrong(tmp_path):
     mine.write_text(RIGHT.replace("torch.max", "torch.min"))
     text, code = grade("scse", mine)
     assert f"grading {mine} in place of minseg/scse.py: SCSE" in text.splitlines()[:6]
-    assert code == 1 and "3 failed, 12 passed" in text, text
+    assert code == 1 and re.search(r"3 failed, \d\d passed", text), text
     assert set(re.findall(r"FAILED .*::(\w+)", text)) == {"test_it_is_its_equation"}
 
 

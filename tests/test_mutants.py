@@ -41,8 +41,7 @@ def test_every_mutant_of_the_project_can_be_parsed():
 def test_a_file_is_held_by_its_own_tests_and_its_doctests():
     assert held_by("minseg/dice.py") == ["minseg/dice.py", "tests/test_dice.py"]
     assert held_by("minseg/run/loop.py") == [
-        "minseg/run/loop.py", "tests/test_training.py", "tests/test_train.py",
-        "tests/test_config.py"]
+        "minseg/run/loop.py", "tests/test_loop.py", "tests/test_train.py", "tests/test_config.py"]
 
 
 def test_reasons_are_about_mutants_that_exist(tmp_path, monkeypatch):
