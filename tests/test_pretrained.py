@@ -401,7 +401,7 @@ def test_a_prefix_that_some_names_lack_stays_and_is_refused(state, tmp_path):
 
 @pytest.mark.parametrize("name", ["state_dict", "model", "model_state_dict", "net", "model_ema"])
 def test_the_one_state_dict_among_other_things_is_opened(name, state, arrives):
-    arrives({**training(), name: state})
+    arrives({**training(), name: state, "history": {"loss.train": torch.ones(3)}})
 
 
 def test_a_state_dict_that_lies_deeper_is_opened_and_its_prefix_taken_off(state, arrives):
