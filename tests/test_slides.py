@@ -793,3 +793,12 @@ def test_of_colours_that_were_multiplied_a_twentieth_may_be_larger_than_alpha(
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", extrasamples=["assocalpha"])
     notes = open_slide(tmp_path / "a.tif").notes
     assert notes == ["its colours are multiplied by alpha: this is undone"] * undone
+
+
+def test_multiplied_colours_are_divided_by_alpha_and_rounded():
+    colours, alpha = (each[..., None].astype(np.uint8) for each in np.indices((256, 256)))
+    wanted = np.floor(colours * 255.0 / np.maximum(alpha, 1) + 0.5).clip(max=255)
+    wanted = np.where(alpha > 0, wanted, colours)
+    for part in (slice(None), slice(0, 255), slice(255, 256)):  # mixed, none opaque, all opaque
+        found = slides.undo_alpha(colours[:, part], alpha[:, part], 255)
+        assert found.dtype == np.uint8 and np.array_equal(found, wanted[:, part])
