@@ -555,5 +555,7 @@ def test_only_polygons_all_within_the_first_pixel_are_taken_for_shares_of_the_si
     with pytest.raises(ValueError, match="all its coordinates lie between 0 and 1"):
         Polygons([Polygon("a", [ring])], 9, 9)
     assert Polygons([Polygon("a", [ring * 1.5])], 9, 9).window(0, 0, 9, 9).sum() == 1
+    both = [Polygon("a", [ring]), Polygon("a", [ring * 6])]  # one is larger than a pixel
+    assert Polygons(both, 9, 9).window(0, 0, 9, 9).any()
     whole = Polygon("a", [np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0.0]])])
     assert Polygons([whole], 9, 9).window(0, 0, 9, 9).sum() == 1  # a single pixel
