@@ -54,9 +54,11 @@ def imports_of(file):
                 yield path
 
 
+FILES = [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("minseg/**/*.py")]
+
+
 def test_imports_follow_the_arrows():
-    packages = [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("minseg/**/*.py")]
-    arrows = {file: set(imports_of(file)) for file in packages
+    arrows = {file: set(imports_of(file)) for file in FILES
               if file.name not in ("__init__.py", "conftest.py")}
     assert len(arrows) > 60 and sum(map(len, arrows.values())) > 150
     for file, others in arrows.items():
@@ -65,6 +67,16 @@ def test_imports_follow_the_arrows():
         if room_of(file) == "chapters" and file.stem not in TOGETHER:
             assert not others, file
     graphlib.TopologicalSorter(arrows).prepare()  # CycleError names a circle
+
+
+def test_no_function_is_longer_than_fifty_lines_and_the_two_loops_stay_short():
+    for file in FILES:
+        text = file.read_text("utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, (file, node.name)
+        limit = {"train.py": 230, "infer.py": 150}.get(file.name, 1000)
+        assert len(text.splitlines()) < limit, file
 
 
 def test_what_moved_is_found_under_its_old_name_too():
