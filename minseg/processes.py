@@ -1,4 +1,4 @@
-"""# One run, several processes
+"""# Several processes, one run
 
 **Idea.** `torchrun` starts the same program P times, each with a GPU of its own or on a machine of
 its own. A run is defined by its options. How many processes compute it changes the time, not the
