@@ -46,6 +46,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from datetime import timedelta
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def rank() -> int:
 def start(quiet: bool = True) -> None:
     """Joins the processes that torchrun has started, if it has. With `quiet`, only the first one
     goes on to write to stdout."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    # Other launchers set WORLD_SIZE, too, for programs that have nothing to exchange.
+    if not (dist.is_available() and dist.is_torchelastic_launched()) or dist.is_initialized():
         return
     on_gpus = torch.cuda.is_available()
     if on_gpus:
@@ -82,14 +84,15 @@ def start(quiet: bool = True) -> None:
 
 
 def exchange(what: Callable, *arguments: Any) -> None:
-    """Calls a function of `torch.distributed`. If another process has ended, so does this one:
-    silently, but for the first, in which a ConnectionError says so."""
+    """Calls a function of `torch.distributed`. If another process has ended, so does this one, and
+    the first one says so."""
     try:
         what(*arguments)
-    except RuntimeError as error:  # gloo and nccl have no errors of their own
-        if rank():
-            sys.exit(1)
-        raise ConnectionError("another process of this run has ended") from error
+    except RuntimeError:  # gloo and nccl have no errors of their own
+        if not rank():
+            print(f"{Path(sys.argv[0]).name}: another process of this run has ended: start it "
+                  "again (train.py: with --resume)", file=sys.stderr)
+        sys.exit(1)
 
 
 def add_up(values: Tensor) -> Tensor:

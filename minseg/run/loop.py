@@ -239,10 +239,11 @@ def stop_when_asked() -> Iterator[threading.Event]:
 
     def on_signal(number, frame):
         asked.set()
-        if world() > 1:  # torchrun passes on the same Ctrl-C, and ends processes that do not stop
+        if rank():
             return
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        if world() == 1:  # torchrun passes on the same Ctrl-C, and ends processes that do not stop
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         with suppress(OSError, RuntimeError):  # Ctrl-C also ends a program that stderr is piped to
             print("\nstopping after this step (press Ctrl-C again to stop immediately)",
                   file=sys.stderr, flush=True)
