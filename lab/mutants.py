@@ -43,7 +43,7 @@ TESTS = {"loop": "train config", "prepare": "train datasets layouts",
          "errors": "train infer training", "outputs": "infer", "tables": "datasets layouts",
          "weights": "pretrained", "config": "train", "scores": "train config", "report": "train",
          "predictor": "infer", "tiff": "slides", "slides": "tiff", "pixel_size": "tiff slides",
-         "layouts": "datasets", "datasets": "layouts", "tiles": "train",
+         "layouts": "datasets", "datasets": "layouts", "tiles": "train config",
          "masks": "datasets remedies", "training": "train", "checkpoint": "infer", "unet": "train"}
 REASONS = Path(__file__).with_name("mutants-reasons.json")  # {file: {reason: [survivor, ...]}}
 

@@ -250,6 +250,7 @@ def test_a_checkpoint_without_mean_and_deviation_gets_the_defaults_of_unet(path,
 
 @pytest.mark.parametrize("change", [
     {"mean": [0.7, NAN, 0.6]}, {"mean": [123.7, 116.3, 103.5]}, {"mean": [0.7, 0.5, -0.1]},
+    {"mean": [0.7, 1.5, 0.6]},
     {"std": [0.1, 0.2, 0.0]}, {"std": [0.1, NAN, 0.3]}, {"std": [58.4, 57.1, 57.4]},
     {"std": [0.1, -0.2, 0.3]}])
 def test_mean_and_deviation_that_are_not_those_of_pixels_in_0_1_are_refused(path, net, change):

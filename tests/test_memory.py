@@ -129,3 +129,15 @@ def test_slides_that_cannot_be_read_leave_nothing_either(tmp_path, no_collector)
         with pytest.raises(ValueError, match="replace it or remove it"):
             cut(item, tmp_path, scale=2, tile=32, stride=32, margin=8)
         assert held() == before
+
+
+def test_freed_blocks_of_any_size_stay_in_a_heap_that_is_not_cut_off(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, option, value):
+            calls.append((option, value))
+
+    monkeypatch.setattr("minseg.run.memory.c_library", Library)
+    keep_memory()
+    assert calls == [(-4, 0), (-1, -1)]  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h

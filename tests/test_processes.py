@@ -94,7 +94,9 @@ def test_one_process_is_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")  # as other launchers set it
     processes.start()
     assert (processes.world(), processes.rank(), processes.share(3)) == (1, 0, slice(0, 3))
-    assert processes.gather("a") == ["a"] and not processes.any_process(False)
+    done = []
+    processes.by_first(done.append)("alone")
+    assert done == ["alone"] and processes.gather("a") == ["a"] and not processes.any_process(False)
     loss = torch.ones(())
     assert processes.add_gradients(None, loss) is loss and processes.join(loss) is loss
 

@@ -544,3 +544,12 @@ def test_the_commit_is_that_of_the_checkout_and_of_no_other_repository(monkeypat
     assert commands[0][:4] == ["git", "-C", str(tmp_path), "describe"]
     monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: run(["gone"]))
     assert report.environment("cpu")["commit"] == ""
+
+
+@pytest.mark.parametrize("rank, shown", [(0, True), (1, False), (2, False)])
+def test_of_several_processes_only_the_first_shows_its_progress(monkeypatch, capsys, rank, shown):
+    monkeypatch.setattr(report, "rank", lambda: rank)
+    progress = report.Progress(2, "slides")
+    progress.start -= 100
+    progress.step(2)
+    assert bool(capsys.readouterr().err) == shown

@@ -802,3 +802,11 @@ def test_multiplied_colours_are_divided_by_alpha_and_rounded():
     for part in (slice(None), slice(0, 255), slice(255, 256)):  # mixed, none opaque, all opaque
         found = slides.undo_alpha(colours[:, part], alpha[:, part], 255)
         assert found.dtype == np.uint8 and np.array_equal(found, wanted[:, part])
+
+
+def test_only_formats_that_may_have_16_bits_are_asked_for_more_than_dark_colours(tmp_path):
+    dark = np.full((9, 11, 3), 20, np.uint8)
+    for name, image in (("a.bmp", dark), ("b.pgm", dark[..., 0])):
+        Image.fromarray(image).save(tmp_path / name)
+    assert (open_slide(tmp_path / "a.bmp").read_all() == 20).all()
+    assert (open_slide(tmp_path / "b.pgm").read_all() == 20).all()

@@ -896,3 +896,29 @@ def test_a_strip_larger_than_twice_what_is_held_is_unpacked_into_a_file(
     tifffile.imwrite(tmp_path / "a.tif", GREY, compression="zlib", rowsperstrip=48)
     assert isinstance(open_source(tmp_path / "a.tif").pixels, kind)
     assert np.array_equal(read(tmp_path / "a.tif")[..., 0], GREY)
+
+
+def test_a_strip_that_is_read_in_pieces_may_be_cut_in_the_middle_of_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("minseg.files.tiff.HELD", 1000)
+    image = noise(300, 301, 3)  # does not compress, and is read 2**18 bytes at a time
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", compression="zlib",
+                     rowsperstrip=300)
+    assert (tmp_path / "a.tif").stat().st_size > 2**18
+    assert isinstance(open_source(tmp_path / "a.tif").pixels, Mapped)
+    assert np.array_equal(read(tmp_path / "a.tif"), image)
+
+
+def test_a_missing_decoder_is_told_when_the_file_is_opened(tmp_path, monkeypatch):
+    def window(*_):
+        raise ImportError("LZW needs the 'imagecodecs' package")
+
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", compression="zlib", tile=(16, 16))
+    monkeypatch.setattr(Segments, "window", window)
+    with pytest.raises(ValueError, match="needs the codecs extra"):
+        open_slide(tmp_path / "a.tif")
+
+
+def test_a_note_tells_that_eight_bits_are_scaled_by_a_smaller_value(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(48, 64, highest=127), metadata=None,
+                     extratags=[(341, 3, 1, 127, True)])
+    assert open_slide(tmp_path / "a.tif").notes == ["its SMaxSampleValue, 127, is taken as white"]
