@@ -33,7 +33,7 @@ from minseg.run.options import train_options
 from minseg.run.prepare import class_name, make_sampler, prepare, training_tiles
 from minseg.run.report import duration
 from minseg.run.scores import finish_fold, predict, score, summarize
-from minseg.training import EMA, autocast_dtype, backward_whole, recompute_activations, seeded
+from minseg.training import EMA, autocast_dtype, backward_whole, recompute_activations
 
 # What the options leave open. docs/log.md tells what else was tried, and what it did to the score.
 WEIGHT_DECAY = 1e-2
@@ -133,19 +133,13 @@ def training_step(forward, loss, micro_batches, optimizer, scaler, dtype=None, a
     return total
 
 
-def augmented(batch, args, number):
-    """A micro-batch, augmented. All its random numbers follow from its `number` in the run."""
-    torch.manual_seed(seeded(args.seed, "depth", number).initial_seed())
-    return augment(*batch, args.tile, seeded(args.seed, "step", number), args.augment)
-
-
 def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambda step, net: None):
-    """Train on the tiles `train_on`, and log the score on the images `held_out` (there may be none)
-    after each epoch. Returns the network with the averaged weights (EMA), and the arguments that
-    make it. Experiments give another `build`, or look at the averaged network in `after_step`."""
+    """Train on the tiles `train_on`, and log the score on the images `held_out`, if any, after each
+    epoch. Returns the averaged network (EMA) and its arguments. `after_step` is for experiments."""
     # numbers_of(epoch) tells which tiles each step sees: int64 (steps, accumulate, batch).
     numbers_of = make_sampler(args, tiles, train_on)
-    plan = Plan(args, len(numbers_of(0)))
+    steps_per_epoch, accumulate, _ = numbers_of(0).shape
+    plan, mine = Plan(args, steps_per_epoch), processes.share(accumulate)  # all, or with torchrun some
     net, arguments = build(args, plan.steps, tiles.mask_area[train_on].mean())
     optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
     highest_rates = [group["lr"] for group in optimizer.param_groups]
@@ -157,10 +151,8 @@ def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambd
     forward = torch.compile(net, dynamic=False) if args.compile else net
     # With --resume, Run restores what was saved and continues after the last saved step.
     with Run(args, plan, tiles, folder, net, ema, optimizer, scaler) as run:
-        statistics = processes.RunningStatistics(net)
         for epoch in range(run.epoch, plan.epochs):
             numbers = run.remaining(numbers_of(epoch))
-            mine = processes.share(numbers.shape[1])  # a slice: with torchrun, they share a step
             batches = tiles.batches(numbers[:, mine].flatten(0, 1), args.device, args.workers)
             net.train()
             for numbers_of_step in numbers:  # (accumulate, batch)
@@ -168,12 +160,11 @@ def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambd
                 for group, highest in zip(optimizer.param_groups, highest_rates):
                     group["lr"] = highest * lr_share
                 loss = first_loss if run.step < plan.first_stage_steps else second_loss
-                count = len(numbers_of_step)
-                micro_batches = (augmented(next(batches), args, run.step * count + k)
-                                 for k in range(count)[mine])
+                micro_batches = (augment(*next(batches), args.tile, run.random(k), args.augment)
+                                 for k in range(accumulate)[mine])
                 value = training_step(forward, loss, micro_batches, optimizer, scaler, dtype,
-                                      accumulate=count)
-                statistics.combine(count)
+                                      accumulate)
+                run.statistics.combine(accumulate)  # batch norm's, with torchrun
                 ema.update()
                 run.after_step(value, lr_share * args.lr, numbers_of_step)
                 after_step(run.step, ema.net)
@@ -206,9 +197,8 @@ def main(argv=None):
     keep_memory()  # on a CPU, a step is 1.5 times as fast
     # An error becomes one line on stderr and an exit code. 2: options or data are wrong, no fold is
     # begun. 1: it failed later. 3: a fold needs --resume, or another process is training it.
-    with explained(args, exit_code=2):
-        with processes.first_then_others():
-            data = prepare(args)
+    with explained(args, exit_code=2), processes.first_then_others():
+        data = prepare(args)
         args.out.mkdir(parents=True, exist_ok=True)
     with explained(args, exit_code=1):
         for fold in data.chosen:

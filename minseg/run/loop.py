@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.atomic import lock
-from ..processes import any_process, rank, world
-from ..training import EMA
+from ..processes import RunningStatistics, any_process, rank, world
+from ..training import EMA, seeded
 from .checkpoint import restore, write_checkpoint
 from .errors import Stopped, warn, whole_hundredths
 from .report import Progress
@@ -63,7 +63,7 @@ class Run:
                  net: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer,
                  scaler: torch.amp.GradScaler):
         self.args, self.plan, self.tiles, self.folder = args, plan, tiles, folder
-        self.ema, self.scaler, self.step = ema, scaler, 0
+        self.ema, self.scaler, self.step, self.accumulate = ema, scaler, 0, 1
         self.states: dict[str, Any] = {"net": net, "ema": ema.net, "optimizer": optimizer,
                                        "scaler": scaler}
         self.rows: list[dict] = []  # the rows of log.csv, one for each epoch that is done
@@ -83,6 +83,7 @@ class Run:
         elif args.resume:
             print(f"{folder}: there is no resume.pt yet: begins with the first step", flush=True)
         self.start = self.last_save = time.monotonic()
+        self.statistics = RunningStatistics(net)
         self.watch = Watch(tiles.describe)
         self.progress = Progress(plan.steps, f"training {folder.name}", self.step)
         self.signals = stop_when_asked()
@@ -104,8 +105,17 @@ class Run:
     def remaining(self, numbers: Tensor) -> Tensor:
         """The tile numbers of an epoch, (steps, accumulate, batch), without steps that are done
         already or beyond the end of the run."""
+        self.accumulate = numbers.shape[1]
         numbers = numbers[self.step - self.epoch * self.plan.steps_per_epoch :]
         return numbers[: self.plan.steps - self.step]
+
+    def random(self, k: int) -> torch.Generator:
+        """The random numbers of micro-batch k of this step. They follow from its number in the run:
+        whoever computes it, and however often the run is resumed, draws the same. Also seeds
+        stochastic depth."""
+        number = self.step * self.accumulate + k
+        torch.manual_seed(seeded(self.args.seed, "depth", number).initial_seed())
+        return seeded(self.args.seed, "step", number)
 
     def after_step(self, loss: Tensor, lr: float, numbers_of_step: Tensor) -> None:
         """To be called after each step with its loss (a tensor on the device), its learning rate,
