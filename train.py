@@ -139,7 +139,7 @@ def train(args, tiles, train_on, held_out, folder, build=build, after_step=lambd
     # numbers_of(epoch) tells which tiles each step sees: int64 (steps, accumulate, batch).
     numbers_of = make_sampler(args, tiles, train_on)
     steps_per_epoch, accumulate, _ = numbers_of(0).shape
-    plan, mine = Plan(args, steps_per_epoch), processes.share(accumulate)  # mine: all but for torchrun
+    plan, mine = Plan(args, steps_per_epoch), processes.share(accumulate)  # with torchrun, some
     net, arguments = build(args, plan.steps, tiles.mask_area[train_on].mean())
     optimizer, ema = make_optimizer(net, args), EMA(net, plan.ema_decay)
     highest_rates = [group["lr"] for group in optimizer.param_groups]
