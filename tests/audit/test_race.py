@@ -13,10 +13,10 @@ for name in ("segmentation_models_pytorch", "timm", "efficientnet_lite0_pytorch_
 
 @torch.inference_mode()
 def test_both_encoders_give_the_same_maps():
-    from lab import race
+    from lab import peers, race
 
     args = train_options([*race.BASE.split(), "--device", "cpu"])
-    ours, theirs = train.build(args, 100)[0].eval(), race.build_peers(args).eval()
+    ours, theirs = train.build(args, 100)[0].eval(), peers.build(args).eval()
     images = torch.rand(2, 3, 64, 96)
     # The first map of timm's encoder is taken one block later; the other four are the same.
     maps = [ours.encoder.features((images - ours.mean) / ours.std)[1:],
