@@ -13,9 +13,9 @@ for name in ("segmentation_models_pytorch", "timm", "efficientnet_lite0_pytorch_
 
 @torch.inference_mode()
 def test_both_encoders_give_the_same_maps():
-    from lab import peers, race
+    from lab import harness, peers
 
-    args = train_options([*race.BASE.split(), "--device", "cpu"])
+    args = train_options([*harness.BASELINE.split(), "--device", "cpu"])
     ours, theirs = train.build(args, 100)[0].eval(), peers.build(args).eval()
     images = torch.rand(2, 3, 64, 96)
     # The first map of timm's encoder is taken one block later; the other four are the same.
