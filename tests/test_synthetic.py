@@ -288,3 +288,9 @@ def test_room_is_the_number_of_steps_until_something_is_there_in_each_direction(
                     break
                 steps += 1
             assert found == steps
+
+
+@pytest.mark.parametrize("numbers", [{"seed": -1, "patient": 2}, {"seed": 2, "patient": -1}])
+def test_neither_of_two_numbers_may_be_negative(numbers):
+    with pytest.raises(ValueError, match="-1"):
+        synthetic_slide(**numbers)
