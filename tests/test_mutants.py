@@ -31,6 +31,7 @@ def test_a_place_is_broken_in_one_way(tmp_path, text, broken):
     assert sorted(mutants_of(tmp_path, text)) == sorted(broken)
 
 
+@pytest.mark.slow
 def test_every_mutant_of_the_project_can_be_parsed():
     for file in ("train.py", "minseg/efficientnet.py"):
         text = Path(file).read_text(encoding="utf-8")

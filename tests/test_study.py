@@ -307,6 +307,7 @@ def test_quick_gives_the_same_numbers_twice(tmp_path):
         assert one.get("ways") == other.get("ways")
 
 
+@pytest.mark.slow
 def test_costs_are_measured_for_each_arm(monkeypatch, tmp_path):
     timed = []
 
