@@ -47,6 +47,7 @@ from minseg.files.datasets import find_slides
 from minseg.files.masks import VOID, Mask
 from minseg.files.slides import Slide, open_slide
 from minseg.run.config import check_made_from
+from minseg.run.errors import plain
 from minseg.run.prepare import leave_out, mask_options
 from minseg.run.report import Parser, Progress, contact_sheet, draw_outlines
 from minseg.run.scores import open_saved
@@ -136,7 +137,7 @@ def rank(run: Path, data: Path | None = None) -> list[dict]:
         config, summary = (json.loads((run / name).read_text(encoding="utf-8"))
                            for name in ("config.json", "summary.json"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run}: is not a complete run ({error}): train all of its folds")
+        raise ValueError(f"{run}: is not a complete run ({plain(error)}): train all of its folds")
     side = max(1, config["tile"] * config["scale"] // 2)
     items = leave_out(find_slides(data or config["data"], **mask_options(config)),
                       config.get("exclude"))

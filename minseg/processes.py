@@ -1,8 +1,9 @@
 """# Several processes, one run
 
 **Idea.** `torchrun` starts the same program P times, each with a GPU of its own or on a machine of
-its own. A run is defined by its options. How many processes compute it changes the time, not the
-result.
+its own. A run is defined by its options. How many processes compute it changes the time, and the
+result only by rounding: where a process has several micro-batches, gradients are added up in
+another order, and over many steps that grows, as rounding does on another device.
 
 A step has A micro-batches (`--accumulate`), numbered through the whole run. Process p takes A / P
 of them in a row, and computes the gradient of their share of the loss. All random numbers of a
