@@ -14,7 +14,7 @@ their height. A second start with the same arguments skips the slides that are c
 
 import sys
 
-from minseg import open_slide, processes
+from minseg import processes
 from minseg.predictor import predictor, skip_flat
 from minseg.run.bands import predict_slide
 from minseg.run.checkpoint import load_ensemble
@@ -37,17 +37,17 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
     """Predict one slide band by band, and write its files meanwhile. Returns the run-length encoder
     of its mask. `printed_notes`: notes on files that need not be printed again; it is extended.
     `progress` is called with each share of the slide that is done."""
-    slide = open_slide(path, ensemble.scale, ensemble.white)
-    microns = ensemble.microns
+    slide, microns = ensemble.open(path, args.sizes.get(path)), ensemble.microns
     unknown = ["states the size of its pixels, but the model none that it was trained at: make "
                "sure that they are the same"] if slide.microns and microns is None else []
     for note in slide.notes + unknown:
         if note not in printed_notes:
             warn(f"{path}: {note} (the same note on other slides is not printed)")
             printed_notes.add(note)
-    if microns and slide.microns and not 0.9 <= slide.microns / microns <= 1.1:
+    compared = slide.microns and microns and not ensemble.resample
+    if compared and not 0.9 <= slide.microns / microns <= 1.1:
         warn(f"{path}: has {slide.microns:.3g} µm per pixel by its tags, the model was trained at "
-             f"{microns:.3g}: resample it, or expect worse masks")
+             f"{microns:.3g}: expect worse masks, or train with --microns")
     batch = max(1, args.batch // 8) if args.tta else args.batch  # --tta has 8 views of each tile
     with write_outputs(path, slide, ensemble, args) as outputs:
         read = outputs.preview.watching(slide.read)  # the preview is made of the rows that are read

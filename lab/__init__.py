@@ -6,6 +6,7 @@ docs/results/ and docs/figures/.
 | `lab.study` | which trick helps |
 | `lab.race` | train.py beside the recipe of other libraries |
 | `lab.small` | the same on data sets of five images |
+| `lab.magnifications` | slides of two magnifications, with and without `--microns` |
 | `lab.effects` | and how sure that is |
 | `lab.peers` | the recipe of other libraries |
 | `lab.harness` | what study, race and small share: runs that can stop and go on |

@@ -18,8 +18,8 @@ from minseg.run.checkpoint import load_ensemble, load_model, save_model
 NETWORK = {"encoder": "efficientnet-lite0", "decoder_channels": [16, 8, 8, 8, 4],
            "mean": [0.7, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
 FACTS = {"scale": 2, "tile": 96, "threshold": 0.45, "microns": 0.65, "white": 4095,
-         "label": "glomerulus", "turn": True}
-UNKNOWN = {"microns": None, "white": None, "label": None, "turn": False}
+         "label": "glomerulus", "turn": True, "resample": False}
+UNKNOWN = {"microns": None, "white": None, "label": None, "turn": False, "resample": False}
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -225,7 +225,8 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_its_name(path, checkp
     ("microns", 0), ("microns", -1.0), ("microns", NAN), ("microns", float("inf")),
     ("microns", "0.5"), ("microns", True),
     ("white", 0), ("white", 4095.0), ("white", True), ("white", "4095"), ("white", NAN),
-    ("label", 3), ("label", ["nuclei"]), ("label", False), ("turn", None), ("turn", 1)])
+    ("label", 3), ("label", ["nuclei"]), ("label", False), ("turn", None), ("turn", 1),
+    ("resample", None), ("resample", 1)])
 def test_a_fact_of_another_type_or_out_of_range_is_refused_with_its_value(
         path, checkpoint, name, value):
     torch.save({**checkpoint, name: value}, path)

@@ -36,6 +36,11 @@ def slides(*changes):
             for i, change in enumerate(changes)]
 
 
+def seen(scale, tile, microns=None):
+    """The options that say what the network sees."""
+    return SimpleNamespace(scale=scale, tile=tile, microns=microns)
+
+
 @pytest.fixture
 def said(capsys):
     """Calls a function and returns the lines that it prints."""
@@ -48,7 +53,7 @@ def said(capsys):
 
 def test_of_masks_that_leave_nothing_open_nothing_is_said(said):
     assert said(report_data, items(1), slides({})) == []
-    assert said(report_objects, items(1), slides({}), 1, 40) == [
+    assert said(report_objects, items(1), slides({}), seen(1, 40)) == [
         "5.0% of pixels positive, 1 objects, median diameter 11 pixels"]
     assert said(report_copies, items(2), slides({}, {}), [0, 1]) == []
     assert said(report_values, items(3), slides({}, {"kind": "void"}, {"kind": ""})[::2]) == []
@@ -175,19 +180,19 @@ def test_folds_groups_and_tiles_are_counted(said, tmp_path):
 def test_what_there_is_to_find_is_a_share_of_the_labelled_pixels(said):
     lines = said(report_objects, items(2), slides(
         {"void": 1000, "positive": 500, "objects": [100, 400]}, {"positive": 0, "objects": []}),
-        2, 20)
+        seen(2, 20))
     # of 3,000 labelled pixels; the median area is 250: a disc 17.8 pixels wide
     assert lines == ["16.7% of pixels positive, 2 objects, median diameter 18 pixels (9 at --scale "
                      "2)", "no object in: a1"]
     assert said(report_objects, items(1), slides({"positive": 0, "objects": [], "void": 2000}),
-                1, 40) == ["no object in: a0"]
+                seen(1, 40)) == ["no object in: a0"]
 
 
 def test_masks_that_are_mostly_positive_may_be_inverted(said):
     half, more = {"positive": 1000, "objects": []}, {"positive": 1001, "objects": []}
     for changes, told in (((more, more, half), True), ((more, half), False), ((half,), False),
                           ((more,), True)):
-        lines = said(report_objects, items(len(changes)), slides(*changes), 1, 40)
+        lines = said(report_objects, items(len(changes)), slides(*changes), seen(1, 40))
         count = changes.count(more)
         assert [line.split("?")[0] for line in lines] == [
             f"in {count} of {len(changes)} images more than half of the pixels are positive: are "
@@ -197,7 +202,8 @@ def test_masks_that_are_mostly_positive_may_be_inverted(said):
 @pytest.mark.parametrize("scale, tile, small", [
     (1, 40, False), (1, 41, True), (2, 20, False), (2, 21, True)])
 def test_images_smaller_than_a_tile_are_named(said, scale, tile, small):
-    lines = said(report_objects, items(2), slides({}, {"height": 99, "width": 99}), scale, tile)
+    lines = said(report_objects, items(2), slides({}, {"height": 99, "width": 99}),
+                 seen(scale, tile))
     at = " at --scale 2" if scale == 2 else ""
     assert lines[1:] == [f"1 of 2 images are smaller than a tile of {tile} x {tile} pixels{at}, "
                          "and filled up with mirror images: a0"] * small
@@ -205,13 +211,15 @@ def test_images_smaller_than_a_tile_are_named(said, scale, tile, small):
 
 def test_objects_of_less_than_half_a_block_are_too_small_for_a_scale(said):
     change = {"objects": [8, 7, 400]}
-    assert said(report_objects, items(1), slides(change), 4, 9)[1:] == [
+    assert said(report_objects, items(1), slides(change), seen(4, 9))[1:] == [
         "1 of 3 objects are smaller than half a pixel at --scale 4, too small to be seen there: "
         "use a smaller --scale"]
-    assert len(said(report_objects, items(1), slides({"objects": [8, 400]}), 4, 9)) == 1
-    assert "1 of 2 objects" in said(report_objects, items(1), slides({"objects": [1, 2]}), 2, 9)[1]
+    assert len(said(report_objects, items(1), slides({"objects": [8, 400]}), seen(4, 9))) == 1
+    lines = said(report_objects, items(1), slides({"objects": [1, 2]}), seen(2, 9))
+    assert "1 of 2 objects" in lines[1]
     gone = {"objects": [8], "area": [0, 0]}
-    assert said(report_objects, items(2), slides(gone, {"positive": 0, "area": [0]}), 4, 9)[1] == (
+    lines = said(report_objects, items(2), slides(gone, {"positive": 0, "area": [0]}), seen(4, 9))
+    assert lines[1] == (
         "0 of 2 objects are smaller than half a pixel at --scale 4, too small to be seen there; "
         "nothing is left in 1 images with objects: a0: use a smaller --scale")
 
@@ -226,14 +234,14 @@ def test_copies_in_different_folds_are_named(said):
 
 @pytest.mark.parametrize("sizes, median, lines", [
     ((0.5, 0.5), 0.5, []), ((1.0, 1.1), 1.05, []), ((None, None), None, []),
-    ((0.5, 0.56), None, ["images of different pixel size: 0.5 µm (a0); 0.56 µm (a1): resample them "
-                         "to one size, or leave some out with --exclude; model.pt will state no "
-                         "pixel size"]),
+    ((0.5, 0.56), None, ["images of different pixel size: 0.5 µm (a0); 0.56 µm (a1): --microns "
+                         "brings them to one size, --exclude leaves some out; model.pt will state "
+                         "no pixel size"]),
     ((2.0, 2.1), 2.05, []), ((0.5, None, 0.52), 0.51,
      ["a1: no pixel size in the file, unlike the others: is it the same?"]),
     ((1.0, 1.11, 1.05), None, [
-        "images of different pixel size: 1.02 µm (a0, a2); 1.11 µm (a1): resample them to one "
-        "size, or leave some out with --exclude; model.pt will state no pixel size"])])
+        "images of different pixel size: 1.02 µm (a0, a2); 1.11 µm (a1): --microns brings them "
+        "to one size, --exclude leaves some out; model.pt will state no pixel size"])])
 def test_pixel_sizes_that_differ_by_more_than_a_tenth_have_no_median(
         capsys, sizes, median, lines):
     found = pixel_size(items(len(sizes)), slides(*({"microns": size} for size in sizes)))

@@ -32,7 +32,8 @@ def refused(capsys, read, *words):
 def test_train_py_has_these_defaults(capsys):
     given = vars(train())
     assert given == {
-        "data": None, "scale": 4, "tile": 128, "stride": 48, "folds": None, "fold": None,
+        "data": None, "scale": 4, "microns": None, "tile": 128, "stride": 48, "folds": None,
+        "fold": None,
         "negatives": 1.0, "exclude": None, "label": None, "ignore": None, "white": None,
         "encoder": "efficientnet-b0", "weights": None, "gates": False, "attention": "none",
         "hypercolumn": False, "deep_supervision": False, "loss": "bce+batch_dice", "then": None,
@@ -54,7 +55,8 @@ def test_infer_py_has_these_defaults():
         "slides": [Path("a.tif")], "model": [Path("m.pt")], "out": Path("o"), "device": "cpu",
         "tta": False, "threshold": None, "white": None, "tile": None, "overlap": 0.5,
         "window": "linear", "skip_flat": False, "batch": 8, "amp": False, "compile": False,
-        "probabilities": False, "geojson": False, "min_area": 0, "rle": None}
+        "probabilities": False, "geojson": False, "min_area": 0, "rle": None,
+        "sizes": {}}
 
 
 def test_recipes_are_those_of_the_page_on_training(capsys):

@@ -60,23 +60,24 @@ def test_folds_that_cannot_be_are_refused(groups, number, fold, words):
 
 def test_masks_need_something_to_find_and_something_beside_it():
     half = changed(void=94)
-    assert sorted(make_folds(items("ab"), [SLIDE, half], tiles(5, 5), 2, 1)) == [0, 1]
+    assert sorted(make_folds(items("ab"), [SLIDE, half], tiles(5, 5), 2, "--scale 1")) == [0, 1]
     full = changed(positive=100)
-    assert sorted(make_folds(items("ab"), [full, SLIDE], tiles(100, 5), 2, 1)) == [0, 1]
+    assert sorted(make_folds(items("ab"), [full, SLIDE], tiles(100, 5), 2, "--scale 1")) == [0, 1]
     for masks, change, areas, words in (
             ({}, {"positive": 0}, (0, 0), "^m: no mask has a positive pixel"),
             ({"runs": ""}, {"positive": 0}, (0, 0), "^m/a0.png: no mask has"),
             ({}, {"void": 95}, (5, 5), "^m: every labelled pixel is positive"),
             ({}, {}, (0, 0), "^m: nothing positive is left at --scale 4")):
         with pytest.raises(ValueError, match=words):
-            make_folds(items("ab", **masks), [changed(**change)] * 2, tiles(*areas), 2, 4)
+            make_folds(items("ab", **masks), [changed(**change)] * 2, tiles(*areas), 2,
+                       "--scale 4")
 
 
 def test_a_fold_needs_something_to_learn_from_and_something_to_score():
     folder, nothing, void = Path("d"), changed(positive=0), changed(void=100)
-    check_folds(folder, [SLIDE] * 3, tiles(5, 5, 0), [0, 1, 1], [0, 1], 2)
-    check_folds(folder, [SLIDE, SLIDE, void], tiles(5, 5, 0), [0, 1, 1], [0, 1], 2)
-    check_folds(folder, [SLIDE, changed(void=94)], tiles(5, 5), [0, 1], [0, 1], 2)
+    check_folds(folder, [SLIDE] * 3, tiles(5, 5, 0), [0, 1, 1], [0, 1], "")
+    check_folds(folder, [SLIDE, SLIDE, void], tiles(5, 5, 0), [0, 1, 1], [0, 1], "")
+    check_folds(folder, [SLIDE, changed(void=94)], tiles(5, 5), [0, 1], [0, 1], "")
     for facts, areas, chosen, words in (
             ([SLIDE, SLIDE], (5, 0), [0], "outside fold 0 nothing positive is left at --scale 2"),
             ([SLIDE, SLIDE, nothing], (5, 0, 0), [0], "outside fold 0 nothing positive is left at"),
@@ -84,7 +85,8 @@ def test_a_fold_needs_something_to_learn_from_and_something_to_score():
             ([SLIDE, nothing], (5, 0), [1, 0], "outside fold 0 no mask has a positive pixel"),
             ([SLIDE, void], (5, 5), [1], "all images of fold 1 are void: nothing to score")):
         with pytest.raises(ValueError, match=f"^d: {words}"):
-            check_folds(folder, facts, tiles(*areas), [0, 1, 1][: len(facts)], chosen, 2)
+            check_folds(folder, facts, tiles(*areas), [0, 1, 1][: len(facts)], chosen,
+                        "--scale 2")
 
 
 ARGS = {"batch": 4, "accumulate": 1, "negatives": "all", "seed": 3, "epochs": 1.0, "then": "bce"}

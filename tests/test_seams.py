@@ -31,7 +31,7 @@ def item(tmp_path):
 
 
 def measured(item, folder, tile, share=0, window="uniform"):
-    args = argparse.Namespace(device="cpu", amp=False, tile=tile, scale=1, batch=4)
+    args = argparse.Namespace(device="cpu", amp=False, tile=tile, scale=1, microns=None, batch=4)
     (folder / "probabilities").mkdir(exist_ok=True)
     predict(WrongAtTheBorder(), [item], args, overlap=share, window=window,
             folder=folder / "probabilities")

@@ -367,7 +367,7 @@ def test_the_second_time_no_slide_is_read(tmp_path, monkeypatch, runs):
     item = slide(tmp_path, noise(70, 60), mask, suffix="tif", resolution=(3, 3))
     item = with_runs(item, mask) if runs else item
     facts, before = cut(item, tmp_path / "cache", **ONE), contents(tmp_path)
-    monkeypatch.setattr(minseg.run.tiles, "open_slide", closed)
+    monkeypatch.setattr(minseg.files.masks, "open_slide", closed)
     monkeypatch.setattr(minseg.run.tiles, "Mask", closed)
     assert cut(item, tmp_path / "cache", **ONE) == facts
     assert contents(tmp_path) == before and len(before) == 2

@@ -880,8 +880,8 @@ def test_slides_of_two_magnifications_are_named_and_no_size_is_stored(tmp_path, 
     args = train_options(["--data", str(write_hubmap(tmp_path / "data", (0.25, 0.5, None, 0.252))),
                           "--out", str(tmp_path / "o"), *QUICK])
     assert train.prepare(args).microns is None
-    assert ("images of different pixel size: 0.251 µm (slide0, slide3); 0.5 µm (slide1): resample "
-            "them to one size, or leave some out") in capsys.readouterr().out
+    assert ("images of different pixel size: 0.251 µm (slide0, slide3); 0.5 µm (slide1): "
+            "--microns brings them to one size") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change, words", [

@@ -4,6 +4,7 @@ A folder has one of two layouts:
 
     DIR/images/ID.{png,jpg,tif,svs,...}   DIR/masks/ID.{png,tif,geojson,json}
     DIR/groups.csv: id,group              optional
+    DIR/slides.csv: id,microns            optional: the size of a pixel, see below
 
     DIR/train/ID.{tiff,...}               as HuBMAP published it
     DIR/train.csv: id,encoding            run-length code; optional if each image has polygons
@@ -90,6 +91,8 @@ clear.
 | groups.csv without a group for an image | refused |
 | HuBMAP's table without a patient for an image | the image is a group of its own |
 | groups written in two ways: P1, p-01 and P_1; 1, 01 and 1.0; but not 1-11 and 11-1 | refused |
+| slides.csv, in both layouts | sizes of pixels for files that state none, or a wrong one |
+| slides.csv without a line or number for an image | what its file states counts |
 | Groups.csv, groups.xlsx and the like, without groups.csv | refused, with the remedy |
 | images or masks in subfolders | refused, with the remedy |
 | images/ and masks/ with a train.csv that has no column encoding | this table is not used |
@@ -107,9 +110,10 @@ from pathlib import Path
 
 from .layouts import TABLE, files_of, holds, images_of, is_hubmaps, masks_of, name_of, visible
 from .masks import POLYGON_SUFFIXES, VOID, Item, classes_of, drawn_instead
+from .pixel_size import SIZES, to_number
 from .polygons import VALUE
-from .slides import IMAGE_SUFFIXES
-from .tables import ONCE, clean, read_table, refuse_alike
+from .slides import IMAGE_SUFFIXES, SIZES_TABLE, sizes_for
+from .tables import ONCE, clean, has_column, read_table, refuse_alike
 
 GROUPS = "groups.csv"
 PATIENTS = "HuBMAP-20-dataset_information.csv"
@@ -129,7 +133,28 @@ def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Seque
         items = [drawn_instead(item) if item.polygons else item for item in items]
     labels, ignore = (tuple(map(clean, names)) for names in (labels, ignore))
     _check_classes(folder, items, {*labels, *ignore} - {str(VOID)})
-    return [replace(item, labels=labels, ignore=ignore, white=white) for item in items]
+    sizes = stated_sizes([item.image for item in items])
+    return [replace(item, labels=labels, ignore=ignore, white=white,
+                    pixel_size=sizes.get(item.image)) for item in items]
+
+
+def stated_sizes(images: Iterable[Path]) -> dict[Path, float]:
+    """The sizes of pixels, in micrometres, that slides.csv (`id`, `microns`) states for images: the
+    table lies in their folder, or in that of their data set. ValueError for a size that no slide
+    has."""
+    tables: dict[Path, dict[str, str]] = {}
+    sizes = {}
+    for image in images:
+        table = sizes_for(image)
+        if table not in tables:
+            used = os.path.lexists(table) and has_column(table, "microns")
+            tables[table] = _by_name(table, read_table(table, "id", "microns")) if used else {}
+        if text := tables[table].get(name_of(image.name)):
+            sizes[image] = to_number(text.replace(",", "."))
+            if not SIZES[0] <= sizes[image] <= SIZES[1]:
+                raise ValueError(f"{table}: states {text} µm for {image.stem}: needs the width of "
+                                 "a pixel in micrometres, such as 0.25")
+    return sizes
 
 
 def _find_pairs(folder: Path) -> list[Item]:
@@ -214,6 +239,8 @@ def unused_files(folder: str | Path, items: Sequence[Item]) -> list[Path]:
     its tables and other folders of images."""
     folder = Path(folder)
     used = {folder / GROUPS, folder / PATIENTS}
+    if any(item.pixel_size for item in items):
+        used.add(folder / SIZES_TABLE)
     for item in items:
         used.update(filter(None, (item.image, item.mask, item.polygons)))
     parts = {path.parent for path in used} - {folder}

@@ -27,7 +27,7 @@ from .polygons import (
     read_polygons,
 )
 from .rle import Runs
-from .slides import Window, naming, open_source
+from .slides import Slide, Window, naming, open_slide, open_source
 from .tiff import Source
 
 VOID = 255
@@ -40,8 +40,8 @@ class Item:
     """One image of a data set, the file with its mask, and its group, which must never be split
     between folds. `runs` is the mask's run-length code if that file is a table; `polygons` is then
     the file of polygons beside it, if there is one. `labels` and `ignore` are the classes of
-    polygons that are objects and void; "255" in `ignore` makes this value void in masks. `white` is
-    passed on to `open_slide`."""
+    polygons that are objects and void; "255" in `ignore` makes this value void in masks. `white`
+    and `pixel_size`, which slides.csv states in micrometres, are those of `open_slide`."""
 
     id: str
     image: Path
@@ -52,6 +52,12 @@ class Item:
     labels: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     white: int | None = None
+    pixel_size: float | None = None
+
+    def open(self, scale: int = 1, microns: float | None = None) -> Slide:
+        """The image, `scale` times smaller or, with `microns`, in pixels of that size."""
+        return open_slide(self.image, scale, self.white, microns=microns,
+                          pixel_size=self.pixel_size)
 
 
 class Mask:

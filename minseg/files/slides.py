@@ -3,7 +3,8 @@
 `open_slide` reads windows of an image without loading the image. A file whose meaning is clear
 becomes uint8 RGB; any other is refused with a message of one line that names the file, what is
 wrong and what to do. At a coarser `scale`, each pixel is the mean of a block of `scale` x `scale`
-pixels, and blocks at the right and lower border average only the pixels that exist.
+pixels, and blocks at the right and lower border average only the pixels that exist. With `microns`
+instead, each pixel is a square of so many micrometres (`minseg.files.resample`).
 
 **What is accepted**
 
@@ -62,6 +63,7 @@ or 72 to 600 per inch (editors, printers) where they know no size: hence the lim
 | TIFF in tiles or strips | only those touched, decoded in parallel; the latest are kept |
 | TIFF with compressed strips too large to keep | decompressed once to a scratch file, then mapped |
 | TIFF pyramid | from the coarsest level whose factor divides `scale`; block means do the rest |
+| the same, with `microns` | from the coarsest level that is still finer, if no whole `scale` fits |
 | PNG, JPEG | decoded once as a whole; a large one is kept in a scratch file |
 
 Threads and forked workers may share a slide, and it can be pickled.
@@ -82,6 +84,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from . import tiff
 from .formats import OTHER_SLIDES, conversion, format_of, index_of
+from .resample import Scaling, block_for, factors_for
 from .tiff import TURNED, Decoded, Mapped, Source, UnsupportedImage, open_tiff, scratch_file
 
 # Pillow's limits protect against malicious files; slides are the user's own, and large.
@@ -90,6 +93,11 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**31  # profil
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".tf8", ".bif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
+SIZES_TABLE = "slides.csv"  # id,microns: sizes of pixels, where files state none or wrong ones
+NO_SIZE = ("{}: states no size of its pixels, without which it cannot be brought to {:g} µm: add a "
+           "line for it to {} (id,microns)")
+COARSER = ("its pixels measure {:.3g} µm, more than the {:g} they are brought to: it is enlarged, "
+           "which adds no detail")
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
 
 
@@ -247,36 +255,75 @@ class Slide:
     """An image from which windows are read. `height` and `width` are in scaled pixels,
     `full_height` and `full_width` in the file's own pixels; `pixel_size` is the width and height of
     one of the file's own pixels in micrometres, `microns` the side of a square of the same area;
-    both are None if it is unknown. `notes` are what the user should know about the file, a line
-    each."""
+    both are None if it is unknown. `scaling` tells how many own pixels make a scaled one; `scale`
+    is that number if it is a whole one, else None. `notes` are what the user should know about the
+    file, a line each."""
 
-    def __init__(self, path: str | Path, scale: int = 1, white: int | None = None):
-        self.path, self.scale = Path(path), scale
-        self._white_given, self._source = white, (source := open_source(path, scale))
+    def __init__(self, path: str | Path, scale: int = 1, white: int | None = None,
+                 microns: float | None = None, pixel_size: float | None = None):
+        self.path = Path(path)
+        self._options = scale, white, microns, pixel_size
+        source = open_source(path, scale)
         dtype = source.pixels.dtype
         if dtype not in (bool, np.uint8, np.uint16):
             raise ValueError(f"{path}: contains {dtype} values: save it with 8 or 16 bits")
         self.full_height, self.full_width = source.height, source.width
-        self.height, self.width = -(-source.height // scale), -(-source.width // scale)
-        self.pixel_size, self.notes = source.pixel_size, list(source.notes)
+        self.notes = list(source.notes)
+        self.pixel_size = self._size(source.pixel_size, pixel_size)
         x, y = self.pixel_size or (0.0, 0.0)
         self.microns = (x if x == y else math.sqrt(x * y)) or None  # no rounding where they agree
+        factors, block = (float(scale), float(scale)), scale
+        if microns:
+            if self.pixel_size is None:
+                raise ValueError(NO_SIZE.format(path, microns, sizes_for(self.path)))
+            factors = factors_for(self.pixel_size, microns)
+            block = block_for(factors, source.levels)
+            if block > 1:
+                source = open_source(path, block)
+            if max(factors) < 1 / 1.5:
+                self.notes.append(COARSER.format(self.microns, microns))
+        self._source, self.scale = source, block if factors == (block, block) else None
+        self.scaling = Scaling(self.full_height, self.full_width, factors, block)
+        self.height, self.width = self.scaling.height, self.scaling.width
         self._white = source.white if source.says_white else white or source.white
+        self._white_given = white
         if dtype.kind != "b" and source.palette is None and (
                 not source.says_white or self._white < np.iinfo(dtype).max):
             self._compare_with_white()
         self._premultiplied = source.premultiplied and self._is_premultiplied()
 
     def __reduce__(self) -> tuple:  # a copy in another process opens the file itself
-        return open_slide, (self.path, self.scale, self._white_given)
+        return Slide, (self.path, *self._options)
+
+    def _size(self, in_file: tuple[float, float] | None,
+              stated: float | None) -> tuple[float, float] | None:
+        """The width and height of a pixel: what is `stated` beside the file goes before what is in
+        it, with a note if that is another size."""
+        if stated is None:
+            return in_file
+        if in_file and not (0.9 < stated / in_file[0] < 1.1 and 0.9 < stated / in_file[1] < 1.1):
+            x, y = in_file
+            self.notes.append(f"states a pixel of {x:.4g} x {y:.4g} µm, {SIZES_TABLE} one of "
+                              f"{stated:.4g}: this counts")
+        return stated, stated
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
         if not (0 <= y <= y + h <= self.height and 0 <= x <= x + w <= self.width):
             raise ValueError(f"the window (y, x, h, w) = {y, x, h, w} leaves the slide of "
                              f"{self.height} x {self.width} pixels")
+        pixels = self.scaling.read(self._blocks, y, x, h, w)
+        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, 2)
+
+    def read_all(self) -> np.ndarray:
+        """The whole image, uint8 (height, width, 3). Meant for coarse scales."""
+        return self.read(0, 0, self.height, self.width)
+
+    def _blocks(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """The window in blocks of `scaling.block` pixels, uint8 (h, w, 3), or (h, w, 1) if it is
+        grey."""
         height, width = self._source.pixels.shape[:2]
-        scale = self.scale // self._source.factor
+        scale = self.scaling.block // self._source.factor
         # A level of a pyramid may be rounded down in size: then its last pixels are repeated.
         y, x = min(y, -(-height // scale) - 1), min(x, -(-width // scale) - 1)
         rows, columns = min(h, -(-height // scale) - y), min(w, -(-width // scale) - x)
@@ -284,11 +331,7 @@ class Slide:
             blocks = read_blocks(self._window, height, width, scale, y, x, rows, columns)
         if (rows, columns) != (h, w):
             blocks = np.pad(blocks, [(0, h - rows), (0, w - columns), (0, 0)], mode="edge")
-        return blocks if blocks.shape[2] == 3 else np.repeat(blocks, 3, 2)
-
-    def read_all(self) -> np.ndarray:
-        """The whole image, uint8 (height, width, 3). Meant for coarse scales."""
-        return self.read(0, 0, self.height, self.width)
+        return blocks
 
     def _window(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window in the stored pixels, uint8 (h, w, 3), or (h, w, 1) if it is grey."""
@@ -346,12 +389,27 @@ class Slide:
                               f"{likely_white}")
 
 
-def open_slide(path: str | Path, scale: int = 1, white: int | None = None) -> Slide:
+def open_slide(path: str | Path, scale: int = 1, white: int | None = None, *,
+               microns: float | None = None, pixel_size: float | None = None) -> Slide:
     """Opens an image file to read windows of it, `scale` times smaller (a whole number, at least
-    1). `white` is the value that is white in files of 16 bits that do not say so themselves
-    (default 65535). ValueError names a file that cannot be read."""
+    1), or, with `microns`, in pixels of that many micrometres. `white` is the value that is white
+    in files of 16 bits that do not say so themselves (default 65535). `pixel_size`, in micrometres,
+    is what somebody stated for a file without a size, or with a wrong one. ValueError names a file
+    that cannot be read, or that needs a size of its pixels and has none."""
     if scale != int(scale) or scale < 1:
         raise ValueError(f"scale must be a whole number of at least 1, not {scale}")
     if white is not None and not 0 < white < 65536:
         raise ValueError(f"white must be a 16-bit value from 1 to 65535, not {white}")
-    return Slide(path, int(scale), white)
+    for name, size in (("microns", microns), ("pixel_size", pixel_size)):
+        if size is not None and not 0 < size < math.inf:
+            raise ValueError(f"{name} must be a length in micrometres above 0, not {size}")
+    if microns is not None and scale != 1:
+        raise ValueError("scale and microns cannot be given together")
+    return Slide(path, int(scale), white, microns, pixel_size)
+
+
+def sizes_for(path: Path) -> Path:
+    """Where the size of an image's pixels may be stated: a table in the image's folder, or in that
+    of the data set which the image belongs to."""
+    folder = path.resolve().parent
+    return (folder.parent if folder.name in ("images", "train") else folder) / SIZES_TABLE

@@ -258,6 +258,7 @@ class Source:
     height: int  # of the whole image, of which `pixels` may be a smaller copy
     width: int
     factor: int = 1  # how many times smaller `pixels` is
+    levels: list[int] = field(default_factory=list)  # a pyramid's: how many times smaller each is
     pixel_size: tuple[float, float] | None = None  # µm, x and y, of the whole image's pixels
     white: int = 255  # the value that is white
     says_white: bool = True  # whether the file says so; if not, 16-bit values may stop far below
@@ -279,12 +280,14 @@ def open_tiff(path: Path, scale: int) -> Source:
         height, width = read_layout(levels[0])[0][:2]
         orientation = page.tags.valueof("Orientation", default=1)
         turned = orientation if orientation in range(2, 9) else 0
-        chosen, factor = levels[0], 1
+        chosen, factor, smaller = levels[0], 1, []
         for level in levels[1:] if not turned else ():  # from fine to coarse
             h, w = read_layout(level)[0][:2]
             times = round(width / w)
-            if scale % times == 0 and abs(height / times - h) < 1 and abs(width / times - w) < 1:
-                chosen, factor = level, times
+            if abs(height / times - h) < 1 and abs(width / times - w) < 1:
+                smaller.append(times)
+                if scale % times == 0:
+                    chosen, factor = level, times
         pixels = open_level(path, tiff, chosen, turned)
         ome, resized = described(tiff, width, height)
         size = None if resized else pixel_size(tiff, page, ome, notes)
@@ -292,7 +295,7 @@ def open_tiff(path: Path, scale: int) -> Source:
             notes.append(RESIZED.format(*resized, width, height))
         if factor == 1:  # rows may have become columns
             height, width = pixels.shape[:2]
-        source = Source(pixels, height, width, factor, notes=notes)
+        source = Source(pixels, height, width, factor, smaller, notes=notes)
         name_channels(source, chosen, ome)
         find_white(source, page, ome)
         if size:

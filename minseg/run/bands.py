@@ -5,20 +5,20 @@ ever holds the whole slide: the TIFF is written in tiles, compressed in a thread
 the network goes on, and the preview is reduced band by band.
 """
 
+import math
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import tifffile
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..files.atomic import atomic
+from ..files.resample import linear
 from ..files.slides import Slide
 from ..tiling import predict_bands
 from .errors import check_probabilities
@@ -45,27 +45,30 @@ def predict_slide(predict: Callable[[Tensor], Tensor], slide: Slide, *, tile: in
 def enlarge(slide: Slide, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
     """Bands (C, rows, width) in scaled pixels -> bands in the file's own pixels, bilinear. Both
     are (y, band) from top to bottom, as `predict_bands` yields them. The result equals the
-    whole map enlarged at once: each band waits until the first row of the next is known."""
-    if slide.scale == 1:
+    whole map enlarged at once: a band waits until the rows below it are known."""
+    if slide.scaling.factors == (1, 1):
         yield from bands
         return
-    step = max(1, 256 // slide.scale)  # rows to enlarge at a time, to bound the memory
-    pieces = ((y + i * step, piece) for y, band in bands
-              for i, piece in enumerate(band.split(step, 1)))
-    row_above: Tensor | None = None
-    waiting: tuple[int, Tensor] | None = None
-    for y, piece in chain(pieces, [(slide.height, None)]):
-        if waiting is not None:
-            top, band = waiting
-            above = band[:, :1] if row_above is None else row_above
-            below = band[:, -1:] if piece is None else piece[:, :1]
-            rows = min(band.shape[1] * slide.scale, slide.full_height - top * slide.scale)
-            large = torch.cat([above, band, below], 1)
-            large = F.interpolate(large[None], scale_factor=slide.scale, mode="bilinear")[0]
-            yield top * slide.scale, large[:, slide.scale :][:, :rows, : slide.full_width]
-            row_above = band[:, -1:]
-        if piece is not None:
-            waiting = y, piece
+    down, right = slide.scaling.factors  # own pixels for each row and column
+    first, weights = linear(0, slide.full_height, 1 / down, slide.height)
+    weight = torch.from_numpy(weights).float()[..., None]  # (full_height, 2, 1)
+    below = np.minimum(first + 1, slide.height - 1)  # the second row that each is made of
+    step = max(1, 256 // math.ceil(down))  # rows to enlarge at a time, to bound the memory
+    held, done = torch.empty(0), 0  # the last rows that came; how many of the file's are done
+    for y, piece in ((y + i * step, piece) for y, band in bands
+                     for i, piece in enumerate(band.split(step, 1))):
+        held = torch.cat([held, piece], 1) if held.numel() else piece
+        bottom = y + piece.shape[1]
+        known = int(np.searchsorted(below, bottom)) if bottom < slide.height else slide.full_height
+        if known == done:
+            continue
+        top, rows = bottom - held.shape[1], slice(done, known)
+        large = (held[:, first[rows] - top] * weight[rows, 0]
+                 + held[:, below[rows] - top] * weight[rows, 1])
+        # As F.interpolate does it, but to a width that need not be a multiple of the old one.
+        yield done, torch.ops.aten.upsample_linear1d(large, [slide.full_width], False, right)
+        done = known
+        held = held[:, int(first[min(done, len(first) - 1)]) - top :]
 
 
 @contextmanager

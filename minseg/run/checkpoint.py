@@ -2,9 +2,10 @@
 
 A checkpoint (`model.pt`) holds everything that a prediction needs, so that nothing can be forgotten
 or mixed up: the network's arguments (mean and standard deviation among them) and its weights; the
-scale of its training images, and the size of a pixel before scaling in micrometres; the side of its
-training tiles; the threshold; the value of white in 16-bit slides; and the class that it finds. The
-size of a pixel, white and the class are None if they are not known. A checkpoint holds only
+scale of its training images, and the size of a pixel before scaling in micrometres, or, with
+`--microns`, scale 1 and the size that all slides are brought to; the side of its training tiles;
+the threshold; the value of white in 16-bit slides; and the class that it finds. The size of a
+pixel, white and the class are None if they are not known. A checkpoint holds only
 tensors, numbers and strings, and is loaded with `weights_only=True`, so a file from a stranger
 cannot run code.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import atomic
+from ..files.slides import Slide, open_slide
 from ..pretrained import without_prefixes
 from ..processes import by_first
 from ..unet import UNet
@@ -29,13 +31,14 @@ from .errors import warn
 @by_first
 def save_model(path: str | Path, network: dict, state: dict, *, scale: int, tile: int,
                threshold: float, microns: float | None = None, white: int | None = None,
-               label: str | None = None, turn: bool = False) -> None:
+               label: str | None = None, turn: bool = False, resample: bool = False) -> None:
     """Writes a checkpoint. `network`: the arguments of `UNet`; `state`: its state dict; `microns`:
     the size of a pixel before scaling; `white`: the value of white in 16-bit slides; `label`: the
-    class that the network finds; `turn`: whether it was scored with turned tiles (`minseg.tiling`).
-    """
+    class that the network finds; `turn`: whether it was scored with turned tiles (`minseg.tiling`);
+    `resample`: whether slides are brought to `microns` (`minseg.files.resample`)."""
     write_checkpoint(path, network=network, state=state, scale=scale, tile=tile,
-                     threshold=threshold, microns=microns, white=white, label=label, turn=turn)
+                     threshold=threshold, microns=microns, white=white, label=label, turn=turn,
+                     resample=resample)
 
 
 def write_checkpoint(path: str | Path, **entries: Any) -> None:
@@ -84,8 +87,9 @@ def restore(path: Path, states: dict[str, Any], mask_area: Tensor,
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UNet, dict]:
     """The network of a checkpoint, in eval mode, and its {scale, tile, threshold, microns, white,
-    label, turn}. Where the file does not state them, the first three of the last four are None and
-    `turn`, whether tiles are turned (`minseg.tiling`), is False. The prefixes that wrappers add
+    label, turn, resample}. Where the file does not state them, microns, white and label are None;
+    `turn`, whether tiles are turned (`minseg.tiling`), and `resample`, whether slides are brought
+    to `microns`, are False. The prefixes that wrappers add
     to the names of weights (`module.`, `_orig_mod.`) are removed. ValueError names a file that is
     missing or is not a checkpoint of this project."""
     path = Path(path)
@@ -106,7 +110,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[UN
         net.load_state_dict(state)
         facts = {name: checkpoint[name] for name in ("scale", "tile", "threshold")}
         facts |= {name: checkpoint.get(name) for name in ("microns", "white", "label")}
-        facts["turn"] = checkpoint.get("turn", False)
+        facts |= {name: checkpoint.get(name, False) for name in ("turn", "resample")}
         check_facts(facts)
         for name, value in net.state_dict().items():
             cast = value.is_floating_point() and not state[name].is_floating_point()
@@ -135,6 +139,12 @@ class Ensemble:
     white: int | None  # value of white in 16-bit slides
     label: str | None  # the class that the networks find
     turn: bool = False  # whether all of them were scored with turned tiles (see `minseg.tiling`)
+    resample: bool = False  # whether slides are brought to `microns`, instead of scaled
+
+    def open(self, path: str | Path, pixel_size: float | None = None) -> Slide:
+        """A slide as the networks want it. `pixel_size` is that of `open_slide`."""
+        return open_slide(path, self.scale, self.white, pixel_size=pixel_size,
+                          microns=self.microns if self.resample else None)
 
 
 def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
@@ -154,6 +164,12 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
         if fact["scale"] != first["scale"]:
             raise ValueError(f"{other}: has scale {fact['scale']}, {path} has {first['scale']}: "
                              "run them one by one")
+        if fact["resample"] != first["resample"] or (
+                fact["resample"] and fact["microns"] != first["microns"]):
+            raise ValueError(" and ".join(
+                f"{each} was trained with " + (f"--microns {of['microns']:g}" if of["resample"]
+                                               else f"--scale {of['scale']}")
+                for each, of in ((other, fact), (path, first))) + ": run them one by one")
         if not white and fact["white"] != first["white"]:
             raise ValueError("{}: was trained with --white {}, {} with {}: choose with --white"
                              .format(other, fact["white"] or "not given", path,
@@ -176,7 +192,8 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files]
     return Ensemble(list(nets), hashes, first["scale"], tile or first["tile"], threshold,
                     min(sizes, default=None) if agree else 0, white or first["white"],
-                    min(labels, default=None), all(fact["turn"] for fact in facts))
+                    min(labels, default=None), all(fact["turn"] for fact in facts),
+                    first["resample"])
 
 
 def check_facts(facts: dict) -> None:
@@ -191,7 +208,8 @@ def check_facts(facts: dict) -> None:
                 "microns": lambda value: value is None or (number(value, 1e6) and value > 0),
                 "white": lambda value: value is None or count(value),
                 "label": lambda value: value is None or type(value) is str,
-                "turn": lambda value: type(value) is bool}
+                "turn": lambda value: type(value) is bool,
+                "resample": lambda value: value is False or (value is True and facts["microns"])}
     invalid = {name: value for name, value in facts.items() if not is_valid[name](value)}
     if invalid:
         raise ValueError(f"it holds {invalid}")

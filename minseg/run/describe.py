@@ -4,9 +4,10 @@
 there is to find, and what looks like a mistake. Masks that contradict each other are refused.
 """
 
+import argparse
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files.datasets import GROUPS, PATIENTS, TABLE_SUFFIXES, Item, count_classes
@@ -129,20 +130,31 @@ def report_folds(folder: Path, items: Sequence[Item], folds: Sequence[int], tile
           "blank tiles are left out of training")
 
 
-def report_objects(items: Sequence[Item], slides: Sequence[CutSlide], scale: int,
-                   tile: int) -> None:
+def resolution(args: argparse.Namespace) -> str:
+    """What size of pixels the network sees, as it was asked for: "--scale 4", "--microns 0.5"."""
+    return f"--microns {args.microns:g}" if args.microns else f"--scale {args.scale}"
+
+
+def report_objects(items: Sequence[Item], slides: Sequence[CutSlide],
+                   args: argparse.Namespace) -> None:
     """Prints what there is to find, and what looks like a mistake in it."""
+    # How many of a slide's own pixels the side of a scaled one measures.
+    factors = [args.microns / slide.microns if args.microns else args.scale for slide in slides]
+    scaled, tile = any(factor != 1 for factor in factors), args.tile
     pixels = [slide.height * slide.width for slide in slides]
     labelled = sum(pixels) - sum(slide.void for slide in slides)
     positive = sum(slide.positive for slide in slides) / max(1, labelled)
     areas = [area for slide in slides for area in slide.objects]
     if areas:
-        diameter = math.sqrt(4 / math.pi * statistics.median(areas))  # of a disc of that area
-        at_scale = f" ({diameter / scale:.0f} at --scale {scale})" if scale > 1 else ""
-        print(f"{positive:.1%} of pixels positive, {len(areas)} objects, median diameter "
-              f"{diameter:.0f} pixels{at_scale}")
-    if scale > 1:
-        report_vanished(items, slides, scale)
+        inside = diameter(area / factor**2 for slide, factor in zip(slides, factors)
+                          for area in slide.objects)  # in scaled pixels
+        size = f"{diameter(areas):.0f} pixels" + (
+            f" ({inside:.0f} at {resolution(args)})" if scaled else "")
+        if args.microns:  # pixels of different slides cannot be compared
+            size = f"{inside * args.microns:.3g} µm ({inside:.0f} pixels at {resolution(args)})"
+        print(f"{positive:.1%} of pixels positive, {len(areas)} objects, median diameter {size}")
+    if scaled:
+        report_vanished(items, slides, factors, resolution(args))
     if empty := [item.id for item, slide in zip(items, slides) if not slide.positive]:
         print(f"no object in: {some(empty)}")
     full = sum(2 * slide.positive > size for slide, size in zip(slides, pixels))
@@ -150,25 +162,31 @@ def report_objects(items: Sequence[Item], slides: Sequence[CutSlide], scale: int
         print(f"in {full} of {len(slides)} images more than half of the pixels are positive: are "
               "the masks inverted? Objects are 1 or 255, the background is 0 (of polygons: the "
               "value 0, or none)")
-    small = [item.id for item, slide in zip(items, slides)
-             if min(slide.height, slide.width) < tile * scale]
+    small = [item.id for item, slide, factor in zip(items, slides, factors)
+             if min(slide.height, slide.width) < tile * factor]
     if small:
         print(f"{len(small)} of {len(items)} images are smaller than a tile of {tile} x {tile} "
-              f"pixels{f' at --scale {scale}' if scale > 1 else ''}, and filled up with mirror "
+              f"pixels{f' at {resolution(args)}' if scaled else ''}, and filled up with mirror "
               f"images: {some(small)}")
 
 
-def report_vanished(items: Sequence[Item], slides: Sequence[CutSlide], scale: int) -> None:
-    """Prints how many objects are too small for the scale: those that fill less than half of a
-    block are background there, unless they share it with others."""
-    areas = [area for slide in slides for area in slide.objects]
-    small = sum(2 * area < scale**2 for area in areas)
+def diameter(areas: Iterable[float]) -> float:
+    """That of a disc of the median area."""
+    return math.sqrt(4 / math.pi * statistics.median(areas))
+
+
+def report_vanished(items: Sequence[Item], slides: Sequence[CutSlide], factors: Sequence[float],
+                    at: str) -> None:
+    """Prints how many objects are too small to be seen `at` the resolution: those that fill less
+    than half of a scaled pixel are background there, unless they share it with others."""
+    small = [2 * area < factor**2 for slide, factor in zip(slides, factors)
+             for area in slide.objects]
     gone = [item.id for item, slide in zip(items, slides)
             if slide.positive and not any(slide.area)]
-    if small or gone:
-        print(f"{small} of {len(areas)} objects are smaller than half a pixel at --scale {scale}, "
+    if any(small) or gone:
+        print(f"{sum(small)} of {len(small)} objects are smaller than half a pixel at {at}, "
               "too small to be seen there" + (f"; nothing is left in {len(gone)} images with "
-              f"objects: {some(gone)}" if gone else "") + ": use a smaller --scale")
+              f"objects: {some(gone)}" if gone else "") + f": use a smaller {at.split()[0]}")
 
 
 def report_copies(items: Sequence[Item], slides: Sequence[CutSlide], folds: Sequence[int]) -> None:
@@ -203,6 +221,6 @@ def pixel_size(items: Sequence[Item], slides: Sequence[CutSlide]) -> float | Non
         return statistics.median(size for size, _ in sizes)
     print("images of different pixel size: " + "; ".join(
         f"{statistics.median(size for size, _ in each):.3g} µm ({some(id for _, id in each)})"
-        for each in alike) + ": resample them to one size, or leave some out with --exclude; "
+        for each in alike) + ": --microns brings them to one size, --exclude leaves some out; "
         "model.pt will state no pixel size")
     return None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..efficientnet import SCALES
+from ..files.datasets import stated_sizes
 from ..losses import first_stage, make_loss
 from .errors import warn
 from .report import Parser
@@ -49,6 +50,8 @@ def data_group(parser: Parser) -> None:
         help="folder of slides and masks (default: draw synthetic slides)")
     add("--scale", type=int, metavar="S",
         help="train on images S times smaller (default 1; synthetic 4)")
+    add("--microns", type=float, metavar="M", help="in place of --scale: bring every slide to "
+        "pixels of M micrometres, whatever its magnification")
     add("--tile", type=int, metavar="PX",
         help="side of a training tile, after scaling (default 256; synthetic 128)")
     add("--stride", type=int, metavar="PX",
@@ -154,6 +157,10 @@ def train_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     synthetic = args.data is None
     if synthetic and args.tile is args.stride is None:
         args.stride = 48
+    if args.microns is not None and args.scale is not None:
+        parser.error(f"--microns {args.microns:g} is in place of --scale {args.scale}: give one")
+    if args.microns is not None:
+        args.scale = 1
     for name, small, usual in (("scale", 4, 1), ("tile", 128, 256), ("epochs", 5, 20),
                                ("batch", 4, 8), ("lr", 6e-3, 5e-3), ("augment", 0, 1)):
         if getattr(args, name) is None:
@@ -187,6 +194,9 @@ def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
         near = max(8, args.tile // 8 * 8)
         parser.error(f"--tile {args.tile}: with --deep-supervision it is a multiple of 8, such as "
                      f"{near} or {near + 8}, or smaller targets are shifted")
+    if args.microns is not None and not 0.001 <= args.microns <= 1000:
+        parser.error(f"--microns {args.microns:g}: needs micrometres from 0.001 to 1000; slides "
+                     "have 0.25 at 40x and 0.5 at 20x")
     if not 0 <= args.augment <= 5:
         parser.error(f"--augment {args.augment}: needs a number from 0 to 5")
     check_white(parser, args)
@@ -260,6 +270,10 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.device = parser.device(args.device)
     check_infer_options(parser, args)
     check_device_options(parser, args)
+    try:
+        args.sizes = stated_sizes(args.slides)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

@@ -60,6 +60,10 @@ def made_with(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: 
     facts = {"slide": path.name, "models": ensemble.hashes, "threshold": ensemble.threshold,
              "scale": ensemble.scale, "tile": ensemble.tile, "overlap": args.overlap,
              "window": args.window, "tta": args.tta, "skip_flat": args.skip_flat, "amp": args.amp}
+    if ensemble.resample:
+        facts["microns"] = ensemble.microns
+    if path in args.sizes:
+        facts["pixel_size"] = args.sizes[path]
     if ensemble.white:
         facts["white"] = ensemble.white
     if args.min_area and output.suffix == ".geojson":
@@ -183,9 +187,10 @@ class Preview:
     def __init__(self, path: Path, slide: Slide, white: int | None):
         self.path, self.white = path, white
         step = -(-max(slide.full_height, slide.full_width) // PREVIEW)  # slide pixels per pixel
-        self.rows_suffice = step >= slide.scale
-        self.step = -(-step // slide.scale) * slide.scale if self.rows_suffice else step
-        self.image, self.mask = Thumbnail(self.step // slide.scale or 1), Thumbnail(self.step)
+        scale = slide.scale or step + 1  # rows that were resampled do not suffice
+        self.rows_suffice = step >= scale
+        self.step = -(-step // scale) * scale if self.rows_suffice else step
+        self.image, self.mask = Thumbnail(self.step // scale or 1), Thumbnail(self.step)
 
     def watching(self, read: Reader) -> Reader:
         """`read`, for rows from top to bottom, which are then also added to the picture."""

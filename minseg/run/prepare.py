@@ -39,6 +39,7 @@ from .describe import (
     report_folds,
     report_objects,
     report_unused,
+    resolution,
 )
 from .report import Progress, some
 from .tiles import CutSlide, Tiles, cut
@@ -70,7 +71,7 @@ def prepare(args: argparse.Namespace) -> Data:
     check_made_from(args.out, images, weights, existing)
     config["made_from"] = {"images": images, "weights": weights}
     report_data(items, slides)
-    folds = make_folds(items, slides, tiles, number, args.scale)
+    folds = make_folds(items, slides, tiles, number, resolution(args))
     config["tiles"] = [slide.file for slide in slides]  # `minseg.run.clean` keeps them
     config["fold_of"] = {item.id: fold for item, fold in zip(items, folds)}
     if existing.get("fold_of", config["fold_of"]) != config["fold_of"]:
@@ -81,12 +82,13 @@ def prepare(args: argparse.Namespace) -> Data:
     if args.close:
         config["closed"] |= close_early(args, chosen, existing["epochs"])
         config["epochs"] = args.epochs = existing["epochs"]
-    check_folds(folder, slides, tiles, folds, chosen, args.scale)
+    check_folds(folder, slides, tiles, folds, chosen, resolution(args))
     check_stages(args, tiles, folds, chosen)
     report_folds(folder, items, folds, tiles, args.tile)
-    report_objects(items, slides, args.scale, args.tile)
+    report_objects(items, slides, args)
     report_copies(items, slides, folds)
-    return Data(items, folds, tiles, chosen, slides, pixel_size(items, slides), config)
+    microns = args.microns or pixel_size(items, slides)
+    return Data(items, folds, tiles, chosen, slides, microns, config)
 
 
 def number_of_folds(folder: Path, items: Sequence[Item], number: int | None,
@@ -106,8 +108,9 @@ def number_of_folds(folder: Path, items: Sequence[Item], number: int | None,
 
 
 def make_folds(items: Sequence[Item], slides: Sequence[CutSlide], tiles: Tiles, number: int,
-               scale: int) -> list[int]:
-    """The fold of each image. ValueError if no mask has a positive pixel, or all have no other."""
+               at: str) -> list[int]:
+    """The fold of each image. `at`: the `resolution`. ValueError if no mask has a positive pixel,
+    or all have no other."""
     masks = items[0].mask if items[0].runs is not None else items[0].mask.parent
     if not any(slide.positive for slide in slides):
         raise ValueError(f"{masks}: no mask has a positive pixel: nothing to learn from")
@@ -116,7 +119,7 @@ def make_folds(items: Sequence[Item], slides: Sequence[CutSlide], tiles: Tiles, 
                          "objects from: make the background 0, delete its polygons, or leave "
                          "them out with --label")
     if not tiles.mask_area.any():
-        raise ValueError(f"{masks}: nothing positive is left at --scale {scale}: use a smaller one")
+        raise ValueError(f"{masks}: nothing positive is left at {at}: use a smaller one")
     return group_folds([item.group for item in items], [slide.positive for slide in slides],
                        number)
 
@@ -129,14 +132,14 @@ def mask_options(options: dict) -> dict:
 
 
 def check_folds(folder: Path, slides: Sequence[CutSlide], tiles: Tiles, folds: Sequence[int],
-                chosen: Sequence[int], scale: int) -> None:
+                chosen: Sequence[int], at: str) -> None:
     """ValueError if a chosen fold leaves no positive pixel to learn from, or has nothing to
     score."""
     for fold in chosen:
         if not tiles.mask_area[training_tiles(tiles, folds, fold)].any():
             if any(slide.positive for slide, other in zip(slides, folds) if other != fold):
                 raise ValueError(f"{folder}: outside fold {fold} nothing positive is left at "
-                                 f"--scale {scale}: use a smaller one")
+                                 f"{at}: use a smaller one")
             raise ValueError(f"{folder}: outside fold {fold} no mask has a positive pixel: "
                              "add images of other groups that have some")
         if not any(slide.void < slide.height * slide.width
@@ -230,12 +233,13 @@ def cut_all(items: Sequence[Item], args: argparse.Namespace) -> tuple[list[CutSl
     cache.mkdir(parents=True, exist_ok=True)
     progress = Progress(len(items), "cutting slides")
     try:
-        slides = [cut(item, cache, scale=args.scale, tile=args.tile, stride=args.stride,
-                      margin=margin, progress=progress.step) for item in items]
+        slides = [cut(item, cache, scale=args.scale, microns=args.microns, tile=args.tile,
+                      stride=args.stride, margin=margin, progress=progress.step)
+                  for item in items]
         delete_superseded(cache, slides)
         return slides, Tiles(cache, slides, args.tile, margin)
     except MemoryError as error:
-        raise ValueError(f"{error}: use a smaller --tile or a larger --scale")
+        raise ValueError(f"{error}: use a smaller --tile or a larger {resolution(args).split()[0]}")
 
 
 def training_tiles(tiles: Tiles, folds: Sequence[int], fold: int) -> Tensor:

@@ -83,7 +83,7 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
 
     def count(item: Item) -> Tensor:
-        slide, total = open_slide(item.image, args.scale, item.white), torch.zeros(2, 256).long()
+        slide, total = item.open(args.scale, args.microns), torch.zeros(2, 256).long()
         mask = Mask(item, slide.full_height, slide.full_width)
         bands = predict_slide(probabilities, slide, tile=args.tile, overlap=overlap, amp=args.amp,
                               window=window, batch=args.batch, device=args.device, turn=turn)

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from torch import Tensor
 from ..files.atomic import atomic, content, identity
 from ..files.masks import VOID, Item, Mask, drawn_instead
 from ..files.objects import Areas
-from ..files.slides import Slide, open_slide, read_blocks
+from ..files.slides import Slide, read_blocks
 from ..tiling import read_strips, tile_starts
 from .memory import trim_memory
 
@@ -70,17 +71,19 @@ class CutSlide:
     area: list[float]  # the share of positive pixels of each tile, without its margin
 
 
-def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin: int,
+def cut(item: Item, folder: Path, *, scale: int = 1, microns: float | None = None, tile: int,
+        stride: int, margin: int,
         progress: Callable[[float], None] = lambda share: None) -> CutSlide:
-    """Cuts one slide into the cache, unless it is there already. `progress` is called with each
-    share of the work. ValueError names a file that is wrong."""
-    source = _source(item, scale, tile, stride, margin)
+    """Cuts one slide into the cache, unless it is there already. Tiles are of scaled pixels: see
+    `open_slide`. `progress` is called with each share of the work. ValueError names a file that is
+    wrong."""
+    source = _source(item, scale, tile, stride, margin, microns)
     path = folder / f"{item.id}-{_key(item, source)}.tiles"
     noted_path = path.with_suffix(".json")
     if noted_path.exists() and path.exists():
         progress(1.0)
         return CutSlide(**json.loads(noted_path.read_text()))
-    slide, before = open_slide(item.image, scale, item.white), made_from(item)
+    slide, before = item.open(scale, microns), made_from(item)
     reader = CountingReader(slide, item)
     places, areas, blank, rows_done = [], [], 0, 0
     tops = tile_starts(slide.height, tile, stride)
@@ -161,12 +164,14 @@ def differences(now: dict[str, dict], before: dict[str, dict]) -> list[str]:
     return found
 
 
-def _source(item: Item, scale: int, tile: int, stride: int, margin: int) -> list:
+def _source(item: Item, scale: int, tile: int, stride: int, margin: int,
+            microns: float | None) -> list:
     """The places of an image's files, and the settings: all that the tiles depend on besides what
     is in the files."""
     places = {name: str(path.resolve()) for name, path in files_of(item).items()}
+    sizes = [microns, item.pixel_size] if microns or item.pixel_size else []
     return [item.id, places, list(item.labels), list(item.ignore), item.white, scale, tile, stride,
-            margin]
+            margin, *sizes]
 
 
 def _key(item: Item, source: list) -> str:
@@ -184,6 +189,7 @@ class CountingReader:
         self.slide = slide
         self.mask = Mask(item, slide.full_height, slide.full_width)
         self.positive, self.void, self.agreement = 0, 0, [0, 0]
+        self._rows = 0  # of the mask, that are counted already
         self._areas = Areas(slide.full_width)
         self._polygons: Mask | None = None
         if item.runs is not None and item.polygons:
@@ -194,14 +200,15 @@ class CountingReader:
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The next rows."""
-        blocks = read_blocks(self._positive_and_void, self.slide.full_height,
-                             self.slide.full_width, self.slide.scale, y, x, h, w)
+        slide = self.slide
+        blocks = slide.scaling.read(partial(read_blocks, self._positive_and_void, slide.full_height,
+                                            slide.full_width, slide.scaling.block), y, x, h, w)
         blocks = blocks.astype(np.int16)
         positive, void = blocks[..., 0], blocks[..., -1] if self.mask.has_void else np.int16(0)
         # A block is void if at least half of it is. Otherwise it is positive if at least half of
         # the rest is (up to rounding, if some of it is void).
         label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
-        return np.dstack([self.slide.read(y, x, h, w), label.astype(np.uint8)])
+        return np.dstack([slide.read(y, x, h, w), label.astype(np.uint8)])
 
     def objects(self) -> list[int]:
         """The pixels of each object that has been read."""
@@ -211,13 +218,21 @@ class CountingReader:
         """Positive and, if there may be any, void pixels: (h, w, 2) or (h, w, 1) of 0 or 255."""
         full = self.mask.read(y, x, h, w)
         positive, void = full == 1, full == VOID
-        self._areas.add(positive)
-        self.positive += int(np.count_nonzero(positive))
-        self.void += int(np.count_nonzero(void))
+        known = self._rows - y  # resampled rows may share rows of the mask: each is counted once
+        new = positive[known:]
+        if not len(new):
+            return self._channels(positive, void)
+        self._rows = y + h
+        self._areas.add(new)
+        self.positive += int(np.count_nonzero(new))
+        self.void += int(np.count_nonzero(void[known:]))
         if self._polygons is not None:
-            drawn = self._polygons.read(y, x, h, w) == 1
-            self.agreement[0] += int(np.count_nonzero(drawn & positive))
-            self.agreement[1] += int(np.count_nonzero(drawn) + np.count_nonzero(positive))
+            drawn = self._polygons.read(y + known, x, h - known, w) == 1
+            self.agreement[0] += int(np.count_nonzero(drawn & new))
+            self.agreement[1] += int(np.count_nonzero(drawn) + np.count_nonzero(new))
+        return self._channels(positive, void)
+
+    def _channels(self, positive: np.ndarray, void: np.ndarray) -> np.ndarray:
         if not self.mask.has_void:
             return positive[..., None] * np.uint8(255)
         return np.stack([positive, void], 2) * np.uint8(255)
