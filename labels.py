@@ -138,7 +138,6 @@ def rank(run: Path, data: Path | None = None) -> list[dict]:
                            for name in ("config.json", "summary.json"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: is not a complete run ({plain(error)}): train all of its folds")
-    side = max(1, config["tile"] * config["scale"] // 2)
     items = leave_out(find_slides(data or config["data"], **mask_options(config)),
                       config.get("exclude"))
     check_made_from(run, {item.id: made_from(item) for item in items}, None, config)
@@ -149,7 +148,12 @@ def rank(run: Path, data: Path | None = None) -> list[dict]:
             raise ValueError(f"{run}: holds no prediction of {item.id}: were the data changed?")
         folder = folders[item.id]
         threshold = summary["thresholds"][int(folder.name.removeprefix("fold"))]
-        row = disagreement(*open_saved(folder, item), threshold, side)
+        probabilities, mask = open_saved(folder, item)
+        factor = config["scale"]  # pixels of the image for one that the network saw
+        if microns := config.get("microns"):
+            factor = microns / probabilities.microns
+        side = max(1, int(config["tile"] * factor / 2))
+        row = disagreement(probabilities, mask, threshold, side)
         rows.append({"id": item.id, "group": item.group, "item": item, "folder": folder, **row,
                      "threshold": threshold, "side": side,
                      "shifted": row["shifted_dice"] >= max(row["dice"] + GAIN, GOOD)})

@@ -187,7 +187,7 @@ def train_and_save(args, data, fold):
     threshold = score(counts, held_out)["best_threshold"]  # what infer.py will use on new slides
     save_model(folder / "model.pt", arguments, net.cpu().state_dict(), scale=args.scale,
                tile=args.tile, threshold=threshold, microns=data.microns, white=args.white,
-               label=class_name(data.items), turn=True, resample=bool(args.microns))  # fold complete
+               label=class_name(data.items), turn=True, resample=bool(args.microns))  # fold done
 
 
 def main(argv=None):

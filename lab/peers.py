@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from minseg.files.masks import Item, Mask
-from minseg.files.slides import open_slide
 from minseg.pretrained import load_weights
 from minseg.run.bands import enlarge
 from minseg.run.prepare import make_sampler
@@ -117,7 +116,7 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace) -> 
 
     counts = []
     for item in items:
-        slide = open_slide(item.image, args.scale, item.white)
+        slide = item.open(args.scale, args.microns)
         image = torch.tensor(slide.read_all()).permute(2, 0, 1)[None].to(args.device) / 255
         with torch.autocast(image.device.type, autocast_dtype(image.device), enabled=args.amp):
             result = sliding_window_inference(image, args.tile, args.batch,

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 
 from minseg.files.masks import VOID, Item
-from minseg.files.slides import open_slide
 from minseg.run.scores import read_saved
 from minseg.tiling import tile_starts
 
 
-def distance_to_seam(length: int, full: int, scale: int, tile: int) -> Tensor:
+def distance_to_seam(length: int, full: int, scale: float, tile: int) -> Tensor:
     """For each of `full` pixels along an axis, `length` at the training scale, the distance to the
     nearest seam, in pixels of that scale; -1 beyond half a tile, and infinite on an axis without a
     seam.
@@ -51,9 +50,11 @@ def errors(folder: Path, items: Sequence[Item], args: argparse.Namespace) -> dic
     options."""
     wrong, pixels = np.zeros((2, -(-args.tile // 2)), int)
     for item in items:
-        slide = open_slide(item.image, args.scale, item.white)
-        down = distance_to_seam(slide.height, slide.full_height, args.scale, args.tile).numpy()
-        right = distance_to_seam(slide.width, slide.full_width, args.scale, args.tile).numpy()
+        slide = item.open(args.scale, args.microns)
+        down, right = (
+            distance_to_seam(length, full, scale, args.tile).numpy() for length, full, scale in
+            zip((slide.height, slide.width), (slide.full_height, slide.full_width),
+                slide.scaling.factors))
         y = 0
         for levels, label in read_saved(folder, item):
             distance = np.minimum(down[y : y + len(levels), None], right)

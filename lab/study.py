@@ -163,7 +163,8 @@ def run(args: argparse.Namespace, arm: str, seed: int, fold: int) -> dict:
                          for name, way in WAYS.items()}
     if seed == fold == 0:  # for `lab.shifts`
         save_model(folder_of(args, arm, seed, fold) / "model.pt", network, net.state_dict(),
-                   scale=given.scale, tile=given.tile, threshold=0.5)
+                   scale=given.scale, tile=given.tile, threshold=0.5, microns=given.microns,
+                   resample=bool(given.microns))
     return {"arm": arm, "seed": seed, "fold": fold, "options": identity(args, arm),
             "defaults": DEFAULTS, **found}
 

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -133,6 +134,18 @@ def test_wrong_masks_come_first_and_an_empty_image_is_no_scandal(run):
     empty = next(row for row in rows if row["id"] == "s2")
     assert empty["score"] < 0.05 and empty["dice"] == 1 and empty["shift"] == (0, 0)
     assert [row["threshold"] for row in rows if row["id"] in ("s1", "s3")] == [0.4, 0.4]
+
+
+def test_regions_are_half_a_tile_wide_as_the_network_saw_it(run):
+    assert {row["side"] for row in rank(run)} == {32}
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "microns": 0.5}))
+    for path in run.glob("fold*/probabilities/*.tiff"):  # --microns: each slide has its own pixels
+        microns = 0.25 if path.stem == "s1" else 0.4
+        tifffile.imwrite(path, tifffile.imread(path), resolution=(1e4 / microns,) * 2,
+                         resolutionunit="CENTIMETER")
+    assert {row["id"]: row["side"] for row in rank(run)} == {
+        "s0": 40, "s1": 64, "s2": 40, "s3": 40, "s4": 40}
 
 
 def test_it_writes_a_table_and_a_picture_and_says_what_to_do(run, capsys):

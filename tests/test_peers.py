@@ -11,7 +11,7 @@ from lab import peers
 from minseg.files.masks import Item
 
 LITE0 = argparse.Namespace(seed=0, encoder="efficientnet-lite0", weights=None, device="cpu",
-                           amp=False, scale=1, tile=32, batch=2)
+                           amp=False, microns=None, scale=1, tile=32, batch=2)
 
 
 def test_a_crop_is_a_part_of_the_tile_flipped_or_turned():

@@ -278,7 +278,7 @@ class Slide:
                 raise ValueError(NO_SIZE.format(path, microns, sizes_for(self.path)))
             factors = factors_for(self.pixel_size, microns)
             block = block_for(factors, source.levels)
-            if block > 1:
+            if any(block % level == 0 for level in source.levels):
                 source = open_source(path, block)
             if max(factors) < 1 / 1.5:
                 self.notes.append(COARSER.format(self.microns, microns))
