@@ -64,7 +64,7 @@ or 72 to 600 per inch (editors, printers) where they know no size: hence the lim
 | TIFF with compressed strips too large to keep | decompressed once to a scratch file, then mapped |
 | TIFF pyramid | from the coarsest level whose factor divides `scale`; block means do the rest |
 | the same, with `microns` | from the coarsest level that is still finer, if no whole `scale` fits |
-| pyramid of unequal steps (1, 4, 16, 32) | tifffile 2026.3 drops levels from the first other step on |
+| pyramid of unequal steps (1, 4, 16, 32) | tifffile drops levels from the first other step on |
 | PNG, JPEG | decoded once as a whole; a large one is kept in a scratch file |
 
 Threads and forked workers may share a slide, and it can be pickled.
