@@ -30,9 +30,10 @@ def short(value: float) -> float:
 
 def cuda_tests(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     """The tests of what runs on CUDA."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, errors="replace").stdout.splitlines() or [""]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS,
+               "-o", "faulthandler_timeout=60"]  # where a test hangs is then told on stderr
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                            errors="replace").stdout.splitlines() or ["failed: see stderr"]
     count = {name: int(n) for n, name in re.findall(r"(\d+) (\w+)", output[-1])}
     if not count:
         raise RuntimeError(f"pytest: {output[-1]}")
@@ -83,7 +84,7 @@ def resume(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     def weights(name: str, *others: str) -> Tensor:
         errors = (process := begin(name, *others)).communicate()[1]
         if process.returncode:
-            raise RuntimeError(f"train.py: {errors.strip().splitlines()[-1:]}")
+            raise RuntimeError((errors.splitlines() or ["train.py failed"])[-1])
         state = torch.load(folder / name / "fold0" / "model.pt", weights_only=True)["state"]
         return torch.cat([x.flatten().double() for x in state.values() if x.is_floating_point()])
 
