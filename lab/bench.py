@@ -241,10 +241,11 @@ def against_monai(args: argparse.Namespace) -> Iterator[dict]:
                "dice_of_masks": dice_score(result >= 0.5, expected >= 0.5)}
 
 
-def minseg_step(args: argparse.Namespace, recompute: bool = False, **options: Any) -> Step:
+def minseg_step(args: argparse.Namespace, recompute: bool = False, tricks: str = "plain",
+                **options: Any) -> Step:
     """train.py's own step on one batch that lies on the device already; nothing is augmented.
     `options` are those of `measure.train_step`."""
-    net = UNet(ENCODER).to(args.device, memory_format=torch.channels_last).train()
+    net = UNet(ENCODER, **TRICKS[tricks]).to(args.device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
     if recompute:
         recompute_activations(net)
