@@ -88,7 +88,7 @@ def cut(item: Item, folder: Path, *, scale: int, tile: int, stride: int, margin:
     strips = read_strips(reader.read, slide.width, spans)
     with closing(strips), atomic(path) as temporary, open(temporary, "wb") as file:
         for y, (top, bottom), strip in zip(tops, spans, strips):
-            trim_memory()
+            trim_memory(seconds=2)
             above, below = margin - (y - top), y + tile + margin - bottom
             right = margin + max(0, tile - slide.width)
             strip = np.pad(strip, [(above, below), (margin, right), (0, 0)], mode="symmetric")
@@ -121,7 +121,8 @@ def teaches_nothing(inner: np.ndarray) -> bool:
     mask = inner[..., 3]
     if (mask == 1).any():
         return False
-    return bool((mask == VOID).all() or inner[::4, ::4, :3].mean(2).std() < BLANK_CONTRAST)
+    red, green, blue = (inner[::4, ::4, k].astype(np.uint16) for k in range(3))
+    return bool(((red + green + blue) / 3).std() < BLANK_CONTRAST or (mask == VOID).all())
 
 
 def files_of(item: Item) -> dict[str, Path]:
@@ -196,11 +197,12 @@ class CountingReader:
         """The next rows."""
         blocks = read_blocks(self._positive_and_void, self.slide.full_height,
                              self.slide.full_width, self.slide.scale, y, x, h, w)
-        blocks = blocks.astype(np.int16)
-        positive, void = blocks[..., 0], blocks[..., -1] if self.mask.has_void else np.int16(0)
         # A block is void if at least half of it is. Otherwise it is positive if at least half of
         # the rest is (up to rounding, if some of it is void).
-        label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
+        label = blocks[..., 0] >= 128
+        if self.mask.has_void:
+            positive, void = np.moveaxis(blocks.astype(np.int16), 2, 0)
+            label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
         return np.dstack([self.slide.read(y, x, h, w), label.astype(np.uint8)])
 
     def objects(self) -> list[int]:
@@ -210,16 +212,17 @@ class CountingReader:
     def _positive_and_void(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """Positive and, if there may be any, void pixels: (h, w, 2) or (h, w, 1) of 0 or 255."""
         full = self.mask.read(y, x, h, w)
-        positive, void = full == 1, full == VOID
+        positive = full == 1
         self._areas.add(positive)
         self.positive += int(np.count_nonzero(positive))
-        self.void += int(np.count_nonzero(void))
         if self._polygons is not None:
             drawn = self._polygons.read(y, x, h, w) == 1
             self.agreement[0] += int(np.count_nonzero(drawn & positive))
             self.agreement[1] += int(np.count_nonzero(drawn) + np.count_nonzero(positive))
         if not self.mask.has_void:
             return positive[..., None] * np.uint8(255)
+        void = full == VOID
+        self.void += int(np.count_nonzero(void))
         return np.stack([positive, void], 2) * np.uint8(255)
 
 
