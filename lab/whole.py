@@ -233,7 +233,7 @@ def cutting_and_scoring(folder: Path, before: Path | None, rounds: int) -> Itera
             row: dict[str, Any] = {"mask": mask, "scale": scale, "side": SIDE}
             for step in taken["now"][0]:
                 times = {name: [each[step] for each in found] for name, found in taken.items()}
-                row[step] = {name: round(statistics.median(each), 3) for name, each in times.items()}
+                row[step] = {name: round(statistics.median(some), 3) for name, some in times.items()}
                 if before:
                     ratios = (old / new for old, new in zip(times["before"], times["now"]))
                     row[step]["times_as_fast"] = round(statistics.median(ratios), 2)
