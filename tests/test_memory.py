@@ -55,6 +55,19 @@ def test_trimming_gives_freed_memory_back():
     assert resident() < full - 15_000 and last.sum() == 2_000
 
 
+def test_trimming_can_wait(monkeypatch):
+    calls = []
+    library = type("Library", (), {"malloc_trim": calls.append})
+    monkeypatch.setattr("minseg.run.memory.c_library", lambda: library)
+    monkeypatch.setattr("minseg.run.memory._trimmed", 0.0)
+    for now, trims in ((1, 0), (2, 1), (3.5, 1), (4, 2)):
+        monkeypatch.setattr("minseg.run.memory.time.monotonic", lambda now=now: now)
+        trim_memory(seconds=2)
+        assert len(calls) == trims
+    trim_memory()
+    assert len(calls) == 3
+
+
 def test_trimming_does_nothing_where_the_c_library_cannot(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     trim_memory()

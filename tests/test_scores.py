@@ -227,6 +227,20 @@ def test_objects_of_exactly_the_threshold_are_found(items, tmp_path):
         assert (counts["found"], counts["missed"]) == (found, 1 - found)
 
 
+def test_saved_files_are_read_once_until_they_change(items, tmp_path, monkeypatch):
+    predicted(tmp_path, items, [200] * 3)
+    path, read = tmp_path / "probabilities" / f"{items[0].id}.tiff", scores.read_saved
+    calls = []
+    monkeypatch.setattr(scores, "read_saved", lambda *given: calls.append(given) or read(*given))
+    for threshold, found in ((0.5, 1), (0.5, 1), (0.9, 0)):
+        assert count_saved_objects(tmp_path, items[0], threshold)["found"] == found
+        counts = count_saved(tmp_path, items[0])
+    assert len(calls) == 2  # once for each threshold
+    tifffile.imwrite(path, np.zeros_like(tifffile.imread(path)))
+    assert count_saved_objects(tmp_path, items[0], 0.5)["missed"] == 1
+    assert count_saved(tmp_path, items[0])[0, 0] == counts[0].sum() and len(calls) == 3
+
+
 def test_a_summary_names_a_prediction_that_is_missing_or_does_not_fit(items, tmp_path):
     folder = tmp_path / "fold0"
     predicted(folder, items, [100] * 3)

@@ -426,8 +426,10 @@ def test_a_grey_slide_is_shrunk_in_one_channel_and_then_repeated(tmp_path, dtype
     seen, original = [], slides.shrink
     monkeypatch.setattr(slides, "shrink", lambda array, scale: (
         seen.append(array.shape[2]), original(array, scale))[1])
-    check_windows(tmp_path / "a.tif", open_slide(tmp_path / "a.tif").read_all())
+    whole = open_slide(tmp_path / "a.tif").read_all()
+    check_windows(tmp_path / "a.tif", whole)
     assert set(seen) == {1}
+    assert (open_slide(tmp_path / "a.tif").read_grey(3, 5, 20, 30) == whole[3:23, 5:35, 0]).all()
 
 
 @pytest.mark.parametrize("name", ["a.svs", "a.btf", "a.scn", "a"])

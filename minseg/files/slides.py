@@ -310,11 +310,19 @@ class Slide:
 
     def read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """The window with its upper left corner at (y, x): uint8 (h, w, 3)."""
+        pixels = self._read(y, x, h, w)
+        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, 2)
+
+    def read_grey(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """The first channel of `read`, uint8 (h, w). A grey image has the same in all three."""
+        return self._read(y, x, h, w)[..., 0]
+
+    def _read(self, y: int, x: int, h: int, w: int) -> np.ndarray:
+        """`read`, but (h, w, 1) if the image is grey."""
         if not (0 <= y <= y + h <= self.height and 0 <= x <= x + w <= self.width):
             raise ValueError(f"the window (y, x, h, w) = {y, x, h, w} leaves the slide of "
                              f"{self.height} x {self.width} pixels")
-        pixels = self.scaling.read(self._blocks, y, x, h, w)
-        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, 2)
+        return self.scaling.read(self._blocks, y, x, h, w)
 
     def read_all(self) -> np.ndarray:
         """The whole image, uint8 (height, width, 3). Meant for coarse scales."""

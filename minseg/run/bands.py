@@ -39,7 +39,7 @@ def predict_slide(predict: Callable[[Tensor], Tensor], slide: Slide, *, tile: in
     for y, band in enlarge(slide, bands):
         check_probabilities(band, y, slide.path, amp)
         yield y, band
-        trim_memory()  # or freed memory, not returned to the system, would add up
+        trim_memory(seconds=2)  # or freed memory, not returned to the system, would add up
 
 
 def enlarge(slide: Slide, bands: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:

@@ -11,6 +11,8 @@ always fit into the gaps ([measured](../../docs/measured.md#a-training-step)).
 **Returned** (`trim_memory`). The library also keeps a heap of its own for each thread. While a
 slide is decoded in one thread, predicted in a second and compressed in a third, the process holds
 much more than is in use. Whoever consumes a slide band by band calls `trim_memory` after each band.
+It returns memory every two seconds at most: pages that are returned and needed again at once have
+to be cleared again, which took a third of the time of cutting and scoring.
 
 Both do nothing where the C library is another one (musl, macOS, Windows).
 
@@ -18,7 +20,9 @@ Both do nothing where the C library is another one (musl, macOS, Windows).
 """
 
 import ctypes
+import math
 import sys
+import time
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, from malloc.h
 
@@ -37,7 +41,12 @@ def keep_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def trim_memory() -> None:
-    """Returns freed memory to the operating system."""
-    if library := c_library():
+_trimmed = -math.inf  # when memory was returned last
+
+
+def trim_memory(seconds: float = 0) -> None:
+    """Returns freed memory to the operating system, unless that is less than `seconds` ago."""
+    global _trimmed
+    if time.monotonic() - _trimmed >= seconds and (library := c_library()):
         library.malloc_trim(0)
+        _trimmed = time.monotonic()

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..crossval import count_levels, cross_validate, threshold_of
-from ..files.atomic import atomic
+from ..crossval import cross_validate, threshold_of
+from ..files.atomic import atomic, identity
+from ..files.kept import once
 from ..files.masks import VOID, Item, Mask
 from ..files.objects import count_objects, object_f1
 from ..files.slides import Slide, open_slide
@@ -30,6 +31,7 @@ from ..processes import by_first, divide
 from .bands import predict_slide, write_tiff
 from .errors import Unfinished
 from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
+from .tiles import files_of
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
 
@@ -94,7 +96,7 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
                     folder / f"{item.id}.tiff", slide.full_height, slide.full_width,
                     pixel_size=slide.pixel_size))
             for y, band in bands:
-                levels = (band[0] * 255).round().byte().numpy()  # (rows, width)
+                levels = band[0].mul_(255).round_().byte().numpy()  # (rows, width)
                 total += count_known(levels, mask.read(y, 0, *levels.shape))
                 if write:
                     write(levels)
@@ -107,9 +109,9 @@ def count_known(levels: np.ndarray, label: np.ndarray) -> Tensor:
     """`count_levels` of the pixels that are not void. `levels` (probabilities times 255)
     and `label` are uint8 (H, W)."""
     known = label != VOID
-    if not known.all():
-        levels, label = levels[known], label[known]
-    return count_levels(torch.from_numpy(levels), torch.from_numpy(label))
+    counted = levels if known.all() else levels[known], levels[label == 1]
+    return torch.stack([torch.bincount(torch.from_numpy(each).flatten(), minlength=256)
+                        for each in counted])
 
 
 def save_score(path: Path, result: dict, objects: dict[str, dict]) -> None:
@@ -159,14 +161,16 @@ def save_fold(folder: Path, items: Sequence[Item], counts: Sequence[Tensor]) -> 
         slide = open_slide(item.image, white=item.white)
         step = max(1, -(-max(slide.height, slide.width) // PREVIEW))
         image = open_slide(item.image, step, item.white).read_all()
-        probability = open_slide(folder / "probabilities" / f"{item.id}.tiff", step).read_all()
-        mask = Mask(item, slide.height, slide.width)
-        label = np.stack([mask.read(y, 0, 1, slide.width)[0, ::step]
-                          for y in range(0, slide.height, step)])
+        probability = open_slide(folder / "probabilities" / f"{item.id}.tiff", step)
+        level = probability.read_grey(0, 0, probability.height, probability.width)
+        mask, rows = Mask(item, slide.height, slide.width), -(-256 // step) * step
+        label = np.concatenate([
+            mask.read(y, 0, min(rows, slide.height - y), slide.width)[::step, ::step]
+            for y in range(0, slide.height, rows)])
         if (label == VOID).any():
             legend = f"{LEGEND}    hatched: not labelled"
         width = max(1, round(max(image.shape) / 170))  # on the sheet, 2.5 pixels
-        pictures.append((draw_outlines(image, probability[..., 0] >= threshold * 255, label, width),
+        pictures.append((draw_outlines(image, level >= threshold * 255, label, width),
                          f"{item.id}: Dice {dice[item.id]:.3f}"))
     contact_sheet(folder / "preview.png", pictures, legend=legend)
     save_score(folder / "score.json", result, {
@@ -219,17 +223,30 @@ def read_saved(folder: Path, item: Item) -> Iterator[tuple[np.ndarray, np.ndarra
     probabilities, mask = open_saved(folder, item)
     for y in range(0, probabilities.height, 256):
         area = y, 0, min(256, probabilities.height - y), probabilities.width
-        yield probabilities.read(*area)[..., 0], mask.read(*area)
+        yield probabilities.read_grey(*area), mask.read(*area)
 
 
 def count_saved(folder: Path, item: Item) -> Tensor:
     """What `predict` returned for an image, computed from its probabilities in a fold's folder."""
-    return torch.stack([count_known(levels, label)
-                        for levels, label in read_saved(folder, item)]).sum(0)
+    return _count_saved(folder, item, 0.5)[0]
 
 
 def count_saved_objects(folder: Path, item: Item, threshold: float) -> dict[str, int]:
     """How many of an image's objects were found, missed and split at a threshold, and how many
     false positives ("invented") there were."""
-    return count_objects(((levels >= threshold * 255) & (label != VOID), label == 1)
-                         for levels, label in read_saved(folder, item))
+    return _count_saved(folder, item, threshold)[1]
+
+
+def _count_saved(folder: Path, item: Item, threshold: float) -> tuple[Tensor, dict[str, int]]:
+    """Both counts, in one pass over the files, which is made once until they change."""
+    probabilities, _ = open_saved(folder, item)  # which says what is wrong with them
+    files = {**files_of(item), "image": probabilities.path}
+    total = torch.zeros(2, 256).long()
+
+    def bands() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for levels, label in read_saved(folder, item):
+            total.add_(count_known(levels, label))
+            yield (levels >= threshold * 255) & (label != VOID), label == 1
+
+    return once(("counted", item, threshold, *map(identity, files.values())),
+                lambda: (count_objects(bands()), total)[::-1])

@@ -91,7 +91,7 @@ def cut(item: Item, folder: Path, *, scale: int = 1, microns: float | None = Non
     strips = read_strips(reader.read, slide.width, spans)
     with closing(strips), atomic(path) as temporary, open(temporary, "wb") as file:
         for y, (top, bottom), strip in zip(tops, spans, strips):
-            trim_memory()
+            trim_memory(seconds=2)
             above, below = margin - (y - top), y + tile + margin - bottom
             right = margin + max(0, tile - slide.width)
             strip = np.pad(strip, [(above, below), (margin, right), (0, 0)], mode="symmetric")
@@ -124,7 +124,8 @@ def teaches_nothing(inner: np.ndarray) -> bool:
     mask = inner[..., 3]
     if (mask == 1).any():
         return False
-    return bool((mask == VOID).all() or inner[::4, ::4, :3].mean(2).std() < BLANK_CONTRAST)
+    red, green, blue = (inner[::4, ::4, k].astype(np.uint16) for k in range(3))
+    return bool(((red + green + blue) / 3).std() < BLANK_CONTRAST or (mask == VOID).all())
 
 
 def files_of(item: Item) -> dict[str, Path]:
@@ -203,11 +204,12 @@ class CountingReader:
         slide = self.slide
         blocks = slide.scaling.read(partial(read_blocks, self._positive_and_void, slide.full_height,
                                             slide.full_width, slide.scaling.block), y, x, h, w)
-        blocks = blocks.astype(np.int16)
-        positive, void = blocks[..., 0], blocks[..., -1] if self.mask.has_void else np.int16(0)
         # A block is void if at least half of it is. Otherwise it is positive if at least half of
         # the rest is (up to rounding, if some of it is void).
-        label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
+        label = blocks[..., 0] >= 128
+        if self.mask.has_void:
+            positive, void = np.moveaxis(blocks.astype(np.int16), 2, 0)
+            label = np.where(void >= 128, VOID, 2 * positive + void >= 255)
         return np.dstack([slide.read(y, x, h, w), label.astype(np.uint8)])
 
     def objects(self) -> list[int]:
@@ -217,24 +219,20 @@ class CountingReader:
     def _positive_and_void(self, y: int, x: int, h: int, w: int) -> np.ndarray:
         """Positive and, if there may be any, void pixels: (h, w, 2) or (h, w, 1) of 0 or 255."""
         full = self.mask.read(y, x, h, w)
-        positive, void = full == 1, full == VOID
+        positive = full == 1
         known = self._rows - y  # resampled rows may share rows of the mask: each is counted once
-        new = positive[known:]
-        if not len(new):
-            return self._channels(positive, void)
-        self._rows = y + h
-        self._areas.add(new)
-        self.positive += int(np.count_nonzero(new))
-        self.void += int(np.count_nonzero(void[known:]))
-        if self._polygons is not None:
-            drawn = self._polygons.read(y + known, x, h - known, w) == 1
-            self.agreement[0] += int(np.count_nonzero(drawn & new))
-            self.agreement[1] += int(np.count_nonzero(drawn) + np.count_nonzero(new))
-        return self._channels(positive, void)
-
-    def _channels(self, positive: np.ndarray, void: np.ndarray) -> np.ndarray:
+        if known < h:
+            self._rows, new = y + h, positive[known:]
+            self._areas.add(new)
+            self.positive += int(np.count_nonzero(new))
+            if self._polygons is not None:
+                drawn = self._polygons.read(y + known, x, h - known, w) == 1
+                self.agreement[0] += int(np.count_nonzero(drawn & new))
+                self.agreement[1] += int(np.count_nonzero(drawn) + np.count_nonzero(new))
         if not self.mask.has_void:
             return positive[..., None] * np.uint8(255)
+        void = full == VOID
+        self.void += int(np.count_nonzero(void[max(0, known) :]))
         return np.stack([positive, void], 2) * np.uint8(255)
 
 
