@@ -279,3 +279,16 @@ def test_of_a_large_scale_the_last_row_is_not_a_sliver(tmp_path, scale):
     tifffile.imwrite(tmp_path / "a.tif", noise(2501, 3))
     slide = open_slide(tmp_path / "a.tif", scale)
     assert (slide.height, slide.width) == (-(-2501 // scale), 1)
+
+
+def test_what_is_said_of_a_size_that_is_not_used_holds_beside_a_stated_one_too(tmp_path):
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise(50, 40), photometric="rgb", ome=True,
+                     metadata={"axes": "YXS", "PhysicalSizeX": 100, "PhysicalSizeY": 100})
+    write_slide(tmp_path / "b.tif", noise(50, 40), 0.5, metadata=None,
+                description='{"shape": [100, 80, 3]}')
+    for name, note in (("a.ome.tif", "which no slide has: it is ignored"),
+                       ("b.tif", "or cut, and states no size of its own pixels")):
+        with pytest.raises(ValueError, match="states no usable size of its pixels"):
+            open_slide(tmp_path / name, microns=1.0)
+        slide = open_slide(tmp_path / name, microns=1.0, pixel_size=0.5)
+        assert slide.height == 25 and slide.notes[0].endswith(note)

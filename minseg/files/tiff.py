@@ -38,7 +38,7 @@ ALPHA = (1, 2)  # ExtraSamples that mean alpha: premultiplied or not; 0 means "u
 COLOURS = (r"\b(r|red)\b", r"\b(g|green)\b", r"\b(b|blue)\b")
 NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]|c:\d/\d.*"
 RESIZED = ("its text describes an image of {} x {} pixels, and it has {} x {}: it was made smaller "
-           "or larger since, or cut, and the size of its pixels is unknown")
+           "or larger since, or cut, and states no size of its own pixels")
 TURNED = "is rotated or mirrored as its orientation tag ({}) says"
 
 
