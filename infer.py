@@ -46,7 +46,7 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
             printed_notes.add(note)
     compared = slide.microns and microns and not ensemble.resample
     if compared and not 0.9 <= slide.microns / microns <= 1.1:
-        warn(f"{path}: has {slide.microns:.3g} µm per pixel by its tags, the model was trained at "
+        warn(f"{path}: has {slide.microns:.3g} µm per pixel, the model was trained at "
              f"{microns:.3g}: expect worse masks, or train with --microns")
     batch = max(1, args.batch // 8) if args.tta else args.batch  # --tta has 8 views of each tile
     with write_outputs(path, slide, ensemble, args) as outputs:

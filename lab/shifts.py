@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minseg.files.datasets import find_slides
-from minseg.files.slides import open_slide
 from minseg.predictor import predictor
 from minseg.run.checkpoint import load_model
 from minseg.run.prepare import draw_synthetic_slides
@@ -150,13 +149,13 @@ def measure_model(path: Path, name: str, images: Sequence, device: str, bar: Pro
     return row
 
 
-def middles(data: Path, scale: int, side: int) -> list:
-    """The middle of each image, `side` pixels of the scale a side."""
-    slides = [open_slide(item.image, scale, item.white) for item in find_slides(data)]
+def middles(data: Path, scale: int, microns: float | None, side: int) -> list:
+    """The middle of each image, `side` scaled pixels a side."""
+    slides = [item.open(scale, microns) for item in find_slides(data)]
     for slide in slides:
         if min(slide.height, slide.width) < side:
-            raise ValueError(f"{data}: an image has {slide.height} x {slide.width} pixels at scale "
-                             f"{scale}: it needs {side} a side")
+            raise ValueError(f"{data}: an image has {slide.height} x {slide.width} scaled pixels: "
+                             f"it needs {side} a side")
     return [slide.read((slide.height - side) // 2, (slide.width - side) // 2, side, side)
             for slide in slides]
 
@@ -177,14 +176,17 @@ def main(argv: list[str] | None = None) -> None:
         style.need_matplotlib()
         named = [(name, Path(model or name)) for name, _, model in
                  (text.partition("=") for text in args.models)]
-        scales = {load_model(model)[1]["scale"] for _, model in named}
-        if len(scales) > 1:
-            raise ValueError(f"the models were trained at scales {sorted(scales)}: give models of "
-                             "one scale")
-        scale, least = min(scales), max(TILES[1], 2 * TILES[0]) + SHIFTS[0]
+        (scale, microns), *others = {
+            (of["scale"], of["microns"] if of["resample"] else None)
+            for of in (load_model(model)[1] for _, model in named)}
+        if others:
+            raise ValueError("the models were trained at different sizes of pixels: give models of "
+                             "one --scale or --microns")
+        least = max(TILES[1], 2 * TILES[0]) + SHIFTS[0]
         side = 4 * scale * least // 3  # a third more, since glass surrounds the tissue
         images = middles(args.data or draw_synthetic_slides(
-            Path("runs") / f"shifts-slides-{side}", count=2, height=side, width=side), scale, least)
+            Path("runs") / f"shifts-slides-{side}", count=2, height=side, width=side),
+            scale, microns, least)
     except (ValueError, OSError) as error:
         parser.error(error)
     bar = Progress(len(named), "networks")

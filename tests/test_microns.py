@@ -12,7 +12,7 @@ from PIL import Image
 import infer
 import train
 from minseg import predict_image
-from minseg.files.datasets import find_slides, unused_files
+from minseg.files.datasets import find_slides, stated_sizes, unused_files
 from minseg.files.slides import open_slide
 from minseg.predictor import predictor
 from minseg.run.checkpoint import load_ensemble, load_model
@@ -113,14 +113,14 @@ def test_without_a_size_of_its_pixels_a_slide_is_refused_and_a_table_gives_it(
     data = shutil.copytree(run.parent.parent / "data", tmp_path / "data")
     (data / "slides.csv").unlink()
     line = fails(capsys, train, "--data", data, "--microns", "1", "--out", tmp_path / "r/x", *QUICK)
-    remedy = f"add a line for it to {data.resolve() / 'slides.csv'} (id,microns)"
-    assert f"{data / 'images/s3.png'}: states no size" in line and line.endswith(remedy)
+    remedy = f"add a line for it to {data / 'slides.csv'}, under the headings id,microns"
+    assert f"{data / 'images/s3.png'}: states no usable size" in line and line.endswith(remedy)
     assert not (tmp_path / "r/x").exists()
     slide, start = tmp_path / "new.png", ["--model", run / "fold0/model.pt", "--device", "cpu",
                                           "--out", tmp_path / "o"]
     shutil.copy(data / "images/s3.png", slide)
     line = fails(capsys, infer, slide, *start)
-    assert "states no size" in line and str(tmp_path.resolve() / "slides.csv") in line
+    assert "states no usable size" in line and str(tmp_path / "slides.csv") in line
     assert not list((tmp_path / "o").iterdir())
     (tmp_path / "slides.csv").write_text("id,microns,stain\nnew,0.4,PAS\n")
     infer.main([str(slide), *map(str, start)])
@@ -129,9 +129,42 @@ def test_without_a_size_of_its_pixels_a_slide_is_refused_and_a_table_gives_it(
     assert mask.microns == pytest.approx(0.4, rel=1e-4)
     (tmp_path / "slides.csv").write_text("id,microns\nnew,0.5\n")
     assert "made in another way" in fails(capsys, infer, slide, *start)
-    for size in ("0", "-1", "x", "300"):
-        (tmp_path / "slides.csv").write_text(f"id,microns\nnew,{size}\n")
-        assert f"slides.csv: states {size} µm for new" in fails(capsys, infer, slide, *start)
+    for size in ("0", "-1", "x", "300", "0.4 µm"):
+        (tmp_path / "slides.csv").write_text(f"id,microns\nnew,{size}\n", encoding="utf-8")
+        assert f"slides.csv: states {size} for new" in fails(capsys, infer, slide, *start)
+    (tmp_path / "slides.csv").unlink()
+    for path in (tmp_path / "nowhere", tmp_path):  # a link to nothing, and to a folder
+        (tmp_path / "slides.csv").symlink_to(path)
+        assert str(tmp_path / "slides.csv") in fails(capsys, infer, slide, *start)
+        (tmp_path / "slides.csv").unlink()
+
+
+def test_images_that_are_links_have_their_sizes_in_the_table_of_their_own_folder(tmp_path):
+    write_slides(tmp_path / "archive", (0.4, None))
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/masks").symlink_to(tmp_path / "archive/masks")
+    for path in (tmp_path / "archive/images").iterdir():
+        (tmp_path / "data/images" / path.name).symlink_to(path)
+    for folder, size in (("archive", 0.1), ("data", 0.5)):
+        (tmp_path / folder / "slides.csv").write_text(f"id,microns\ns0,{size}\ns1,{size}\n")
+    items = find_slides(tmp_path / "data")
+    assert [item.pixel_size for item in items] == [0.5, 0.5]
+    (tmp_path / "images").symlink_to(tmp_path / "archive/images")  # a link to the whole folder
+    (tmp_path / "slides.csv").write_text("id,microns\ns1,0.6\n")
+    path = tmp_path / "images/s1.png"
+    assert stated_sizes([path]) == {path: 0.6}
+
+
+def test_all_folds_of_a_run_have_slides_of_the_same_sizes(run, tmp_path, capsys):
+    data = shutil.copytree(run.parent.parent / "data", tmp_path / "data")
+    shutil.copytree(run, tmp_path / "r/x")
+    shutil.rmtree(tmp_path / "r/x/fold0")
+    (tmp_path / "r/x/fold1").mkdir()
+    options = ["--data", data, "--microns", "1", "--out", tmp_path / "r/x", "--fold", "0", *QUICK]
+    (data / "slides.csv").write_text("id,microns\ns3,0.2\n")
+    assert "changed since: s3 (slides.csv): put back" in fails(capsys, train, *options)
+    (data / "slides.csv").write_text("microns,id\n0.40,S3\n")
+    train.main(list(map(str, options)))
 
 
 def test_a_table_of_sizes_counts_without_microns_too_and_others_are_not_used(tmp_path):

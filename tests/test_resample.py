@@ -12,6 +12,7 @@ from minseg.files.masks import Item
 from minseg.files.resample import Axis, Scaling, block_for, factors_for, whole_weights
 from minseg.files.slides import open_slide, shrink
 from minseg.run.bands import enlarge
+from minseg.run.outputs import Preview
 from minseg.run.tiles import CountingReader, cut
 
 HEIGHT, WIDTH = 211, 173
@@ -238,8 +239,9 @@ def test_a_slide_that_states_no_size_is_refused_unless_somebody_states_it(tmp_pa
         with pytest.raises(ValueError) as error:
             open_slide(folder / "a.png", microns=0.5)
         assert str(error.value) == (
-            f"{folder / 'a.png'}: states no size of its pixels, without which it cannot be brought "
-            f"to 0.5 µm: add a line for it to {table.resolve() / 'slides.csv'} (id,microns)")
+            f"{folder / 'a.png'}: states no usable size of its pixels, without which it cannot be "
+            f"brought to 0.5 µm: add a line for it to {table / 'slides.csv'}, under the headings "
+            "id,microns")
     slide = open_slide(tmp_path / "a.png", microns=0.5, pixel_size=0.2)
     assert (slide.height, slide.width, slide.microns, slide.scale) == (20, 16, 0.2, None)
     write_slide(tmp_path / "b.tif", noise(50, 40), 0.5)
@@ -253,3 +255,40 @@ def test_a_slide_that_states_no_size_is_refused_unless_somebody_states_it(tmp_pa
                   {"microns": float("inf")}, {"scale": 2, "microns": 1.0}):
         with pytest.raises(ValueError, match="micrometres above 0|cannot be given together"):
             open_slide(tmp_path / "b.tif", **wrong)
+
+
+def test_only_without_microns_objects_are_said_to_look_stretched(tmp_path):
+    path = write_slide(tmp_path / "a.tif", noise(50, 40), (0.25, 0.5))
+    assert "look stretched" in open_slide(path).notes[0]
+    assert open_slide(path, microns=1.0).notes == []
+    slide = open_slide(path, pixel_size=0.25)  # and not where somebody says that they are square
+    assert [note for note in slide.notes if "stretched" in note] == []
+
+
+def test_a_preview_keeps_no_rows_that_it_does_not_use(tmp_path):
+    path = write_slide(tmp_path / "a.tif", noise(HEIGHT, WIDTH), 0.25)
+    for microns, used in ((0.25, True), (0.4, False), (1.0, False)):
+        slide = open_slide(path, microns=microns)
+        preview = Preview(path, slide, None)
+        assert np.array_equal(preview.watching(slide.read)(0, 0, 9, 9), slide.read(0, 0, 9, 9))
+        assert bool(preview.image._small) == used == preview.rows_suffice
+
+
+@pytest.mark.parametrize("scale", [999, 1000, 1001, 2500])
+def test_of_a_large_scale_the_last_row_is_not_a_sliver(tmp_path, scale):
+    tifffile.imwrite(tmp_path / "a.tif", noise(2501, 3))
+    slide = open_slide(tmp_path / "a.tif", scale)
+    assert (slide.height, slide.width) == (-(-2501 // scale), 1)
+
+
+def test_what_is_said_of_a_size_that_is_not_used_holds_beside_a_stated_one_too(tmp_path):
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise(50, 40), photometric="rgb", ome=True,
+                     metadata={"axes": "YXS", "PhysicalSizeX": 100, "PhysicalSizeY": 100})
+    write_slide(tmp_path / "b.tif", noise(50, 40), 0.5, metadata=None,
+                description='{"shape": [100, 80, 3]}')
+    for name, note in (("a.ome.tif", "which no slide has: it is ignored"),
+                       ("b.tif", "or cut, and states no size of its own pixels")):
+        with pytest.raises(ValueError, match="states no usable size of its pixels"):
+            open_slide(tmp_path / name, microns=1.0)
+        slide = open_slide(tmp_path / name, microns=1.0, pixel_size=0.5)
+        assert slide.height == 25 and slide.notes[0].endswith(note)

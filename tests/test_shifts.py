@@ -10,6 +10,7 @@ import torch
 from lab import shifts
 from minseg import CBAM, SCSE, UNet
 from minseg.efficientnet import SqueezeExcite
+from minseg.files.datasets import find_slides
 from minseg.run.checkpoint import save_model
 from minseg.synthetic import write_slides
 
@@ -114,3 +115,22 @@ def test_the_program_writes_a_row_for_each_network(tmp_path, capsys, monkeypatch
         with pytest.raises(SystemExit):
             shifts.main([*command, *argv])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_slides_are_brought_to_the_size_of_pixels_that_the_models_know(
+        tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="python -m pip install -e '.[lab]'")
+    write_slides(tmp_path / "slides", 2, height=320, width=320)
+    (tmp_path / "slides/slides.csv").write_text("id,microns\nslide00,0.5\nslide01,0.4\n")
+    first, second = shifts.middles(tmp_path / "slides", 1, 0.8, 160)
+    item = find_slides(tmp_path / "slides")[0]
+    assert first.shape == second.shape == (160, 160, 3)
+    assert (first == item.open(microns=0.8).read(20, 20, 160, 160)).all()
+    network = {"encoder": "efficientnet-lite0"}
+    for name, options in (("a", {"resample": True}), ("b", {})):
+        save_model(tmp_path / f"{name}.pt", network, UNet(**network).state_dict(), scale=1,
+                   tile=64, threshold=0.5, microns=0.8, **options)
+    with pytest.raises(SystemExit):
+        shifts.main([str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), "--device", "cpu"])
+    assert "one --scale or --microns" in capsys.readouterr().err

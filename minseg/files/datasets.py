@@ -152,8 +152,8 @@ def stated_sizes(images: Iterable[Path]) -> dict[Path, float]:
         if text := tables[table].get(name_of(image.name)):
             sizes[image] = to_number(text.replace(",", "."))
             if not SIZES[0] <= sizes[image] <= SIZES[1]:
-                raise ValueError(f"{table}: states {text} µm for {image.stem}: needs the width of "
-                                 "a pixel in micrometres, such as 0.25")
+                raise ValueError(f"{table}: states {text} for {image.stem}: needs the width of a "
+                                 "pixel in micrometres, a number such as 0.25")
     return sizes
 
 

@@ -16,8 +16,7 @@ MICROMETRES = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "um": 1.0, "micro
 # print. Editors write dots per inch or centimetre of paper, and programs some value where they know
 # none: 25.4 per inch, 96, 28.34 per centimetre, 600.
 SIZES = 0.001, 25400 / 600.1  # µm
-NO_SIZE = ("states a pixel of {:.4g} x {:.4g} µm, which no slide has: it is ignored, and areas are "
-           "in pixels")
+NO_SIZE = "states a pixel of {:.4g} x {:.4g} µm, which no slide has: it is ignored"
 
 
 def pixel_size(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: ElementTree.Element | None,

@@ -7,10 +7,10 @@ slide's own pixels make one scaled pixel. Scaled pixel i covers own pixels from 
     f >= 1    the mean of what it covers; own pixels at its border count as far as they are covered
     f < 1     between the two nearest own pixels, linearly: at (i + 1/2) f - 1/2
 
-Rows and columns are weighted one after the other, so x and y may have an f of their own. A whole f
-gives means of blocks, as `--scale` does, and is read in the same way. Of a pyramid, the level just
-finer is read: for f = 7.9 the one that is 4 times smaller, if there is one, and 7.9 / 4 of its
-pixels make a scaled pixel.
+Rows and columns are weighted one after the other, so x and y may have an f of their own. A whole
+f, the same for both, gives means of blocks, as `--scale` does, and is read in the same way. For any
+other f, of a pyramid the level just finer is read: for f = 7.9 the one that is 4 times smaller, if
+there is one, and 7.9 / 4 of its pixels make a scaled pixel.
 
 **A window equals the same part of the whole, to the bit.** The weights of a scaled pixel depend on
 its place in the slide, not in the window; and they are whole numbers whose sum is `ONE`, so that no
@@ -51,7 +51,7 @@ class Axis:
 
     def __init__(self, length: float, factor: float):
         self.length, self.factor, self.pixels = length, factor, math.ceil(length)
-        self.size = max(1, math.ceil(length / factor - SLIVER))
+        self.size = max(1, math.ceil(length / factor - SLIVER * (factor != 1)))
 
     def taps(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """For the scaled pixels from `start` up to `stop`: the first pixel that each is made of,

@@ -50,7 +50,7 @@ instead, each pixel is a square of so many micrometres (`minseg.files.resample`)
 | over 42.3 µm (600 dots per inch), under 1 nm | unknown; a note if of OME, Aperio, Philips | |
 | a text (OME, Aperio, Philips, tifffile) of a larger or smaller copy | unknown, with a note | |
 | only x known | y is taken to be equal | |
-| x and y that differ by 1 % or more | both; a note says that objects look stretched | |
+| x and y that differ by 1 % or more | both; without `microns` a note: objects look stretched | |
 
 Programs write 25.4 dots per inch (libvips 8.18, SimpleITK 2.5), 28.34 per centimetre (libvips 8.14)
 or 72 to 600 per inch (editors, printers) where they know no size: hence the limit.
@@ -72,6 +72,7 @@ Threads and forked workers may share a slide, and it can be pickled.
 
 import errno
 import math
+import os
 import shlex
 import tempfile
 import warnings
@@ -95,10 +96,12 @@ TIFF_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".scn", ".qptiff", ".btf", ".
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # scanners call their TIFFs .svs, .ndpi, ...
 SIZES_TABLE = "slides.csv"  # id,microns: sizes of pixels, where files state none or wrong ones
-NO_SIZE = ("{}: states no size of its pixels, without which it cannot be brought to {:g} µm: add a "
-           "line for it to {} (id,microns)")
+NO_SIZE = ("{}: states no usable size of its pixels, without which it cannot be brought to {:g} "
+           "µm: add a line for it to {}, under the headings id,microns")
 COARSER = ("its pixels measure {:.3g} µm, more than the {:g} they are brought to: it is enlarged, "
            "which adds no detail")
+OBLONG = ("its pixels are {:.4g} x {:.4g} µm (x, y): areas in µm² are right, but objects look "
+          "stretched beside those of slides whose pixels are square")
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
 
 
@@ -273,6 +276,8 @@ class Slide:
         self.pixel_size = self._size(source.pixel_size, pixel_size)
         x, y = self.pixel_size or (0.0, 0.0)
         self.microns = (x if x == y else math.sqrt(x * y)) or None  # no rounding where they agree
+        if max(x, y) >= 1.01 * min(x, y) > 0 and not microns:  # which makes them square
+            self.notes.append(OBLONG.format(x, y))
         factors, block = (float(scale), float(scale)), scale
         if microns:
             if self.pixel_size is None:
@@ -419,6 +424,6 @@ def open_slide(path: str | Path, scale: int = 1, white: int | None = None, *,
 
 def sizes_for(path: Path) -> Path:
     """Where the size of an image's pixels may be stated: a table in the image's folder, or in that
-    of the data set which the image belongs to."""
-    folder = path.resolve().parent
+    of the data set which the image belongs to. A link is where it lies, not what it leads to."""
+    folder = Path(os.path.abspath(path)).parent
     return (folder.parent if folder.name in ("images", "train") else folder) / SIZES_TABLE

@@ -38,9 +38,7 @@ ALPHA = (1, 2)  # ExtraSamples that mean alpha: premultiplied or not; 0 means "u
 COLOURS = (r"\b(r|red)\b", r"\b(g|green)\b", r"\b(b|blue)\b")
 NO_NAME = r".*\brgb\b.*|.*bright.?field.*|(channel|ch|c)?[\s:_-]*[0-3]|c:\d/\d.*"
 RESIZED = ("its text describes an image of {} x {} pixels, and it has {} x {}: it was made smaller "
-           "or larger since, or cut, and the size of its pixels is unknown")
-OBLONG = ("its pixels are {:.4g} x {:.4g} µm (x, y): areas in µm² are right, but objects look "
-          "stretched beside those of slides whose pixels are square")
+           "or larger since, or cut, and states no size of its own pixels")
 TURNED = "is rotated or mirrored as its orientation tag ({}) says"
 
 
@@ -299,9 +297,7 @@ def open_tiff(path: Path, scale: int) -> Source:
         name_channels(source, chosen, ome)
         find_white(source, page, ome)
         if size:
-            source.pixel_size = x, y = size if turned < 5 else size[::-1]
-            if max(x, y) >= 1.01 * min(x, y):
-                source.notes.append(OBLONG.format(x, y))
+            source.pixel_size = size if turned < 5 else size[::-1]
         source.nodata, _ = read_nodata(page)
         if turned:
             source.notes.append(TURNED.format(turned))

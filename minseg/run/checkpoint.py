@@ -135,7 +135,7 @@ class Ensemble:
     scale: int  # slides are read this many times smaller
     tile: int  # pixels, after scaling
     threshold: float  # probability from which a pixel is positive
-    microns: float | None  # size of a pixel before scaling; 0 if the networks disagree
+    microns: float | None  # size of a pixel before scaling, see `resample`; 0 if they disagree
     white: int | None  # value of white in 16-bit slides
     label: str | None  # the class that the networks find
     turn: bool = False  # whether all of them were scored with turned tiles (see `minseg.tiling`)

@@ -46,7 +46,7 @@ class Data:
     tiles: Tiles
     chosen: Sequence[int]  # the folds to train
     slides: list[CutSlide]
-    microns: float | None  # size of a pixel before scaling, if the slides state one
+    microns: float | None  # that of --microns, else of a pixel, if the slides state one
     config: dict  # the content of config.json
 
     def held_out(self, fold: int) -> list[Item]:

@@ -18,7 +18,7 @@ import torch
 from ..efficientnet import SCALES
 from ..files.datasets import stated_sizes
 from ..losses import first_stage, make_loss
-from .errors import warn
+from .errors import plain, warn
 from .report import Parser
 
 TRAIN = "Train a U-Net on slides and score it on slides that it has not seen."
@@ -272,8 +272,8 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check_device_options(parser, args)
     try:
         args.sizes = stated_sizes(args.slides)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.error(plain(error))
     return args
 
 

@@ -194,6 +194,9 @@ class Preview:
 
     def watching(self, read: Reader) -> Reader:
         """`read`, for rows from top to bottom, which are then also added to the picture."""
+        if not self.rows_suffice:  # and might fill the memory, as many as they are
+            return read
+
         def watched(y: int, x: int, height: int, width: int) -> np.ndarray:
             rows = read(y, x, height, width)
             self.image.add(rows)

@@ -14,9 +14,10 @@ scale:
     ID-KEY.json     where each tile lies and how much of it is positive; written last
 
 KEY is a hash of everything that the tiles depend on: the files (place, size, times of modification
-and of change), classes, white, scale, tile, stride and margin. So all folds and runs with the same
-settings share the tiles, and tiles cut with other settings get another name. Batches are read from
-the files when they are needed; the operating system caches as much of them as fits in memory.
+and of change), classes, white, scale, microns, the size that slides.csv states, tile, stride and
+margin. So all folds and runs with the same settings share the tiles, and tiles cut with other
+settings get another name. Batches are read from the files when they are needed; the operating
+system caches as much of them as fits in memory.
 
 Blank glass teaches nothing after the first few tiles. Tiles without a positive pixel and without
 contrast are therefore left out, and so are tiles that are entirely void. Scoring does not use these
@@ -137,11 +138,13 @@ def files_of(item: Item) -> dict[str, Path]:
 
 
 def made_from(item: Item) -> dict[str, dict]:
-    """What is in the files of an image, and in its run-length code."""
+    """What is in the files of an image, and what tables say of it: its run-length code, and the
+    size of its pixels."""
     noted = {name: content(path) for name, path in files_of(item).items()}
-    if item.runs is not None:
-        code = item.runs.encode()
-        noted["mask"] = {"bytes": len(code), "sha256": hashlib.sha256(code).hexdigest()[:32]}
+    for name, text in (("mask", item.runs), ("slides.csv", item.pixel_size)):
+        if text is not None:
+            code = str(text).encode()
+            noted[name] = {"bytes": len(code), "sha256": hashlib.sha256(code).hexdigest()[:32]}
     return noted
 
 
