@@ -174,13 +174,21 @@ def test_a_table_of_sizes_counts_without_microns_too_and_others_are_not_used(tmp
     items = find_slides(data)
     assert [item.pixel_size for item in items] == [None, None]
     assert data / "slides.csv" in unused_files(data, items)
-    (data / "slides.csv").write_text("id,microns\nimages/s1.png,0.5\ns0,\nother,0.1\n")
+    (data / "slides.csv").write_text("id,microns\nimages/s1.png,0.5\ns0,\n")
     items = find_slides(data)
     assert [item.open().microns for item in items] == [pytest.approx(0.4, rel=1e-4), 0.5]
     assert data / "slides.csv" not in unused_files(data, items)
     (data / "slides.csv").write_text("id,microns\ns1,0.5\nS1.png,0.25\n")
     with pytest.raises(ValueError, match="two lines for"):
         find_slides(data)
+    (data / "slides.csv").write_text("id,microns\ns1,0.5\ns11,0.25\n")
+    with pytest.raises(ValueError, match="slides.csv: names s11, but there is no such image"):
+        find_slides(data)
+    for other in (b"id,microns\ns1,0.5 \xb5m\n", b"section,microns\n1,4\n"):
+        (data / "slides.csv").write_bytes(other)  # not text; the thickness of sections
+        items = find_slides(data)
+        assert not any(item.pixel_size for item in items)
+        assert data / "slides.csv" in unused_files(data, items)
 
 
 def test_another_size_is_another_run_and_networks_of_two_sizes_are_not_mixed_up(

@@ -251,6 +251,9 @@ def test_a_slide_that_states_no_size_is_refused_unless_somebody_states_it(tmp_pa
     assert slide.notes == ["states a pixel of 0.5 x 0.5 µm, slides.csv one of 0.25: this counts"]
     assert "adds no detail" in open_slide(tmp_path / "b.tif", microns=0.3).notes[0]
     assert open_slide(tmp_path / "b.tif", microns=0.4).notes == []
+    assert open_slide(tmp_path / "b.tif", microns=0.125).height == 200
+    with pytest.raises(ValueError, match="its pixels measure 0.5 µm, over four times the 0.12 asked"):
+        open_slide(tmp_path / "b.tif", microns=0.12)
     for wrong in ({"microns": 0}, {"microns": -1}, {"pixel_size": float("nan")},
                   {"microns": float("inf")}, {"scale": 2, "microns": 1.0}):
         with pytest.raises(ValueError, match="micrometres above 0|cannot be given together"):

@@ -134,8 +134,21 @@ def find_slides(folder: str | Path, *, labels: Sequence[str] = (), ignore: Seque
     labels, ignore = (tuple(map(clean, names)) for names in (labels, ignore))
     _check_classes(folder, items, {*labels, *ignore} - {str(VOID)})
     sizes = stated_sizes([item.image for item in items])
+    names = {name_of(item.image.name) for item in items}
+    if unknown := sorted(read_sizes(folder / SIZES_TABLE).keys() - names):
+        raise ValueError(f"{folder / SIZES_TABLE}: names {unknown[0]}, but there is no such image: "
+                         "correct it, or remove the line")
     return [replace(item, labels=labels, ignore=ignore, white=white,
                     pixel_size=sizes.get(item.image)) for item in items]
+
+
+def read_sizes(table: Path) -> dict[str, str]:
+    """The lines of a slides.csv by `name_of` their images; none if it is another table."""
+    try:
+        used = os.path.lexists(table) and has_column(table, "id") and has_column(table, "microns")
+    except ValueError:  # not text: whoever wrote it had something else in mind
+        used = False
+    return _by_name(table, read_table(table, "id", "microns")) if used else {}
 
 
 def stated_sizes(images: Iterable[Path]) -> dict[Path, float]:
@@ -147,8 +160,7 @@ def stated_sizes(images: Iterable[Path]) -> dict[Path, float]:
     for image in images:
         table = sizes_for(image)
         if table not in tables:
-            used = os.path.lexists(table) and has_column(table, "microns")
-            tables[table] = _by_name(table, read_table(table, "id", "microns")) if used else {}
+            tables[table] = read_sizes(table)
         if text := tables[table].get(name_of(image.name)):
             sizes[image] = to_number(text.replace(",", "."))
             if not SIZES[0] <= sizes[image] <= SIZES[1]:

@@ -100,6 +100,8 @@ NO_SIZE = ("{}: states no usable size of its pixels, without which it cannot be 
            "µm: add a line for it to {}, under the headings id,microns")
 COARSER = ("its pixels measure {:.3g} µm, more than the {:g} they are brought to: it is enlarged, "
            "which adds no detail")
+MUCH_COARSER = ("{}: its pixels measure {:.3g} µm, over four times the {:g} asked for: leave it out, "
+                "or if that is wrong, correct it in {}, under the headings id,microns")
 OBLONG = ("its pixels are {:.4g} x {:.4g} µm (x, y): areas in µm² are right, but objects look "
           "stretched beside those of slides whose pixels are square")
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)
@@ -286,6 +288,9 @@ class Slide:
             block = block_for(factors, source.levels)
             if any(block % level == 0 for level in source.levels):
                 source = open_source(path, block)
+            if min(factors) < 1 / 4:
+                raise ValueError(MUCH_COARSER.format(path, self.microns, microns,
+                                                     sizes_for(self.path)))
             if max(factors) < 1 / 1.5:
                 self.notes.append(COARSER.format(self.microns, microns))
         self._source, self.scale = source, block if factors == (block, block) else None

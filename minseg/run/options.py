@@ -194,8 +194,8 @@ def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
         near = max(8, args.tile // 8 * 8)
         parser.error(f"--tile {args.tile}: with --deep-supervision it is a multiple of 8, such as "
                      f"{near} or {near + 8}, or smaller targets are shifted")
-    if args.microns is not None and not 0.001 <= args.microns <= 1000:
-        parser.error(f"--microns {args.microns:g}: needs micrometres from 0.001 to 1000; slides "
+    if args.microns is not None and not 0.001 <= args.microns <= 100:
+        parser.error(f"--microns {args.microns:g}: needs micrometres from 0.001 to 100; slides "
                      "have 0.25 at 40x and 0.5 at 20x")
     if not 0 <= args.augment <= 5:
         parser.error(f"--augment {args.augment}: needs a number from 0 to 5")
