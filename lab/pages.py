@@ -1,4 +1,4 @@
-"""Writes the tables of docs/study.md, shifts.md, race.md and log.md from what was measured.
+"""Writes the tables of docs/study.md, shifts.md, race.md, log.md, training.md from what was measured.
 
     python -m lab.pages
 
@@ -281,6 +281,16 @@ def small_table(path: Path) -> str:
     return markdown(*table)
 
 
+def magnifications(found: dict) -> str:
+    """The table of slides of two magnifications."""
+    return markdown(["seen with", "fine slides", "difference", "coarse slides", "difference",
+                     "all", "difference"],
+                    *([row["arm"], *(text for part in ("fine", "coarse", "all") for text in (
+                        f"{row[part]['dice']:.3f}",
+                        interval(row[part]) if row[part]["difference"] else ""))]
+                      for row in found["rows"]))
+
+
 def log_table(lines: Path, title: str, base: str, plain: str) -> str:
     """A table of what was tried, best first. `plain` is the name of the row of `base`."""
     fold_of, dice = race.complete(race.read_lines(lines), 3)
@@ -325,6 +335,7 @@ def pages(results: Path) -> dict[str, list[str]]:
             effects(main, read(results / "costs.json")["rows"]), forty(studies[FORTY]),
             along(main), schedules(studies), objects(main), seams(main)],
         "docs/shifts.md": shift_tables(shifts),
+        "docs/training.md": [magnifications(read(results / "magnifications.json"))],
         "docs/race.md": [*races, small_table(results / "small-others.jsonl")],
         "docs/log.md": [*(log_table(results / f"{lines}.jsonl", *row)
                           for lines, row in LOG.items()),
