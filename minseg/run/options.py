@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..efficientnet import SCALES
 from ..losses import first_stage, make_loss
+from ..training import has_bfloat16
 from .errors import warn
 from .report import Parser
 
@@ -194,11 +193,6 @@ def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--label and --ignore both name {', '.join(both)}")
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed {args.seed}: needs a whole number from 0 to 2^63 - 1")
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16, and PyTorch uses them."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def check_device_options(parser: Parser, args: argparse.Namespace) -> None:
