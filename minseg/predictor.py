@@ -188,7 +188,8 @@ class FusedSqueezeExcite(nn.Module):
 
     def __init__(self, layer: SqueezeExcite, fused: Callable[..., FusedConv]):
         super().__init__()
-        self.reduce, self.expand = fused(layer.reduce, "swish"), fused(layer.expand, "sigmoid")
+        self.reduce = fused(layer.reduce, activation="swish")
+        self.expand = fused(layer.expand, activation="sigmoid")
 
     def forward(self, x: Tensor) -> Tensor:
         # In bfloat16 `mean` is several times slower, in float32 `avg_pool2d` is less exact.
@@ -207,38 +208,44 @@ def squares(head: nn.Conv2d, dtype: torch.dtype) -> nn.Sequential:
                          nn.PixelShuffle(4))
 
 
-def fuse(net: UNet, dtype: torch.dtype) -> UNet:
-    """`net`, whose batch norms are folded, with the layers above in place of its own. The first
-    convolution computes in float32, all others in `dtype`."""
-    def fused(conv: nn.Conv2d, activation: str = "none") -> FusedConv:
+def is_first(path: str, layer: nn.Module) -> bool:
+    """Whether this is the convolution that reads the image."""
+    return path == "encoder.stem.0"
+
+
+def fuse(net: UNet, dtype: torch.dtype,
+         exact: Callable[[str, nn.Module], bool] = is_first) -> UNet:
+    """`net`, whose batch norms are folded, with the layers above in place of its own. They compute
+    in `dtype`, or in float32 where `exact`, called with a layer's path and the layer, says so."""
+    def fused(conv: nn.Conv2d, kind: torch.dtype, activation: str = "none") -> FusedConv:
         weight = conv.weight
         if isinstance(conv, PaddedConv) and conv.same and conv.stride[0] == 2:
             # One pixel more right and down than left and up: instead of a padded copy of the map,
             # which here has an even size, a kernel with zeros left and up.
             weight = F.pad(weight, (1, 0, 1, 0))
-        return FusedConv(weight, conv.bias, activation, out=dtype, stride=conv.stride,
-                         dtype=torch.float32 if conv is net.encoder.stem[0] else dtype,
+        return FusedConv(weight, conv.bias, activation, dtype=kind, out=dtype, stride=conv.stride,
                          padding=conv.padding, groups=conv.groups)  # type: ignore[arg-type]
 
-    def replace_in(module: nn.Module) -> None:
+    def replace_in(module: nn.Module, path: str = "") -> None:
         layers = [pair for pair in module.named_children() if type(pair[1]) is not nn.Identity]
         for (name, layer), (after, next_one) in zip(layers, [*layers[1:], ("", nn.Identity())]):
+            kind = torch.float32 if exact(path + name, layer) else dtype
             if isinstance(layer, EnlargeConcatConv):
-                setattr(module, name, FusedEnlarge(layer, dtype))
+                setattr(module, name, FusedEnlarge(layer, kind))
             elif isinstance(layer, SqueezeExcite):
-                setattr(module, name, FusedSqueezeExcite(layer, fused))
+                setattr(module, name, FusedSqueezeExcite(layer, partial(fused, kind=kind)))
+            elif layer is net.head:
+                net.head = squares(net.head, kind)  # type: ignore[assignment]
             elif isinstance(layer, nn.Conv2d):
                 in_order = isinstance(module, nn.Sequential)
                 activation = ACTIVATIONS.get(type(next_one)) if in_order else None
-                setattr(module, name, fused(layer, activation or "none"))
+                setattr(module, name, fused(layer, kind, activation or "none"))
                 if activation:
                     setattr(module, after, nn.Identity())
             else:
-                replace_in(layer)
+                replace_in(layer, f"{path}{name}.")
 
-    head = squares(net.head, dtype)
     replace_in(net)
-    net.head = head  # type: ignore[assignment]
     return net
 
 

@@ -254,6 +254,8 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.device = parser.device(args.device)
     check_infer_options(parser, args)
     check_device_options(parser, args)
+    if args.device == "cpu" and not (args.amp or args.compile) and has_bfloat16():
+        print("this CPU has bfloat16 instructions: --amp would be 1.7 times as fast", flush=True)
     return args
 
 
