@@ -2,9 +2,11 @@
 
     python -m lab.bench lovasz --against smp --model runs/synthetic/fold0/model.pt
     python -m lab.bench hypercolumn
-    python -m lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai
+    python -m lab.bench tiling --model runs/synthetic/fold0/model.pt --against monai onnxruntime
+    python -m lab.bench precision --model runs/synthetic/fold0/model.pt
     python -m lab.bench train --against smp --amp --compile
     python -m lab.bench spread --amp --device cuda
+    python -m lab.bench limit --images 8 --size 256
     python -m lab.bench memory
     python -m lab.bench slides
 """
@@ -24,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minseg.dice import dice_score
-from minseg.efficientnet import SCALES
+from minseg.efficientnet import SCALES, SqueezeExcite
 from minseg.files.masks import Item
 from minseg.files.slides import shrink
 from minseg.hypercolumn import Hypercolumn
 from minseg.losses import make_loss
 from minseg.lovasz import lovasz_hinge
-from minseg.predictor import predictor
+from minseg.predictor import fold_batch_norm, fuse, is_first, predictor
 from minseg.run.checkpoint import load_model
 from minseg.run.memory import keep_memory
 from minseg.run.report import Parser
@@ -86,7 +88,7 @@ def bench_lovasz(args: argparse.Namespace) -> Iterator[dict]:
     if args.model:
         batches["trained"] = trained_logits(args.model, args.images, args.size)
     losses = {"minseg": lovasz_hinge}
-    if args.against == "smp":
+    if "smp" in args.against:
         from segmentation_models_pytorch.losses import LovaszLoss
 
         losses["smp"] = LovaszLoss("binary", per_image=True)
@@ -176,8 +178,8 @@ def bench_tiling(args: argparse.Namespace) -> Iterator[dict]:
                "tile": TILE, "overlap": OVERLAP, "seconds": round(seconds, 1),
                "megapixels_a_second": round(height * width / 1e6 / seconds, 2),
                "peak_gib_above_idle": round(memory, 3)}
-    if args.against == "monai":
-        yield from against_monai(args)
+    if args.against:
+        yield from against_others(args)
 
 
 def image_for(model: Path) -> np.ndarray:
@@ -212,31 +214,104 @@ def predict_with_monai(model: Path, device: str) -> Callable[[], Tensor]:
     return predict
 
 
-def predict_here(model: Path, device: str, amp: bool) -> Callable[[], Tensor]:
+def predict_in_tiles(predict: Callable[[Tensor], Tensor], model: Path, device: str) -> Tensor:
+    """`image_for`, predicted with this project's tiling."""
+    return predict_image(predict, image_for(model), tile=SMALL_TILE, window="gaussian",
+                         stride=round(SMALL_TILE * (1 - OVERLAP)), batch=8, device=device)
+
+
+def predict_here(model: Path, device: str, amp: bool = False,
+                 compiled: bool = False) -> Callable[[], Tensor]:
     """A function that predicts `image_for` with this project's tiling and network."""
-    predict = predictor([load_model(model)[0]], device=device, amp=amp)
-    return partial(predict_image, predict, image_for(model), tile=SMALL_TILE, window="gaussian",
-                   stride=round(SMALL_TILE * (1 - OVERLAP)), batch=8, device=device)
+    predict = predictor([load_model(model)[0]], device=device, amp=amp, compile=compiled, batch=8)
+    return partial(predict_in_tiles, predict, model, device)
 
 
-def against_monai(args: argparse.Namespace) -> Iterator[dict]:
-    """The same weights, pixels, tiles, overlap and window in MONAI's sliding window over
-    segmentation_models.pytorch's U-Net, and in this project's, in turn."""
+def predict_with_onnxruntime(model: Path, device: str, dynamo: bool) -> Callable[[], Tensor]:
+    """A function that predicts `image_for` with this project's tiling, and its network exported as
+    docs/export.md shows, with the newer exporter (`dynamo`) or the older one."""
+    import onnxruntime
+
+    net = nn.Sequential(load_model(model)[0], nn.Sigmoid()).eval().requires_grad_(False)
+    names = {"input_names": ["image"], "output_names": ["probability"]}
+    if dynamo:
+        vary = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+        how = {"dynamic_shapes": (vary,), "external_data": False}
+    else:
+        vary = {0: "images", 2: "rows", 3: "columns"}
+        how = {"dynamic_axes": {"image": vary, "probability": vary}}
+    with tempfile.TemporaryDirectory(prefix="minseg-bench-") as folder:
+        file = Path(folder, "model.onnx")
+        torch.onnx.export(net, (torch.rand(2, 3, 256, 256),), file, dynamo=dynamo, **names, **how)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        kinds = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        session = onnxruntime.InferenceSession(file, options, providers=[kinds[device]])
+
+    def predict(tiles: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"image": (tiles.float() / 255).numpy()})[0])
+
+    return partial(predict_in_tiles, predict, model, device)
+
+
+def against_others(args: argparse.Namespace) -> Iterator[dict]:
+    """The same weights, pixels, tiles, overlap and window in this project, in MONAI's sliding
+    window over segmentation_models.pytorch's U-Net, and in onnxruntime, in turn."""
     if not args.model:
-        raise ValueError("--against monai needs --model: its weights go into both networks")
-    theirs = partial(predict_with_monai, args.model, args.device)
-    ours = partial(predict_here, args.model, args.device, False)
-    makers = {"monai + smp": theirs, "monai + smp, memory kept": theirs, "minseg": ours,
-              "minseg, memory not kept": ours,
-              "minseg, bfloat16": partial(predict_here, args.model, args.device, True)}
-    expected = theirs()()
+        raise ValueError("--against needs --model: its weights go into all networks")
+    ours = partial(predict_here, args.model, args.device)
+    makers = {"minseg": ours, "minseg, memory not kept": ours,
+              "minseg, bfloat16": partial(ours, amp=True)}
+    if args.compile:
+        makers["minseg, compiled"] = partial(ours, compiled=True)
+    if "monai" in args.against:
+        theirs = partial(predict_with_monai, args.model, args.device)
+        makers = {"monai + smp": theirs, "monai + smp, memory kept": theirs, **makers}
+    if "onnxruntime" in args.against:
+        for way, dynamo in (("onnxruntime", True), ("onnxruntime, older exporter", False)):
+            makers[way] = partial(predict_with_onnxruntime, args.model, args.device, dynamo)
+    first = next(iter(makers))
+    expected = makers[first]()()
     seconds = in_turn_apart(makers, args.rounds, NOT_KEPT)
     for name, make in makers.items():
         result = make()()
-        yield {"bench": "tiling against monai", "way": name, "size": [SIDE, SIDE],
+        yield {"bench": "tiling against others", "way": name, "size": [SIDE, SIDE],
                "tile": SMALL_TILE, "overlap": OVERLAP, "window": "gaussian",
                "seconds": round(seconds[name], 3),
-               "times_as_fast": round(seconds["monai + smp"] / seconds[name], 2),
+               "times_as_fast": round(seconds[first] / seconds[name], 2),
+               "largest_difference": (result - expected).abs().max().item(),
+               "dice_of_masks": dice_score(result >= 0.5, expected >= 0.5)}
+
+
+def bench_precision(args: argparse.Namespace) -> Iterator[dict]:
+    """What must be computed in float32 when the rest of the network computes in bfloat16: the masks
+    of `image_for`, and the time of a batch of tiles."""
+    if not args.model:
+        raise ValueError("precision needs --model")
+    exact: dict[str, Callable[[str, nn.Module], bool]] = {
+        "everything": lambda path, layer: True, "nothing": lambda path, layer: False,
+        "the first convolution": is_first,
+        "squeeze and excite": lambda path, layer: isinstance(layer, SqueezeExcite),
+        "the head": lambda path, layer: path == "head",
+        "the last block and the head": lambda path, layer: path.startswith(("block0", "head")),
+        "the decoder": lambda path, layer: not path.startswith("encoder")}
+    net, predicts = load_model(args.model)[0], {}
+    for part, says in exact.items():
+        mixed = fuse(fold_batch_norm(net), torch.float32 if part == "everything"
+                     else torch.bfloat16, says)
+
+        @torch.inference_mode()
+        def predict(tiles: Tensor, mixed=mixed) -> Tensor:
+            return mixed(tiles.float() / 255).float().sigmoid()
+
+        predicts[part] = predict
+    tiles = torch.randint(0, 256, (8, 3, SMALL_TILE, SMALL_TILE), dtype=torch.uint8)
+    seconds = in_turn({part: partial(do, tiles) for part, do in predicts.items()}, args.rounds)
+    expected = predict_in_tiles(predicts["everything"], args.model, "cpu")
+    for part, predict in predicts.items():
+        result = predict_in_tiles(predict, args.model, "cpu")
+        yield {"in_float32": part, "size": [SIDE, SIDE], "tile": SMALL_TILE,
+               "milliseconds": round(1e3 * seconds[part], 1),
                "largest_difference": (result - expected).abs().max().item(),
                "dice_of_masks": dice_score(result >= 0.5, expected >= 0.5)}
 
@@ -309,7 +384,7 @@ def bench_train(args: argparse.Namespace) -> Iterator[dict]:
               "minseg, recomputed": partial(ours, recompute=True)}
     if args.compile:
         makers["minseg, compiled"] = partial(ours, compiled=True)
-    if args.against == "smp":
+    if "smp" in args.against:
         makers |= {"smp": theirs, "smp, memory kept": theirs,
                    "smp, everything added": partial(theirs, added=True)}
         if args.compile:
@@ -359,6 +434,38 @@ def bench_spread(args: argparse.Namespace) -> Iterator[dict]:
            "bandwidth_tb_a_second": round(speed / 1e12, 3),
            "bound_images_a_second": round(args.images * speed / total, 1),
            "share_of_bound": round(total / speed / seconds, 3)}
+
+
+def bench_limit(args: argparse.Namespace) -> Iterator[dict]:
+    """Tiles and a training step beside what the device does in a large matrix product and in a
+    large copy: a step can take no less time than its operations there, or its bytes here."""
+    torch.manual_seed(0)
+    net, speed = UNet(ENCODER).eval(), measure.bandwidth(args.device)
+    tiles = torch.randint(0, 256, (args.images, 3, args.size, args.size), dtype=torch.uint8)
+    for amp in (False, True):
+        half = argparse.Namespace(**{**vars(args), "amp": amp})
+        predict = partial(predictor([net], device=args.device, amp=amp), tiles)
+        step = minseg_step(half)
+        step()  # makes the optimiser's moments
+        peak = measure.product_speed(
+            args.device, autocast_dtype(args.device) if amp else torch.float32)
+        # PyTorch's counter does not know fused layers, and counts the backward pass of depthwise
+        # convolutions many times: so the forward pass counts, and the backward pass as two of them.
+        forward = measure.operations(
+            partial(fold_batch_norm(net).to(args.device), (tiles / 255).to(args.device)))
+        for work, do, flops in (("tiles", predict, forward), ("training step", step, 3 * forward)):
+            traffic = measure.Traffic()
+            with traffic:
+                do()
+            moved = sum(traffic.moved.values())
+            seconds = in_turn({work: do}, args.rounds)[work]
+            yield {"encoder": ENCODER, "work": work, "images": args.images, "size": args.size,
+                   "amp": amp, "milliseconds": round(1e3 * seconds, 1),
+                   "gflop": round(flops / 1e9, 1), "gib": round(moved / 2**30, 2),
+                   "product_tflop_a_second": round(peak / 1e12, 3),
+                   "copy_gb_a_second": round(speed / 1e9, 1),
+                   "share_of_product": round(flops / seconds / peak, 3),
+                   "share_of_copy": round(moved / seconds / speed, 3)}
 
 
 def kept_bytes(name: str, tricks: str, size: int, recompute: bool = False) -> int:
@@ -443,8 +550,8 @@ def bench_slides(args: argparse.Namespace) -> Iterator[dict]:
 
 
 BENCHES = {"lovasz": bench_lovasz, "hypercolumn": bench_hypercolumn, "tiling": bench_tiling,
-           "train": bench_train, "spread": bench_spread, "memory": bench_memory,
-           "slides": bench_slides}
+           "precision": bench_precision, "train": bench_train, "spread": bench_spread,
+           "limit": bench_limit, "memory": bench_memory, "slides": bench_slides}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -452,14 +559,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m lab.bench", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("what", choices=BENCHES)
-    add("--against", choices=("smp", "monai"),
-        help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it")
+    add("--against", nargs="+", default=(), choices=("smp", "monai", "onnxruntime"),
+        help="lovasz, train: segmentation_models.pytorch; tiling: MONAI with it, or onnxruntime")
     add("--model", type=Path, metavar="FILE",
-        help="lovasz, tiling: model.pt of a run on synthetic slides")
+        help="lovasz, tiling, precision: model.pt of a run on synthetic slides")
     add("--images", type=int, help="of a batch (default 16; hypercolumn 2); slides: 100 of them")
     add("--size", type=int, help="side in pixels (default 640; tiling 30000; slides 5120)")
     add("--amp", action="store_true", help="tiling, train, spread: 16-bit numbers")
-    add("--compile", action="store_true", help="train: also with torch.compile")
+    add("--compile", action="store_true", help="tiling, train: also with torch.compile")
     add("--rounds", type=int, default=7, help="that count, after one of warm-up (default 7)")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="default cpu")
     add("--out", type=Path, default=RESULTS, help="default docs/results")
@@ -471,8 +578,8 @@ def main(argv: list[str] | None = None) -> None:
         measure.record(args.out / f"bench-{args.what}.json", args.device,
                        ({"bench": args.what, **row} for row in BENCHES[args.what](args)))
     except ImportError as error:
-        parser.error(f"--against {args.against}: {error.name} is not installed: "
-                     "pip install -e '.[audit]'")
+        parser.error(f"--against: {error.name} is not installed: "
+                     "pip install -e '.[audit,export]'")
     except ValueError as error:
         parser.error(error)
 

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
 
 import infer
 import train
@@ -203,6 +205,24 @@ def bandwidth(device: str) -> float:
     target = torch.empty_like(source)
     seconds = in_turn({"copy": partial(target.copy_, source)}, rounds=20)["copy"]
     return 2 * source.nbytes / seconds
+
+
+def product_speed(device: str, dtype: torch.dtype) -> float:
+    """Operations per second in the product of two large matrices: as `@`, or as a convolution of
+    1 x 1, whichever is faster. (On a CPU `@` is done by MKL, which is slow on AMD's.)"""
+    n = 8192 if device.startswith("cuda") else 2048
+    a, b = torch.rand(2, n, n, device=device).to(dtype)
+    image = b.view(16, 8, n // 128, n).permute(0, 3, 1, 2)  # (16, n, 8, n / 128), channels last
+    kernel = a.view(n, n, 1, 1)
+    ways: dict[str, Callable] = {"@": lambda: a @ b, "1 x 1": lambda: F.conv2d(image, kernel)}
+    return 2 * n**3 / min(in_turn(ways, rounds=10).values())
+
+
+def operations(step: Callable[[], object]) -> int:
+    """The multiplications and additions of a forward pass, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 # What the operators of a training step move and how long they take

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/study.md, shifts.md, race.md, log.md, training.md from what was measured.
+"""Writes the tables of five pages of docs/ from what was measured.
 
     python -m lab.pages
 

@@ -8,6 +8,9 @@ with a network that costs nothing. --before: also with the minseg in another che
 Then slides from file to mask beside what people write: tifffile, MONAI's sliding window over
 segmentation_models.pytorch's U-Net, tifffile. --model: the network whose weights both get; larger
 slides have one that costs nothing.
+
+Times are seconds of processor time, of all threads together: other programs on the machine hardly
+change them.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ from torch.nn import functional as F
 
 from lab.bench import UNUSED
 from lab.measure import RESULTS, peak, record, segment_slide
+from minseg.files import kept
 from minseg.files.masks import Item
 from minseg.files.objects import Outlines
 from minseg.files.polygons import feature, write_features
@@ -50,7 +55,7 @@ from minseg.run.tiles import BLANK_CONTRAST, cut
 from minseg.synthetic import synthetic_slide
 
 MASKS = {"run-length code": "mask.txt", "polygons": "mask.geojson", "TIFF": "mask.tiff"}
-SIDE, SCALES = 8192, (4, 1)  # of the slide that is cut and scored
+SIDE = 8192  # pixels of the slide that is cut and scored
 BLOCK, FIELD = 256, 1024  # pixels of a TIFF's tile, and of the synthetic slide that is repeated
 TILE, OVERLAP, BATCH = 512, 0.25, 8  # of the prediction beside the peers
 LIMIT = 16  # GiB of memory for the peers and for minseg
@@ -106,39 +111,45 @@ def write_masks(folder: Path) -> None:
 # Cutting and scoring
 
 
-def cut_and_score(folder: Path, mask: str, scale: int, names: list[str]) -> dict[str, float]:
-    """The seconds that some steps take. Each needs what those before it have written:
+def cut_and_score(folder: Path, mask: str, scale: int) -> dict[str, float]:
+    """The processor seconds of some steps. Each needs what those before it have written:
 
     - cut: the slide into tiles
-    - epoch: the score after an epoch, without overlap
+    - first epoch, epoch: the score after an epoch, without overlap, and after the next one
     - fold: the score of a fold whose probabilities are there, and the preview
     - summary: the score of all folds, in the process that scored the fold
-    - summary later: the same in another process
+    - summary later: the same, as if in another process
     """
+    keep_memory()  # as train.py
     args = argparse.Namespace(scale=scale, tile=256, batch=BATCH, device="cpu", amp=False,
                               white=None)
     path, out = folder / MASKS[mask], folder / "run"
     item = Item("slide", folder / "slide.tiff", path, "a",
                 runs=path.read_text() if mask == "run-length code" else None)
-    if "cut" in names:
-        shutil.rmtree(out, ignore_errors=True)
-        (out / "fold0" / "probabilities").mkdir(parents=True)
-        predict(Blurred(), [item], args, folder=out / "fold0" / "probabilities")
-        (out / "fold0" / "model.pt").touch()
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "fold0" / "probabilities").mkdir(parents=True)
+    predict(Blurred(), [item], args, folder=out / "fold0" / "probabilities")
+    (out / "fold0" / "model.pt").touch()
     steps: dict[str, Callable[[], object]] = {
         "cut": partial(cut, item, out, scale=scale, tile=256, stride=128, margin=64),
+        "first epoch": partial(predict, Blurred(), [item], args, overlap=0),
         "epoch": partial(predict, Blurred(), [item], args, overlap=0),
         "fold": partial(finish_fold, out / "fold0", [item]),
         "summary": partial(summarize, out, [item], [0]),
         "summary later": partial(summarize, out, [item], [0])}
-    return {name: seconds(steps[name]) for name in names}
+    taken = {}
+    for name, step in steps.items():
+        if name == "summary later":
+            kept._kept = None  # what the process keeps for itself
+        taken[name] = seconds(step)
+    return taken
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """How long a function takes."""
-    start = time.perf_counter()
+    """The processor time that a function takes, in all threads together."""
+    start = time.process_time()
     job()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 # From file to file
@@ -174,11 +185,17 @@ def with_monai(path: Path, out: Path, model: Path | None) -> None:
     tifffile.imwrite(out / "mask.tiff", mask, tile=(BLOCK, BLOCK), compression="zlib")
 
 
+MODULES = "monai.inferers", "segmentation_models_pytorch"
 WAYS = {"minseg": with_minseg, "tifffile + MONAI + smp": with_monai}
 
 
 def file_to_file(way: str, folder: Path, model: Path | None) -> dict[str, float]:
-    """Seconds and peak memory of a way, with at most `LIMIT` GiB."""
+    """Processor seconds and peak memory of a way, with at most `LIMIT` GiB."""
+    if way == "minseg":
+        keep_memory()  # as infer.py
+    else:
+        for module in MODULES:  # loading them is not timed
+            import_module(module)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT * 2**30,) * 2)
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -206,56 +223,47 @@ def apart(function: str, *arguments: object, checkout: Path | None = None) -> An
 
 def child(function: str, *arguments: str) -> None:
     """In a process of `apart`: calls the function and prints what it returns as JSON."""
-    keep_memory()
     with redirect_stdout(sys.stderr):
         if function == "cut_and_score":
-            folder, mask, scale, *names = arguments
-            result = cut_and_score(Path(folder), mask, int(scale), names)
+            folder, mask, scale = arguments
+            result = cut_and_score(Path(folder), mask, int(scale))
         else:
             way, folder, *model = arguments
             result = file_to_file(way, Path(folder), Path(*model) if model else None)
     print(json.dumps(result))
 
 
-def cutting_and_scoring(folder: Path, before: Path | None, rounds: int) -> Iterator[dict]:
+def cutting_and_scoring(folder: Path, before: Path | None, scales: list[int],
+                        rounds: int) -> Iterator[dict]:
     """A row for each kind of mask and scale: medians, and of the ratios of each round, too."""
     write_slide(folder, SIDE)
     write_masks(folder)
     checkouts = {"now": None, "before": before} if before else {"now": None}
     for mask in MASKS:
-        for scale in SCALES:
+        for scale in scales:
             taken: dict[str, list[dict]] = {name: [] for name in checkouts}
             for _ in range(rounds):
                 for name, path in checkouts.items():
-                    run = partial(apart, "cut_and_score", folder, mask, scale, checkout=path)
-                    taken[name].append({**run("cut", "epoch", "fold", "summary"),
-                                        **run("summary later")})
+                    taken[name].append(apart("cut_and_score", folder, mask, scale, checkout=path))
             row: dict[str, Any] = {"mask": mask, "scale": scale, "side": SIDE}
             for step in taken["now"][0]:
                 times = {name: [each[step] for each in found] for name, found in taken.items()}
-                row[step] = {name: round(statistics.median(some), 3) for name, some in times.items()}
+                row[step] = {name: round(statistics.median(each), 3)
+                             for name, each in times.items()}
                 if before:
                     ratios = (old / new for old, new in zip(times["before"], times["now"]))
                     row[step]["times_as_fast"] = round(statistics.median(ratios), 2)
             yield row
 
 
-def files_to_files(folder: Path, side: int, rounds: int, model: Path | None) -> Iterator[dict]:
-    """A row for each way to segment a slide, in turn."""
+def files_to_files(folder: Path, side: int, model: Path | None) -> Iterator[dict]:
+    """A row for each way to segment a slide."""
     write_slide(folder, side, 4)  # the scale of the networks that train.py trains by default
-    results: dict[str, list] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way, found in results.items():
-            found.append(apart("file_to_file", way, folder, *([model] if model else [])))
-    for way, found in results.items():
-        row = {"way": way, "side": side, "network": "U-Net, EfficientNet-B0" if model else "none",
-               "tile": TILE, "overlap": OVERLAP, "limit_gib": LIMIT}
-        if all(found):
-            row.update({name: statistics.median(each[name] for each in found)
-                        for name in ("seconds", "peak_gib")})
-        else:
-            row["out_of_memory"] = True
-        yield row
+    for way in WAYS:
+        found = apart("file_to_file", way, folder, *([model] if model else []))
+        yield {"way": way, "side": side, "network": "U-Net, EfficientNet-B0" if model else "none",
+               "tile": TILE, "overlap": OVERLAP, "limit_gib": LIMIT,
+               **(found or {"out_of_memory": True})}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -264,20 +272,22 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--before", type=Path, metavar="DIR", help="another checkout of minseg, to compare with")
     add("--model", type=Path, metavar="FILE", help="model.pt of a run of `python train.py`")
-    add("--rounds", type=int, default=5, help="default 5")
-    add("--sides", type=int, nargs="+", default=[8192, 16384, 30000], metavar="N",
-        help="of the slides with a network that costs nothing (default 8192 16384 30000)")
+    add("--scales", type=int, nargs="+", default=[4], metavar="N",
+        help="of the slide that is cut and scored (default 4)")
+    add("--rounds", type=int, default=5, help="of cutting and scoring (default 5)")
+    add("--sides", type=int, nargs="+", default=[16384, 30000], metavar="N",
+        help="of the slides with a network that costs nothing (default 16384 30000)")
     add("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
 
     def rows() -> Iterator[dict]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            yield from cutting_and_scoring(folder, args.before, args.rounds)
+            yield from cutting_and_scoring(folder, args.before, args.scales, args.rounds)
             for side in args.sides:
-                yield from files_to_files(folder, side, 1, None)
+                yield from files_to_files(folder, side, None)
             if args.model:
-                yield from files_to_files(folder, 6144, 1, args.model.resolve())
+                yield from files_to_files(folder, 6144, args.model.resolve())
 
     record(args.out / "whole.json", "cpu", rows())
 

@@ -97,14 +97,20 @@ Next: `minseg.crossval`, because only a score to trust can tell whether any of t
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .training import autocast_dtype
+from .efficientnet import PaddedConv, SqueezeExcite
+from .training import autocast_dtype, has_bfloat16
 from .tta import flips_and_turns
+from .unet import EnlargeConcatConv, UNet, enlarging_kernel
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "hardtanh", nn.SiLU: "swish"}  # as oneDNN names them
 
 
 def fold_batch_norm(net: nn.Module) -> nn.Module:
@@ -121,22 +127,153 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
     return net
 
 
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes the fused layers below on this CPU in `dtype`, and fast."""
+    return (torch.backends.mkldnn.is_available() and (dtype == torch.float32 or has_bfloat16())
+            and torch.backends.cpu.get_cpu_capability().startswith("AVX"))
+
+
+class FusedConv(nn.Module):
+    """A convolution and its activation in one call of oneDNN. It computes in `dtype`, and its
+    result has the type `out`, by default the same."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none", *,
+                 dtype: torch.dtype, out: torch.dtype | None = None, stride: Sequence[int] = (1, 1),
+                 padding: Sequence[int] = (1, 1), groups: int = 1):
+        super().__init__()
+        self.dtype, self.out, self.activation = dtype, out or dtype, activation
+        self.limits = [0, 6] if activation == "hardtanh" else []
+        self.bias = None if bias is None else bias.to(dtype)
+        self.where = padding, stride, (1, 1), groups
+        # Called with the shape of the input: oneDNN orders the weights to suit it, and only once.
+        self.ordered = lru_cache(maxsize=4)(partial(
+            torch.ops.mkldnn._reorder_convolution_weight, weight.to(dtype), *self.where))
+
+    def forward(self, x: Tensor, add_to: Tensor | None = None) -> Tensor:
+        """The activation of the convolution of x, plus `add_to`, which is overwritten."""
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        layer = x, self.ordered(x.shape), self.bias, *self.where
+        then = self.activation, self.limits, ""
+        if add_to is not None:
+            add = torch.ops.mkldnn._convolution_pointwise_.binary
+            return add(add_to, *layer, "add", 1, *then)
+        return torch.ops.mkldnn._convolution_pointwise(*layer, *then).to(self.out)
+
+
+class FusedEnlarge(nn.Module):
+    """`EnlargeConcatConv`, whose sum and ReLU are part of its convolutions."""
+
+    def __init__(self, layer: EnlargeConcatConv, dtype: torch.dtype):
+        super().__init__()
+        weight, bias = layer.get_parameter("0.weight"), layer.get_parameter("0.bias")
+        weight_d, weight_skip = weight[:, : layer.c_in], weight[:, layer.c_in :]
+        self.dtype, self.bias, self.skip = dtype, bias.to(dtype), None
+        if weight_skip.numel():
+            self.skip = FusedConv(weight_skip, None, "relu", dtype=dtype)
+        self.where = (1, 1), (0, 0), (2, 2), (1, 1), 1
+        self.ordered = lru_cache(maxsize=4)(partial(
+            torch.ops.mkldnn._reorder_convolution_transpose_weight,
+            enlarging_kernel(weight_d).to(dtype), *self.where))
+
+    def forward(self, d: Tensor, skip: Tensor | None = None) -> Tensor:
+        d = d.to(self.dtype, memory_format=torch.channels_last)
+        layer = d, self.ordered(d.shape), self.bias, *self.where
+        enlarged = torch.ops.mkldnn._convolution_transpose_pointwise(
+            *layer, "none" if self.skip else "relu", [], "")
+        return self.skip(skip, add_to=enlarged) if self.skip else enlarged
+
+
+class FusedSqueezeExcite(nn.Module):
+    """`SqueezeExcite` that overwrites its input."""
+
+    def __init__(self, layer: SqueezeExcite, fused: Callable[..., FusedConv]):
+        super().__init__()
+        self.reduce = fused(layer.reduce, activation="swish")
+        self.expand = fused(layer.expand, activation="sigmoid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In bfloat16 `mean` is several times slower, in float32 `avg_pool2d` is less exact.
+        mean = (x.mean((2, 3), keepdim=True) if x.dtype == torch.float32
+                else F.avg_pool2d(x, x.shape[2:]))
+        return x.mul_(self.expand(self.reduce(mean)))
+
+
+def squares(head: nn.Conv2d, dtype: torch.dtype) -> nn.Sequential:
+    """A 3 x 3 convolution with few results, computed for squares of 4 x 4 pixels at a time. oneDNN
+    computes 16 channels at once, and with one class 15 of them would be for nothing."""
+    places = [F.pad(head.weight, (x, 3 - x, y, 3 - y)) for y in range(4) for x in range(4)]
+    weight = torch.stack(places, 1).flatten(0, 1)  # (16 classes, C, 6, 6)
+    bias = head.get_parameter("bias").repeat_interleave(16)
+    return nn.Sequential(FusedConv(weight, bias, dtype=dtype, out=torch.float32, stride=(4, 4)),
+                         nn.PixelShuffle(4))
+
+
+def is_first(path: str, layer: nn.Module) -> bool:
+    """Whether this is the convolution that reads the image."""
+    return path == "encoder.stem.0"
+
+
+def fuse(net: UNet, dtype: torch.dtype,
+         exact: Callable[[str, nn.Module], bool] = is_first) -> UNet:
+    """`net`, whose batch norms are folded, with the layers above in place of its own. They compute
+    in `dtype`, or in float32 where `exact`, called with a layer's path and the layer, says so."""
+    def fused(conv: nn.Conv2d, kind: torch.dtype, activation: str = "none") -> FusedConv:
+        weight = conv.weight
+        if isinstance(conv, PaddedConv) and conv.same and conv.stride[0] == 2:
+            # One pixel more right and down than left and up: instead of a padded copy of the map,
+            # which here has an even size, a kernel with zeros left and up.
+            weight = F.pad(weight, (1, 0, 1, 0))
+        return FusedConv(weight, conv.bias, activation, dtype=kind, out=dtype, stride=conv.stride,
+                         padding=conv.padding, groups=conv.groups)  # type: ignore[arg-type]
+
+    def replace_in(module: nn.Module, path: str = "") -> None:
+        layers = [pair for pair in module.named_children() if type(pair[1]) is not nn.Identity]
+        for (name, layer), (after, next_one) in zip(layers, [*layers[1:], ("", nn.Identity())]):
+            kind = torch.float32 if exact(path + name, layer) else dtype
+            if isinstance(layer, EnlargeConcatConv):
+                setattr(module, name, FusedEnlarge(layer, kind))
+            elif isinstance(layer, SqueezeExcite):
+                setattr(module, name, FusedSqueezeExcite(layer, partial(fused, kind=kind)))
+            elif layer is net.head:
+                net.head = squares(net.head, kind)  # type: ignore[assignment]
+            elif isinstance(layer, nn.Conv2d):
+                in_order = isinstance(module, nn.Sequential)
+                activation = ACTIVATIONS.get(type(next_one)) if in_order else None
+                setattr(module, name, fused(layer, kind, activation or "none"))
+                if activation:
+                    setattr(module, after, nn.Identity())
+            else:
+                replace_in(layer, f"{path}{name}.")
+
+    replace_in(net)
+    return net
+
+
 def predictor(nets: Sequence[nn.Module], *, device: str, tta: bool = False, amp: bool = False,
               compile: bool = False, batch: int = 1) -> Callable[[Tensor], Tensor]:
     """A function for `predict_bands`, the mean of what the networks predict: uint8 (N, 3, tile,
     tile) -> probabilities (N, 1, tile, tile) on `device`. With `compile` the first tiles are slow.
     On CUDA and with `compile`, every batch is filled up to `batch` tiles, or to as many as the
     largest one so far had; on a CPU no tile is predicted twice."""
+    kind, dtype = torch.device(device).type, torch.bfloat16 if amp else torch.float32
+    on_cpu = kind == "cpu" and not compile and can_fuse(dtype)
     forwards: list[Callable[[Tensor], Tensor]] = []
     for net in nets:
         net = fold_batch_norm(net).to(device)
+        # The ReLU of oneDNN makes 0 of NaN, and a broken network would look like one that finds
+        # nothing: it stays as it is, and its NaN are seen.
+        if on_cpu and isinstance(net, UNet) and all(
+                parameter.isfinite().all() for parameter in net.parameters()):
+            forwards.append(fuse(net, dtype))
+            continue
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         forwards.append(torch.compile(net) if compile else net)
-    kind = torch.device(device).type
 
     @torch.inference_mode()
     def predict(tiles: Tensor) -> Tensor:
-        images = tiles.to(device, memory_format=torch.channels_last).float() / 255
+        images = tiles.to(device).float() / 255
+        if not on_cpu:  # where three channels lie apart, they are normalised faster
+            images = images.to(memory_format=torch.channels_last)
         with torch.autocast(kind, autocast_dtype(device), enabled=amp):
             probabilities = [forward(images).float().sigmoid() for forward in forwards]
             return sum(probabilities[1:], probabilities[0]) / len(forwards)

@@ -161,6 +161,11 @@ def autocast_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16, and PyTorch uses them."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def blocks(net: UNet) -> list[nn.Module]:
     """The blocks of a `UNet`'s encoder and decoder."""
     return [*net.encoder.blocks, net.block4, net.block3, net.block2, net.block1, net.block0]

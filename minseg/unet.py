@@ -150,19 +150,24 @@ def pad_to_multiple(x: Tensor, factor: int, training: bool) -> Tensor:
     return F.pad(x, (0, right, 0, down), mode="replicate")
 
 
+def enlarging_kernel(weight: Tensor) -> Tensor:
+    """The kernel V (see above) for the weights that meet up(d): (c_out, c_in, 3, 3) -> (c_in,
+    c_out, 4, 4)."""
+    # A convolution gathers from neighbours, a transposed one spreads to them, so c comes before a.
+    # (After F.pad, the older ONNX exporter would no longer know the size of the kernel.)
+    c, b, a = weight.transpose(0, 1).unbind(2)
+    rows = torch.stack([a, a + b, b + c, c], 2)  # (c_in, c_out, 4, 3)
+    c, b, a = rows.unbind(3)
+    return torch.stack([a, a + b, b + c, c], 3)
+
+
 def convolve_enlarged(conv: nn.Conv2d, d: Tensor, skip: Tensor | None = None) -> Tensor:
     """`conv([up(d), skip])` of a 3 x 3 convolution, with less work (see above): d (N, c_in, H, W)
     and skip (N, c_skip, 2H, 2W) or None -> (N, c_out, 2H, 2W)."""
     c_in = d.shape[1]
-    weight_d, weight_skip = conv.weight[:, :c_in], conv.weight[:, c_in:]
-    # A convolution gathers from neighbours, a transposed one spreads to them, so c comes before a.
-    # (After F.pad, the older ONNX exporter would no longer know the size of the kernel.)
-    c, b, a = weight_d.transpose(0, 1).unbind(2)
-    rows = torch.stack([a, a + b, b + c, c], 2)  # (c_in, c_out, 4, 3)
-    c, b, a = rows.unbind(3)
-    kernel = torch.stack([a, a + b, b + c, c], 3)  # (c_in, c_out, 4, 4)
+    kernel = enlarging_kernel(conv.weight[:, :c_in])
     result = F.conv_transpose2d(d, kernel, conv.bias, stride=2, padding=1)
-    return result if skip is None else result + F.conv2d(skip, weight_skip, padding=1)
+    return result if skip is None else result + F.conv2d(skip, conv.weight[:, c_in:], padding=1)
 
 
 class EnlargeConcatConv(nn.Sequential):
@@ -171,6 +176,7 @@ class EnlargeConcatConv(nn.Sequential):
 
     def __init__(self, c_in: int, c_skip: int, c_out: int):
         super().__init__(*conv_norm_relu(c_in + c_skip, c_out))
+        self.c_in = c_in
 
     def forward(self, d: Tensor, skip: Tensor | None = None) -> Tensor:
         conv, norm, relu = self

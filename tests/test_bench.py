@@ -72,7 +72,7 @@ def test_the_step_that_is_measured_learns():
 @pytest.mark.slow
 @pytest.mark.parametrize("what, size, measure", [
     ("train", 32, "images_a_second"), ("memory", 32, "kept_mib_an_image"),
-    ("tiling", 600, "megapixels_a_second"), ("spread", 32, "gib")])
+    ("tiling", 600, "megapixels_a_second"), ("spread", 32, "gib"), ("limit", 32, "gflop")])
 def test_the_benches_write_rows_with_what_they_measured(what, size, measure, tmp_path):
     main([what, "--images", "2", "--size", str(size), "--rounds", "1", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / f"bench-{what}.json").read_text())["rows"]

@@ -162,7 +162,9 @@ def test_compilation_needs_any_compiler_and_16_bits_on_a_cpu_its_instructions(
             assert read(*words).amp
             assert ("no bfloat16 instructions" in capsys.readouterr().err) == warned
             read()
-            assert capsys.readouterr().err == ""
+            out, err = capsys.readouterr()
+            assert err == "" and ("--amp would be" in out) == (has and read is infer)
+    assert infer("--compile", "--device", "cpu") and capsys.readouterr().out == ""
 
 
 def test_the_words_of_the_command_are_kept(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ import torch
 from torch import nn
 
 from minseg import UNet, predict_bands
-from minseg.predictor import fill_up, fold_batch_norm, predictor, skip_flat
+from minseg.predictor import (
+    FusedConv,
+    FusedEnlarge,
+    can_fuse,
+    fill_up,
+    fold_batch_norm,
+    fuse,
+    predictor,
+    skip_flat,
+)
 from minseg.unet import convolve_enlarged
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -160,7 +170,57 @@ def test_networks_are_compiled_only_where_asked(net, tiles, monkeypatch):
     plain = predictor([net, net], device="cpu")(tiles)
     assert not compiled
     found = predictor([net, net], device="cpu", compile=True)(tiles)
-    assert len(compiled) == 2 and torch.equal(found, plain)
+    assert len(compiled) == 2
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+
+
+# Fused layers
+
+
+def fused_layers(net):
+    """How many layers of each kind `predictor` would put in the place of a network's own."""
+    return Counter(type(m).__name__ for m in fuse(fold_batch_norm(net), torch.float32).modules())
+
+
+@pytest.mark.skipif(not can_fuse(torch.float32), reason="needs oneDNN on a CPU with AVX")
+@pytest.mark.parametrize("options", [*NETWORKS.values(), {"padding": "symmetric"}, {"classes": 3}],
+                         ids=[*NETWORKS, "symmetric", "three classes"])
+def test_fused_layers_compute_what_the_network_does_on_images_of_any_size(options):
+    net = build(**options)
+    counts = fused_layers(net)
+    assert counts["FusedConv"] >= 40 and counts["FusedEnlarge"] == 5
+    assert counts["Conv2d"] == 0 and counts["SiLU"] + counts["ReLU"] + counts["ReLU6"] == 0
+    predict = predictor([net], device="cpu")
+    for shape in ((2, 3, 64, 64), (1, 3, 64, 64), (3, 3, 33, 70), (1, 3, 1, 1), (2, 3, 64, 64)):
+        tiles = torch.randint(0, 256, shape, dtype=torch.uint8)
+        with torch.inference_mode():
+            wanted = net(tiles / 255).sigmoid()
+        torch.testing.assert_close(predict(tiles), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("can", [False, True])
+def test_other_processors_and_other_networks_are_not_fused(net, tiles, monkeypatch, can):
+    with torch.no_grad():
+        wanted = net.eval()(tiles / 255).sigmoid()
+    module = sys.modules[predictor.__module__]
+    monkeypatch.setattr(module, "can_fuse", lambda dtype: can)
+    monkeypatch.setattr(module, "fuse", None)  # an error if it is called
+    other = nn.Sequential(net) if can else net
+    torch.testing.assert_close(predictor([other], device="cpu")(tiles), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_network_with_nan_says_nan(tiles):
+    net = build()
+    net.block4.conv2[0].weight.data[0, 0, 0, 0] = torch.nan
+    assert predictor([net], device="cpu")(tiles).isnan().any()
+
+
+@pytest.mark.skipif(not can_fuse(torch.bfloat16), reason="needs a CPU with bfloat16")
+def test_in_16_bits_only_the_first_convolution_takes_32():
+    net = fuse(fold_batch_norm(build(gates=True)), torch.bfloat16)
+    layers = [m for m in net.modules() if isinstance(m, FusedConv | FusedEnlarge)]
+    assert layers[0] is net.encoder.stem[0] and layers[0].out == torch.bfloat16
+    assert [m for m in layers if m.dtype != torch.bfloat16] == layers[:1]
 
 
 # Sizes of batches

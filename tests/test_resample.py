@@ -252,7 +252,7 @@ def test_a_slide_that_states_no_size_is_refused_unless_somebody_states_it(tmp_pa
     assert "adds no detail" in open_slide(tmp_path / "b.tif", microns=0.3).notes[0]
     assert open_slide(tmp_path / "b.tif", microns=0.4).notes == []
     assert open_slide(tmp_path / "b.tif", microns=0.125).height == 200
-    with pytest.raises(ValueError, match="its pixels measure 0.5 µm, over four times the 0.12 asked"):
+    with pytest.raises(ValueError, match="0.5 µm, over four times the 0.12 asked"):
         open_slide(tmp_path / "b.tif", microns=0.12)
     for wrong in ({"microns": 0}, {"microns": -1}, {"pixel_size": float("nan")},
                   {"microns": float("inf")}, {"scale": 2, "microns": 1.0}):

@@ -100,8 +100,8 @@ NO_SIZE = ("{}: states no usable size of its pixels, without which it cannot be 
            "µm: add a line for it to {}, under the headings id,microns")
 COARSER = ("its pixels measure {:.3g} µm, more than the {:g} they are brought to: it is enlarged, "
            "which adds no detail")
-MUCH_COARSER = ("{}: its pixels measure {:.3g} µm, over four times the {:g} asked for: leave it out, "
-                "or if that is wrong, correct it in {}, under the headings id,microns")
+MUCH_COARSER = ("{}: its pixels measure {:.3g} µm, over four times the {:g} asked for: leave it "
+                "out, or if that is wrong, correct it in {}, under the headings id,microns")
 OBLONG = ("its pixels are {:.4g} x {:.4g} µm (x, y): areas in µm² are right, but objects look "
           "stretched beside those of slides whose pixels are square")
 Window = Callable[[int, int, int, int], np.ndarray]  # (y, x, h, w) -> (h, w, channels)

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..efficientnet import SCALES
 from ..files.datasets import stated_sizes
 from ..losses import first_stage, make_loss
+from ..training import has_bfloat16
 from .errors import plain, warn
 from .report import Parser
 
@@ -206,11 +205,6 @@ def check_train_options(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--seed {args.seed}: needs a whole number from 0 to 2^63 - 1")
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16, and PyTorch uses them."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def check_device_options(parser: Parser, args: argparse.Namespace) -> None:
     """One line if --compile finds no compiler, which ends the program, and if --amp is slow here:
     a CPU without bfloat16 instructions takes many times as long."""
@@ -274,6 +268,8 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.sizes = stated_sizes(args.slides)
     except (ValueError, OSError) as error:
         parser.error(plain(error))
+    if args.device == "cpu" and not (args.amp or args.compile) and has_bfloat16():
+        print("this CPU has bfloat16 instructions: --amp would be faster", flush=True)
     return args
 
 
