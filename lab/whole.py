@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from lab.bench import UNUSED
 from lab.measure import RESULTS, peak, record, segment_slide
+from minseg.files import kept
 from minseg.files.masks import Item
 from minseg.files.objects import Outlines
 from minseg.files.polygons import feature, write_features
@@ -106,32 +107,37 @@ def write_masks(folder: Path) -> None:
 # Cutting and scoring
 
 
-def cut_and_score(folder: Path, mask: str, scale: int, names: list[str]) -> dict[str, float]:
+def cut_and_score(folder: Path, mask: str, scale: int) -> dict[str, float]:
     """The seconds that some steps take. Each needs what those before it have written:
 
     - cut: the slide into tiles
-    - epoch: the score after an epoch, without overlap
+    - first epoch, epoch: the score after an epoch, without overlap, and after the next one
     - fold: the score of a fold whose probabilities are there, and the preview
     - summary: the score of all folds, in the process that scored the fold
-    - summary later: the same in another process
+    - summary later: the same, as if in another process
     """
     args = argparse.Namespace(scale=scale, tile=256, batch=BATCH, device="cpu", amp=False,
                               white=None)
     path, out = folder / MASKS[mask], folder / "run"
     item = Item("slide", folder / "slide.tiff", path, "a",
                 runs=path.read_text() if mask == "run-length code" else None)
-    if "cut" in names:
-        shutil.rmtree(out, ignore_errors=True)
-        (out / "fold0" / "probabilities").mkdir(parents=True)
-        predict(Blurred(), [item], args, folder=out / "fold0" / "probabilities")
-        (out / "fold0" / "model.pt").touch()
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "fold0" / "probabilities").mkdir(parents=True)
+    predict(Blurred(), [item], args, folder=out / "fold0" / "probabilities")
+    (out / "fold0" / "model.pt").touch()
     steps: dict[str, Callable[[], object]] = {
         "cut": partial(cut, item, out, scale=scale, tile=256, stride=128, margin=64),
+        "first epoch": partial(predict, Blurred(), [item], args, overlap=0),
         "epoch": partial(predict, Blurred(), [item], args, overlap=0),
         "fold": partial(finish_fold, out / "fold0", [item]),
         "summary": partial(summarize, out, [item], [0]),
         "summary later": partial(summarize, out, [item], [0])}
-    return {name: seconds(steps[name]) for name in names}
+    taken = {}
+    for name, step in steps.items():
+        if name == "summary later":
+            kept._kept = None  # what the process keeps for itself
+        taken[name] = seconds(step)
+    return taken
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -209,8 +215,8 @@ def child(function: str, *arguments: str) -> None:
     keep_memory()
     with redirect_stdout(sys.stderr):
         if function == "cut_and_score":
-            folder, mask, scale, *names = arguments
-            result = cut_and_score(Path(folder), mask, int(scale), names)
+            folder, mask, scale = arguments
+            result = cut_and_score(Path(folder), mask, int(scale))
         else:
             way, folder, *model = arguments
             result = file_to_file(way, Path(folder), Path(*model) if model else None)
@@ -227,13 +233,12 @@ def cutting_and_scoring(folder: Path, before: Path | None, rounds: int) -> Itera
             taken: dict[str, list[dict]] = {name: [] for name in checkouts}
             for _ in range(rounds):
                 for name, path in checkouts.items():
-                    run = partial(apart, "cut_and_score", folder, mask, scale, checkout=path)
-                    taken[name].append({**run("cut", "epoch", "fold", "summary"),
-                                        **run("summary later")})
+                    taken[name].append(apart("cut_and_score", folder, mask, scale, checkout=path))
             row: dict[str, Any] = {"mask": mask, "scale": scale, "side": SIDE}
             for step in taken["now"][0]:
                 times = {name: [each[step] for each in found] for name, found in taken.items()}
-                row[step] = {name: round(statistics.median(some), 3) for name, some in times.items()}
+                row[step] = {name: round(statistics.median(each), 3)
+                             for name, each in times.items()}
                 if before:
                     ratios = (old / new for old, new in zip(times["before"], times["now"]))
                     row[step]["times_as_fast"] = round(statistics.median(ratios), 2)
