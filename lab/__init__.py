@@ -13,6 +13,7 @@ docs/results/ and docs/figures/.
 | `lab.shifts` | why a pixel's answer depends on its tile |
 | `lab.pages` | writes what was measured into README.md, the chapters and three pages of docs/ |
 | `lab.bench` | how fast and how large things are |
+| `lab.whole` | slides from file to file, beside peers and beside another commit |
 | `lab.audit` | whether everything computes what other libraries compute |
 | `lab.planted` | whether `labels.py` finds wrong labels |
 | `lab.mutants` | whether the tests notice a broken line |

@@ -8,6 +8,9 @@ with a network that costs nothing. --before: also with the minseg in another che
 Then slides from file to mask beside what people write: tifffile, MONAI's sliding window over
 segmentation_models.pytorch's U-Net, tifffile. --model: the network whose weights both get; larger
 slides have one that costs nothing.
+
+Times are seconds of processor time, of all threads together: other programs on the machine hardly
+change them.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +55,7 @@ from minseg.run.tiles import BLANK_CONTRAST, cut
 from minseg.synthetic import synthetic_slide
 
 MASKS = {"run-length code": "mask.txt", "polygons": "mask.geojson", "TIFF": "mask.tiff"}
-SIDE, SCALES = 8192, (4, 1)  # of the slide that is cut and scored
+SIDE = 8192  # pixels of the slide that is cut and scored
 BLOCK, FIELD = 256, 1024  # pixels of a TIFF's tile, and of the synthetic slide that is repeated
 TILE, OVERLAP, BATCH = 512, 0.25, 8  # of the prediction beside the peers
 LIMIT = 16  # GiB of memory for the peers and for minseg
@@ -108,7 +112,7 @@ def write_masks(folder: Path) -> None:
 
 
 def cut_and_score(folder: Path, mask: str, scale: int) -> dict[str, float]:
-    """The seconds that some steps take. Each needs what those before it have written:
+    """The processor seconds of some steps. Each needs what those before it have written:
 
     - cut: the slide into tiles
     - first epoch, epoch: the score after an epoch, without overlap, and after the next one
@@ -141,10 +145,10 @@ def cut_and_score(folder: Path, mask: str, scale: int) -> dict[str, float]:
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """How long a function takes."""
-    start = time.perf_counter()
+    """The processor time that a function takes, in all threads together."""
+    start = time.process_time()
     job()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 # From file to file
@@ -180,11 +184,14 @@ def with_monai(path: Path, out: Path, model: Path | None) -> None:
     tifffile.imwrite(out / "mask.tiff", mask, tile=(BLOCK, BLOCK), compression="zlib")
 
 
+MODULES = "monai.inferers", "segmentation_models_pytorch"
 WAYS = {"minseg": with_minseg, "tifffile + MONAI + smp": with_monai}
 
 
 def file_to_file(way: str, folder: Path, model: Path | None) -> dict[str, float]:
-    """Seconds and peak memory of a way, with at most `LIMIT` GiB."""
+    """Processor seconds and peak memory of a way, with at most `LIMIT` GiB."""
+    for module in MODULES if way != "minseg" else ():  # loading them is not timed
+        import_module(module)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT * 2**30,) * 2)
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -223,13 +230,14 @@ def child(function: str, *arguments: str) -> None:
     print(json.dumps(result))
 
 
-def cutting_and_scoring(folder: Path, before: Path | None, rounds: int) -> Iterator[dict]:
+def cutting_and_scoring(folder: Path, before: Path | None, scales: list[int],
+                        rounds: int) -> Iterator[dict]:
     """A row for each kind of mask and scale: medians, and of the ratios of each round, too."""
     write_slide(folder, SIDE)
     write_masks(folder)
     checkouts = {"now": None, "before": before} if before else {"now": None}
     for mask in MASKS:
-        for scale in SCALES:
+        for scale in scales:
             taken: dict[str, list[dict]] = {name: [] for name in checkouts}
             for _ in range(rounds):
                 for name, path in checkouts.items():
@@ -245,22 +253,14 @@ def cutting_and_scoring(folder: Path, before: Path | None, rounds: int) -> Itera
             yield row
 
 
-def files_to_files(folder: Path, side: int, rounds: int, model: Path | None) -> Iterator[dict]:
-    """A row for each way to segment a slide, in turn."""
+def files_to_files(folder: Path, side: int, model: Path | None) -> Iterator[dict]:
+    """A row for each way to segment a slide."""
     write_slide(folder, side, 4)  # the scale of the networks that train.py trains by default
-    results: dict[str, list] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way, found in results.items():
-            found.append(apart("file_to_file", way, folder, *([model] if model else [])))
-    for way, found in results.items():
-        row = {"way": way, "side": side, "network": "U-Net, EfficientNet-B0" if model else "none",
-               "tile": TILE, "overlap": OVERLAP, "limit_gib": LIMIT}
-        if all(found):
-            row.update({name: statistics.median(each[name] for each in found)
-                        for name in ("seconds", "peak_gib")})
-        else:
-            row["out_of_memory"] = True
-        yield row
+    for way in WAYS:
+        found = apart("file_to_file", way, folder, *([model] if model else []))
+        yield {"way": way, "side": side, "network": "U-Net, EfficientNet-B0" if model else "none",
+               "tile": TILE, "overlap": OVERLAP, "limit_gib": LIMIT,
+               **(found or {"out_of_memory": True})}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -269,20 +269,22 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--before", type=Path, metavar="DIR", help="another checkout of minseg, to compare with")
     add("--model", type=Path, metavar="FILE", help="model.pt of a run of `python train.py`")
-    add("--rounds", type=int, default=5, help="default 5")
-    add("--sides", type=int, nargs="+", default=[8192, 16384, 30000], metavar="N",
-        help="of the slides with a network that costs nothing (default 8192 16384 30000)")
+    add("--scales", type=int, nargs="+", default=[4], metavar="N",
+        help="of the slide that is cut and scored (default 4)")
+    add("--rounds", type=int, default=5, help="of cutting and scoring (default 5)")
+    add("--sides", type=int, nargs="+", default=[16384, 30000], metavar="N",
+        help="of the slides with a network that costs nothing (default 16384 30000)")
     add("--out", type=Path, default=RESULTS, help="default docs/results")
     args = parser.parse_args(argv)
 
     def rows() -> Iterator[dict]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            yield from cutting_and_scoring(folder, args.before, args.rounds)
+            yield from cutting_and_scoring(folder, args.before, args.scales, args.rounds)
             for side in args.sides:
-                yield from files_to_files(folder, side, 1, None)
+                yield from files_to_files(folder, side, None)
             if args.model:
-                yield from files_to_files(folder, 6144, 1, args.model.resolve())
+                yield from files_to_files(folder, 2048, args.model.resolve())
 
     record(args.out / "whole.json", "cpu", rows())
 

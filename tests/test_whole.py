@@ -70,7 +70,8 @@ def test_rows_hold_medians_and_the_median_ratio_of_the_rounds(folder, monkeypatc
         return {"cut": 0.5 * (next(slower) if checkout else 1), "fold": 0.5}
 
     monkeypatch.setattr(whole, "apart", apart)
-    whole.main(["--before", str(folder), "--rounds", "3", "--sides", "256", "--out", str(folder)])
+    whole.main(["--before", str(folder), "--rounds", "3", "--scales", "4", "1", "--sides", "256",
+                "--out", str(folder)])
     rows = json.loads((folder / "whole.json").read_text())["rows"]
     assert len(rows) == 3 * 2 + 2
     assert rows[0]["cut"] == {"now": 0.5, "before": 1.5, "times_as_fast": 3}
