@@ -120,6 +120,7 @@ def cut_and_score(folder: Path, mask: str, scale: int) -> dict[str, float]:
     - summary: the score of all folds, in the process that scored the fold
     - summary later: the same, as if in another process
     """
+    keep_memory()  # as train.py
     args = argparse.Namespace(scale=scale, tile=256, batch=BATCH, device="cpu", amp=False,
                               white=None)
     path, out = folder / MASKS[mask], folder / "run"
@@ -190,8 +191,11 @@ WAYS = {"minseg": with_minseg, "tifffile + MONAI + smp": with_monai}
 
 def file_to_file(way: str, folder: Path, model: Path | None) -> dict[str, float]:
     """Processor seconds and peak memory of a way, with at most `LIMIT` GiB."""
-    for module in MODULES if way != "minseg" else ():  # loading them is not timed
-        import_module(module)
+    if way == "minseg":
+        keep_memory()  # as infer.py
+    else:
+        for module in MODULES:  # loading them is not timed
+            import_module(module)
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT * 2**30,) * 2)
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -219,7 +223,6 @@ def apart(function: str, *arguments: object, checkout: Path | None = None) -> An
 
 def child(function: str, *arguments: str) -> None:
     """In a process of `apart`: calls the function and prints what it returns as JSON."""
-    keep_memory()
     with redirect_stdout(sys.stderr):
         if function == "cut_and_score":
             folder, mask, scale = arguments
@@ -284,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
             for side in args.sides:
                 yield from files_to_files(folder, side, None)
             if args.model:
-                yield from files_to_files(folder, 2048, args.model.resolve())
+                yield from files_to_files(folder, 6144, args.model.resolve())
 
     record(args.out / "whole.json", "cpu", rows())
 

@@ -24,7 +24,7 @@ OTHER_PROGRAMS = set(
     "--budgets --changes --half --part --longer "  # lab.race, lab.small
     "--steps --costs --tiles "  # lab.study, lab.shifts
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
-    "--against --images --size --tricks --encoders --model "  # lab.bench
+    "--against --images --size --tricks --encoders --model --before "  # lab.bench, lab.whole
     "--array --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint "  # SLURM, torchrun
     "--bigtiff --compression "  # vips, large_image_converter
     "--durations --write --mine".split())  # pytest

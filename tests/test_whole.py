@@ -31,7 +31,8 @@ def test_tissue_is_in_the_middle_and_the_mask_is_the_same_in_all_forms(folder):
         assert (found.read(0, 0, 500, 500) * 255 == mask).all()
 
 
-def test_each_step_is_timed_once_and_leaves_what_the_next_one_needs(folder):
+def test_each_step_is_timed_once_and_leaves_what_the_next_one_needs(folder, monkeypatch):
+    monkeypatch.setattr(whole, "keep_memory", lambda: None)  # of this process
     taken = whole.cut_and_score(folder, "polygons", 2)
     assert [*taken] == ["cut", "first epoch", "epoch", "fold", "summary", "summary later"]
     assert min(taken.values()) > 0
