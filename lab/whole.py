@@ -122,7 +122,7 @@ def cut_and_score(folder: Path, mask: str, scale: int) -> dict[str, float]:
     """
     keep_memory()  # as train.py
     args = argparse.Namespace(scale=scale, tile=256, batch=BATCH, device="cpu", amp=False,
-                              white=None)
+                              white=None, microns=None)
     path, out = folder / MASKS[mask], folder / "run"
     item = Item("slide", folder / "slide.tiff", path, "a",
                 runs=path.read_text() if mask == "run-length code" else None)

@@ -76,7 +76,7 @@ def test_a_forked_process_does_not_disturb_its_parent():
 
 
 def test_on_a_full_disk_values_are_made_again(monkeypatch):
-    def full(self, key, value):
+    def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     calls = []
@@ -118,3 +118,11 @@ def test_an_error_is_not_kept_and_the_search_for_circles_goes_on():
             once("a", fail)
         assert gc.isenabled()
     assert once("a", lambda: 1) == 1
+
+
+def test_nothing_is_kept_beyond_the_limit():
+    once("a", lambda: 1)
+    size = kept._kept.file.seek(0, 2)
+    for limit, second in ((size + 50, 1), (size + 200, 0)):
+        assert once("b", lambda: bytes(100) + b"0", limit)[-1:] == b"0"
+        assert once("b", lambda: bytes(100) + b"1", limit)[-1:] == str(second).encode()

@@ -24,7 +24,7 @@ OTHER_PROGRAMS = set(
     "--budgets --changes --half --part --longer "  # lab.race, lab.small
     "--steps --costs --tiles "  # lab.study, lab.shifts
     "--version --quick --arms --name --seeds --results --figures --check --slides --runs "  # lab
-    "--against --images --size --tricks --encoders --model --minutes "  # lab.bench, lab.gpu
+    "--against --images --size --tricks --encoders --model --minutes --before "  # lab.bench, gpu
     "--array --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint "  # SLURM, torchrun
     "--bigtiff --compression "  # vips, large_image_converter
     "--durations --write --mine".split())  # pytest

@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 
@@ -10,6 +11,7 @@ from PIL import Image
 from minseg import rle_encode
 from minseg.crossval import count_levels
 from minseg.files.masks import Item
+from minseg.files.slides import Slide
 from minseg.run import scores
 from minseg.run.scores import (
     count_saved,
@@ -225,6 +227,31 @@ def test_objects_of_exactly_the_threshold_are_found(items, tmp_path):
     for threshold, found in ((199.5, 1), (200, 1), (200.5, 0)):
         counts = count_saved_objects(tmp_path, items[0], threshold / 255)
         assert (counts["found"], counts["missed"]) == (found, 1 - found)
+
+
+def test_held_out_slides_are_decoded_once_until_they_change(items, tmp_path, monkeypatch):
+    read, calls = Slide.read, []
+    monkeypatch.setattr(Slide, "read", lambda *given: calls.append(given) or read(*given))
+    args = argparse.Namespace(scale=2, microns=None, tile=16, batch=2, device="cpu", amp=False)
+    net, (item, *_) = torch.nn.Conv2d(3, 1, 1), items
+
+    def predicted_again(decoded, **options):
+        calls.clear()
+        [counts] = scores.predict(net, [item], args, **options)
+        assert bool(calls) == decoded
+        return counts.tolist()
+
+    first = predicted_again(True, overlap=0)
+    assert predicted_again(False, overlap=0) == first
+    predicted_again(True, overlap=0, folder=tmp_path)  # which is done once in a run
+    args.scale = 3
+    predicted_again(True, overlap=0)
+    args.scale = 2
+    Image.fromarray(255 - np.asarray(Image.open(item.image).convert("RGB"))).save(item.image)
+    assert predicted_again(True, overlap=0) != first
+    monkeypatch.setattr(scores, "KEPT", 0)
+    args.scale = 4
+    assert predicted_again(True, overlap=0) == predicted_again(True, overlap=0)
 
 
 def test_saved_files_are_read_once_until_they_change(items, tmp_path, monkeypatch):

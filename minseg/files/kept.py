@@ -1,9 +1,9 @@
 """# What took long to make, kept in a scratch file
 
 A file of polygons takes seconds to parse, and a run needs it several times: it counts the classes,
-cuts the slide, scores every fold. Kept in memory, the polygons of all slides would add up. So what
-`make` returned is pickled into one scratch file, which has no name and vanishes with the process;
-memory only holds where each value lies.
+cuts the slide, scores every fold. Likewise the held-out slides are read after every epoch. Kept in
+memory, all that would add up. So what `make` returned is pickled into one scratch file, which has
+no name and vanishes with the process; memory only holds where each value lies.
 
 >>> once(("double", 21), lambda: print("made") or 2 * 21)
 made
@@ -13,6 +13,7 @@ made
 """
 
 import gc
+import math
 import os
 import pickle
 from collections.abc import Callable, Hashable, Iterator
@@ -43,11 +44,12 @@ class Kept:
             self.file.seek(start)
             return self.file.read(size)
 
-    def save(self, key: Hashable, value: bytes) -> None:
-        """Keeps a pickled value, unless it does not fit on the disk. OSError if it fails."""
+    def save(self, key: Hashable, value: bytes, limit: float) -> None:
+        """Keeps a pickled value, unless it does not fit on the disk, or the file would exceed
+        `limit` bytes. OSError if it fails."""
         with self.lock:
             start = self.file.seek(0, os.SEEK_END)
-            if self.file.write(value) == len(value):
+            if start + len(value) <= limit and self.file.write(value) == len(value):
                 self.places[key] = start, len(value)
 
 
@@ -68,9 +70,10 @@ def no_collector() -> Iterator[None]:
 
 
 @no_collector()
-def once(key: Hashable, make: Callable[[], T]) -> T:
-    """What `make()` returns; it is called once for each key, or each time if the disk is full. Each
-    call returns an object of its own. `key` says what is made, and all that it depends on."""
+def once(key: Hashable, make: Callable[[], T], limit: float = math.inf) -> T:
+    """What `make()` returns; it is called once for each key, or each time if the disk is full or
+    the scratch file would exceed `limit` bytes. Each call returns an object of its own. `key` says
+    what is made, and all that it depends on."""
     global _kept
     try:
         if _kept is None or _kept.process != os.getpid():
@@ -82,5 +85,5 @@ def once(key: Hashable, make: Callable[[], T]) -> T:
         return pickle.loads(data)
     value = make()
     with suppress(OSError):  # the disk is full
-        kept.save(key, pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+        kept.save(key, pickle.dumps(value, pickle.HIGHEST_PROTOCOL), limit)
     return value

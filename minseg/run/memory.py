@@ -11,8 +11,8 @@ always fit into the gaps ([measured](../../docs/measured.md#a-training-step)).
 **Returned** (`trim_memory`). The library also keeps a heap of its own for each thread. While a
 slide is decoded in one thread, predicted in a second and compressed in a third, the process holds
 much more than is in use. Whoever consumes a slide band by band calls `trim_memory` after each band.
-It returns memory every two seconds at most: pages that are returned and needed again at once have
-to be cleared again, which took a third of the time of cutting and scoring.
+It returns memory every two seconds at most, because a page that is needed again at once has to be
+cleared again.
 
 Both do nothing where the C library is another one (musl, macOS, Windows).
 

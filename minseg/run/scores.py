@@ -34,6 +34,7 @@ from .report import LEGEND, contact_sheet, draw_curves, draw_outlines
 from .tiles import files_of
 
 PREVIEW = 840  # pixels: the longer side of a held-out image in preview.png
+KEPT = 2**30  # bytes of the scratch file up to which decoded rows of held-out slides are kept
 
 
 @by_first
@@ -81,14 +82,20 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
             turn: bool = True, folder: Path | None = None) -> list[Tensor]:
     """Predicts images, and returns `count_levels` of each image's probabilities, at the size of the
     image's file. With `folder`, it also writes the probabilities there, as uint8 in steps of
-    1/255."""
+    1/255. Without it, as after each epoch, slides are decoded once as far as `KEPT` allows."""
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
 
     def count(item: Item) -> Tensor:
         slide, total = item.open(args.scale, args.microns), torch.zeros(2, 256).long()
         mask = Mask(item, slide.full_height, slide.full_width)
+        made_by = identity(item.image), slide.__reduce__()[1]
+
+        def read(*window: int) -> np.ndarray:
+            return once(("rows", made_by, window), lambda: slide.read(*window), KEPT)
+
         bands = predict_slide(probabilities, slide, tile=args.tile, overlap=overlap, amp=args.amp,
-                              window=window, batch=args.batch, device=args.device, turn=turn)
+                              window=window, batch=args.batch, device=args.device, turn=turn,
+                              read=slide.read if folder else read)
         with ExitStack() as files:
             write = None
             if folder is not None:
