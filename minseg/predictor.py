@@ -163,7 +163,7 @@ class FusedConv(nn.Module):
         self.bias = None if bias is None else bias.to(dtype)
         self.where = padding, stride, (1, 1), groups
         # Called with the shape of the input: oneDNN orders the weights to suit it, and only once.
-        self.ordered = lru_cache(maxsize=4)(partial(
+        self.ordered = lru_cache(maxsize=8)(partial(
             torch.ops.mkldnn._reorder_convolution_weight, weight.to(dtype), *self.where))
 
     def forward(self, x: Tensor, add_to: Tensor | None = None) -> Tensor:
@@ -188,7 +188,7 @@ class FusedEnlarge(nn.Module):
         if weight_skip.numel():
             self.skip = FusedConv(weight_skip, None, "relu", dtype=dtype)
         self.where = (1, 1), (0, 0), (2, 2), (1, 1), 1
-        self.ordered = lru_cache(maxsize=4)(partial(
+        self.ordered = lru_cache(maxsize=8)(partial(
             torch.ops.mkldnn._reorder_convolution_transpose_weight,
             enlarging_kernel(weight_d).to(dtype), *self.where))
 
