@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lab.bench import Concatenation, kept_bytes, main, minseg_step
-from minseg import Hypercolumn, UNet, hypercolumn
-from minseg.run import memory
+from minseg import Hypercolumn, UNet, hypercolumn, predictor
+from minseg.run import memory, options
 from minseg.run.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +123,28 @@ def test_the_page_of_measurements_quotes_what_the_bench_wrote():
     for row in json.loads((ROOT / "docs/results/bench-slides.json").read_text())["rows"]:
         assert (f"| {row['slides']} | {row['work']} | {row['mib_above_the_first']} MiB | "
                 f"{row['more_open_files']} |") in page
+
+
+def test_the_page_of_measurements_quotes_the_limit_and_what_must_stay_in_float32():
+    page = (ROOT / "docs/measured.md").read_text()
+    rows = json.loads((ROOT / "docs/results/bench-limit.json").read_text())["rows"]
+    for row in rows:
+        line = (f"{row['milliseconds']:.0f} ms | {row['gflop']:.1f} GFLOP | {row['gib']:.2f} GiB | "
+                f"{row['share_of_product']:.0%} | {row['share_of_copy']:.0%} |")
+        assert line.replace("%", " %") in page
+    products = [1e3 * row["product_tflop_a_second"] for row in rows]
+    assert (f"reaches {products[0]:.0f} GFLOP/s in float32 and {products[2]:.0f} in bfloat16, the "
+            f"copy {rows[0]['copy_gb_a_second']:.0f} GB/s") in page
+    rows = json.loads((ROOT / "docs/results/bench-precision.json").read_text())["rows"]
+    for row in rows:
+        assert (f"| {row['in_float32']} | {row['milliseconds']:.0f} ms | "
+                f"{row['largest_difference']:.2f} | {row['dice_of_masks']:.5f} |") in page
+    part = {row["in_float32"]: row for row in rows}
+    chapter = " ".join(predictor.__doc__.split())
+    for name in ("nothing", "the first convolution", "the decoder"):
+        assert f"{part[name]['dice_of_masks']:.4f}" in chapter
+    faster = part["everything"]["milliseconds"] / part["the first convolution"]["milliseconds"]
+    assert f"--amp would be {faster:.1f} times as fast" in Path(options.__file__).read_text()
 
 
 def test_the_page_of_measurements_quotes_the_gpu():
