@@ -214,17 +214,18 @@ def predict_with_monai(model: Path, device: str) -> Callable[[], Tensor]:
     return predict
 
 
-def predict_in_tiles(predict: Callable[[Tensor], Tensor], model: Path, device: str) -> Tensor:
-    """`image_for`, predicted with this project's tiling."""
-    return predict_image(predict, image_for(model), tile=SMALL_TILE, window="gaussian",
-                         stride=round(SMALL_TILE * (1 - OVERLAP)), batch=8, device=device)
+def in_tiles(predict: Callable[[Tensor], Tensor], model: Path,
+             device: str = "cpu") -> Callable[[], Tensor]:
+    """A function that predicts `image_for` with this project's tiling."""
+    return partial(predict_image, predict, image_for(model), tile=SMALL_TILE, window="gaussian",
+                   stride=round(SMALL_TILE * (1 - OVERLAP)), batch=8, device=device)
 
 
 def predict_here(model: Path, device: str, amp: bool = False,
                  compiled: bool = False) -> Callable[[], Tensor]:
     """A function that predicts `image_for` with this project's tiling and network."""
     predict = predictor([load_model(model)[0]], device=device, amp=amp, compile=compiled, batch=8)
-    return partial(predict_in_tiles, predict, model, device)
+    return in_tiles(predict, model, device)
 
 
 def predict_with_onnxruntime(model: Path, device: str, dynamo: bool) -> Callable[[], Tensor]:
@@ -251,7 +252,7 @@ def predict_with_onnxruntime(model: Path, device: str, dynamo: bool) -> Callable
     def predict(tiles: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"image": (tiles.float() / 255).numpy()})[0])
 
-    return partial(predict_in_tiles, predict, model, device)
+    return in_tiles(predict, model, device)
 
 
 def against_others(args: argparse.Namespace) -> Iterator[dict]:
@@ -307,9 +308,9 @@ def bench_precision(args: argparse.Namespace) -> Iterator[dict]:
         predicts[part] = predict
     tiles = torch.randint(0, 256, (8, 3, SMALL_TILE, SMALL_TILE), dtype=torch.uint8)
     seconds = in_turn({part: partial(do, tiles) for part, do in predicts.items()}, args.rounds)
-    expected = predict_in_tiles(predicts["everything"], args.model, "cpu")
+    expected = in_tiles(predicts["everything"], args.model)()
     for part, predict in predicts.items():
-        result = predict_in_tiles(predict, args.model, "cpu")
+        result = in_tiles(predict, args.model)()
         yield {"in_float32": part, "size": [SIDE, SIDE], "tile": SMALL_TILE,
                "milliseconds": round(1e3 * seconds[part], 1),
                "largest_difference": (result - expected).abs().max().item(),
