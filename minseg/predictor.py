@@ -60,10 +60,10 @@ tile), see `minseg.tta`.
 | one after another | over the whole image | the caller's business | over each batch of tiles |
 | a batch | one tile | `sw_batch_size` tiles, the last ones fewer | `batch`, filled up on CUDA |
 
-**Measured.** The same weights on 2048 x 2048 pixels, on a CPU: 4.0 s, where
-segmentation_models.pytorch in MONAI's sliding window takes 6.1 s (10.5 s with PyTorch's usual way
-to free memory). Probabilities differ by up to 5.9e-05, the masks not at all. In bfloat16 2.6 s, and
-the masks agree with a Dice of 0.99873 ([measured](../docs/measured.md#whole-slides)).
+**Measured.** The same weights on 2048 x 2048 pixels, on a CPU: 1.8 s, where
+segmentation_models.pytorch in MONAI's sliding window takes 3.6 s (7.2 s with PyTorch's usual way
+to free memory), and onnxruntime on this network 2.7 s. Probabilities differ by up to 6.0e-05,
+the masks not at all. In bfloat16 1.1 s ([measured](../docs/measured.md#whole-slides)).
 
 **Source.** Folding: Jacob et al., *Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference*, CVPR 2018, arXiv 1712.05877, section 3.2; PyTorch's

@@ -250,7 +250,7 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, default=8, metavar="N", help="tiles in a batch (default 8)")
     add("--amp", action="store_true", help="mixed precision: the network computes in 16 bits")
     add("--compile", action="store_true",
-        help="torch.compile: takes a while to start, then is faster")
+        help="torch.compile, for GPUs: takes a while to start")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the masks")
