@@ -41,6 +41,7 @@ def test_each_step_is_timed_once_and_leaves_what_the_next_one_needs(folder, monk
     assert (run / "fold0" / "score.json").exists() and (run / "fold0" / "preview.png").exists()
 
 
+@pytest.mark.slow
 def test_a_slide_is_segmented_in_a_process_of_its_own(folder):
     found = whole.apart("file_to_file", "minseg", folder)
     assert found["seconds"] > 0 and 0.1 < found["peak_gib"] < whole.LIMIT
