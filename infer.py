@@ -37,7 +37,7 @@ def segment(path, predict, ensemble, args, printed_notes, progress=lambda share:
     """Predict one slide band by band, and write its files meanwhile. Returns the run-length encoder
     of its mask. `printed_notes`: notes on files that need not be printed again; it is extended.
     `progress` is called with each share of the slide that is done."""
-    slide, microns = ensemble.open(path, args.sizes.get(path)), ensemble.microns
+    slide, microns = ensemble.open(path), ensemble.microns
     unknown = ["states the size of its pixels, but the model none that it was trained at: make "
                "sure that they are the same"] if slide.microns and microns is None else []
     for note in slide.notes + unknown:
@@ -64,7 +64,7 @@ def begin(args):
     with 2 if something is wrong with the options, the networks or files in the place of outputs."""
     try:
         ensemble = load_ensemble(args.model, tile=args.tile, threshold=args.threshold,
-                                 white=args.white)
+                                 white=args.white, slides=args.slides)
         check_outputs(ensemble, args)
         complete = finished_slides(ensemble, args)
         args.out.mkdir(parents=True, exist_ok=True)

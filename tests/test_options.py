@@ -55,8 +55,7 @@ def test_infer_py_has_these_defaults():
         "slides": [Path("a.tif")], "model": [Path("m.pt")], "out": Path("o"), "device": "cpu",
         "tta": False, "threshold": None, "white": None, "tile": None, "overlap": 0.5,
         "window": "linear", "skip_flat": False, "batch": 8, "amp": False, "compile": False,
-        "probabilities": False, "geojson": False, "min_area": 0, "rle": None,
-        "sizes": {}}
+        "probabilities": False, "geojson": False, "min_area": 0, "rle": None}
 
 
 def test_recipes_are_those_of_the_page_on_training(capsys):

@@ -144,10 +144,10 @@ def segmented(tmp_path):
     probability = (generator.integers(0, 256, (40, 50)) / 255).astype(np.float32)
     probability[0, :3] = 0.5, 0.4999, 0.5  # at the threshold is positive
     ensemble = SimpleNamespace(hashes=["h"], threshold=0.5, scale=1, tile=32, white=None,
-                               label="gland", resample=False)
+                               label="gland", resample=False, sizes={})
     args = SimpleNamespace(out=tmp_path / "o", slides=[path], probabilities=True, geojson=True,
                            rle=None, min_area=0, overlap=0.5, window="linear", tta=False,
-                           skip_flat=False, amp=False, sizes={})
+                           skip_flat=False, amp=False)
     args.out.mkdir()
 
     def run(in_between=lambda: None):

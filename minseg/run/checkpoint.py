@@ -13,7 +13,7 @@ cannot run code.
 import hashlib
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import atomic
+from ..files.datasets import stated_sizes
 from ..files.slides import Slide, open_slide
 from ..pretrained import without_prefixes
 from ..processes import by_first
@@ -140,19 +141,21 @@ class Ensemble:
     label: str | None  # the class that the networks find
     turn: bool = False  # whether all of them were scored with turned tiles (see `minseg.tiling`)
     resample: bool = False  # whether slides are brought to `microns`, instead of scaled
+    sizes: dict[Path, float] = field(default_factory=dict)  # of pixels, which slides.csv states
 
-    def open(self, path: str | Path, pixel_size: float | None = None) -> Slide:
-        """A slide as the networks want it. `pixel_size` is that of `open_slide`."""
-        return open_slide(path, self.scale, self.white, pixel_size=pixel_size,
+    def open(self, path: str | Path) -> Slide:
+        """A slide as the networks want it."""
+        return open_slide(path, self.scale, self.white, pixel_size=self.sizes.get(Path(path)),
                           microns=self.microns if self.resample else None)
 
 
 def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
-                  threshold: float | None = None, white: int | None = None) -> Ensemble:
+                  threshold: float | None = None, white: int | None = None,
+                  slides: Sequence[Path] = ()) -> Ensemble:
     """The networks of one or more checkpoints, which must agree in class, scale, tile and white. A
     warning names sizes of a pixel that do not. `tile`, `threshold` and `white` override the
-    checkpoints' own. The default threshold is the mean of theirs. ValueError names checkpoints that
-    do not agree."""
+    checkpoints' own. The default threshold is the mean of theirs. `slides` are those to predict,
+    whose slides.csv is read. ValueError names checkpoints that do not agree."""
     files = list(map(Path, paths))
     nets, facts = zip(*(load_model(path) for path in files))
     path, first = files[0], facts[0]
@@ -193,7 +196,7 @@ def load_ensemble(paths: Sequence[str | Path], *, tile: int | None = None,
     return Ensemble(list(nets), hashes, first["scale"], tile or first["tile"], threshold,
                     min(sizes, default=None) if agree else 0, white or first["white"],
                     min(labels, default=None), all(fact["turn"] for fact in facts),
-                    first["resample"])
+                    first["resample"], stated_sizes(slides))
 
 
 def check_facts(facts: dict) -> None:

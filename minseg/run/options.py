@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..efficientnet import SCALES
-from ..files.datasets import stated_sizes
 from ..losses import first_stage, make_loss
 from ..training import has_bfloat16
-from .errors import plain, warn
+from .errors import warn
 from .report import Parser
 
 TRAIN = "Train a U-Net on slides and score it on slides that it has not seen."
@@ -264,10 +263,6 @@ def infer_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.device = parser.device(args.device)
     check_infer_options(parser, args)
     check_device_options(parser, args)
-    try:
-        args.sizes = stated_sizes(args.slides)
-    except (ValueError, OSError) as error:
-        parser.error(plain(error))
     if args.device == "cpu" and not (args.amp or args.compile) and has_bfloat16():
         print("this CPU has bfloat16 instructions: --amp would be faster", flush=True)
     return args

@@ -62,8 +62,8 @@ def made_with(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: 
              "window": args.window, "tta": args.tta, "skip_flat": args.skip_flat, "amp": args.amp}
     if ensemble.resample:
         facts["microns"] = ensemble.microns
-    if path in args.sizes:
-        facts["pixel_size"] = args.sizes[path]
+    if path in ensemble.sizes:
+        facts["pixel_size"] = ensemble.sizes[path]
     if ensemble.white:
         facts["white"] = ensemble.white
     if args.min_area and output.suffix == ".geojson":

@@ -85,8 +85,10 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
     1/255. Without it, as after each epoch, slides are decoded once as far as `KEPT` allows."""
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
 
+    microns = getattr(args, "microns", None)  # where `args` are not of train.py
+
     def count(item: Item) -> Tensor:
-        slide, total = item.open(args.scale, args.microns), torch.zeros(2, 256).long()
+        slide, total = item.open(args.scale, microns), torch.zeros(2, 256).long()
         mask = Mask(item, slide.full_height, slide.full_width)
         made_by = identity(item.image), slide.__reduce__()[1]
 
