@@ -89,9 +89,9 @@ NIPS 2017, arXiv 1612.01474, section 2.4.
 1. *By hand.* A convolution computes 2x + 1. Its norm has m = 1, v = 4, g = 3, beta = 1/2 and
    eps = 0. What are w' and b'?
 2. *Break it.* In a copy of this file, my_predictor.py, replace
-   `net = copy.deepcopy(net).eval().requires_grad_(False)` by
-   `net = net.eval().requires_grad_(False)`. Predict, then run: which test fails?
-   `train.py` scores the averaged network (EMA) after each epoch: what would become of it?
+   `sum(probabilities[1:], probabilities[0]) / len(forwards)` by
+   `torch.stack(probabilities).logit().mean(0).sigmoid()`. Predict, then run: which test fails?
+   What does it change for a single network?
 3. *Write it.* `fold_batch_norm(net)`.
    `python -m pytest tests/test_predictor.py --mine my_predictor.py` grades it, and the copy, too.
 
@@ -99,9 +99,9 @@ Next: `minseg.crossval`, because only a score to trust can tell whether any of t
 
 **Answers.**
 1. w' = 2 * 3/2 = 3, and b' = (1 - 1) * 3/2 + 1/2 = 1/2.
-2. `test_the_network_that_is_folded_stays_as_it_was`. After the first epoch the average would have
-   no batch norms, and convolutions of their own that no step reaches any more: the score would
-   stand still, and nothing would say why.
+2. `test_several_networks_are_averaged_as_probabilities`: this is the mean of logits, in which a
+   network that is very sure outvotes the others. A single network says the same as before, since
+   the logit undoes the sigmoid.
 
 >>> from minseg.predictor import fold_batch_norm
 >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0))
