@@ -5,6 +5,7 @@
 | `minseg.files.slides` | reads windows of images of any size; lists which files are accepted |
 | `minseg.files.formats` | tells what other slides are, and the command that makes a TIFF of them |
 | `minseg.files.tiff` | chooses the image in a TIFF that is the slide, and reads windows of it |
+| `minseg.files.resample` | brings slides of any magnification to one size of pixel |
 | `minseg.files.pixel_size` | reads what a TIFF says of the size of its pixels |
 | `minseg.files.masks` | reads masks, whether stored as images, run-length code or polygons |
 | `minseg.files.rle` | encodes and decodes run-length code |
