@@ -156,6 +156,7 @@ def test_the_example_may_need_all_padding_or_none(rows, columns, tmp_path):
     assert difference(old_onnx(net, example, True, tmp_path / "net.onnx"), net, SIZES) < 1e-4
 
 
+@pytest.mark.slow
 @needs_new
 def test_torch_export_takes_any_size(tmp_path):
     assert check(export, {}, True, tmp_path) == 0

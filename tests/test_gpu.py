@@ -17,6 +17,7 @@ from minseg.unet import convolve_enlarged
 TINY = Namespace(device="cpu", images=2, size=32, side=256, rounds=1, steps=(1, 1), amp=True)
 
 
+@pytest.mark.slow
 def test_the_decoder_is_timed_on_the_maps_of_a_step_and_literally_computes_the_same(tmp_path):
     rows = list(gpu.decoder(TINY, tmp_path))
     assert [row["way"] for row in rows[::6]] == ["[[2, 320, 1, 1], [2, 112, 2, 2]] to 256"] * 2

@@ -74,7 +74,7 @@ def test_weights_are_whole_numbers_with_one_sum_and_equal_in_every_window(factor
         assert not whole[start:stop, some.shape[1] :].any()
 
 
-@pytest.mark.parametrize("microns", [0.1, 0.25, 0.3, 0.5, 0.83, 1.0, 2.4, 7.0, 90.0])
+@pytest.mark.parametrize("microns", [0.1, 0.3, 0.5, 0.83, 2.4, 90.0])
 @pytest.mark.parametrize("kind", ["tiles", "strips", "pyramid", "png", "grey", "oblong"])
 def test_a_window_is_the_same_part_of_the_whole_to_the_bit(tmp_path, monkeypatch, kind, microns):
     image, stated = noise(HEIGHT, WIDTH), None
@@ -107,7 +107,7 @@ def test_a_window_is_the_same_part_of_the_whole_to_the_bit(tmp_path, monkeypatch
         assert np.array_equal(window, whole[y0:y1, x0:x1])
 
 
-@pytest.mark.parametrize("times", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("times", [1, 3, 4])
 @pytest.mark.parametrize("size", [0.25, 0.25003, 0.2498, 1 / 3])
 def test_a_whole_number_of_pixels_is_that_scale_to_the_byte(tmp_path, times, size):
     path = write_slide(tmp_path / "a.tif", noise(HEIGHT, WIDTH), size, tile=(32, 32))
