@@ -127,6 +127,7 @@ from .training import autocast_dtype, has_bfloat16
 from .tta import flips_and_turns
 from .unet import EnlargeConcatConv, UNet, enlarging_kernel
 
+LARGEST = 1e6  # weights are far smaller, unless training has diverged
 ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "hardtanh", nn.SiLU: "swish"}  # as oneDNN names them
 
 
@@ -277,10 +278,10 @@ def predictor(nets: Sequence[nn.Module], *, device: str, tta: bool = False, amp:
     forwards: list[Callable[[Tensor], Tensor]] = []
     for net in nets:
         net = fold_batch_norm(net).to(device)
-        # The ReLU of oneDNN makes 0 of NaN, and a broken network would look like one that finds
-        # nothing: it stays as it is, and its NaN are seen.
+        # The ReLU of oneDNN makes 0 of NaN, and a network that has diverged would look like one
+        # that finds nothing: it stays as it is, and its NaN are seen.
         if on_cpu and isinstance(net, UNet) and all(
-                parameter.isfinite().all() for parameter in net.parameters()):
+                parameter.abs().max() < LARGEST for parameter in net.parameters()):
             forwards.append(fuse(net, dtype))
             continue
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -209,9 +209,12 @@ def test_other_processors_and_other_networks_are_not_fused(net, tiles, monkeypat
     torch.testing.assert_close(predictor([other], device="cpu")(tiles), wanted, atol=1e-5, rtol=0)
 
 
-def test_a_network_with_nan_says_nan(tiles):
-    net = build()
-    net.block4.conv2[0].weight.data[0, 0, 0, 0] = torch.nan
+@pytest.mark.parametrize("weight", [torch.nan, 1e30])
+def test_a_network_that_breaks_says_nan(tiles, weight):
+    net = build()  # large weights are finite, but what two layers make of them is not
+    net.block4.conv2[0].weight.data.fill_(weight)
+    net.block3.conv1[0].weight.data[:, ::2] = weight
+    net.block3.conv1[0].weight.data[:, 1::2] = -weight
     assert predictor([net], device="cpu")(tiles).isnan().any()
 
 

@@ -144,6 +144,12 @@ def test_factors_as_good_as_whole_are_whole(size, factors):
         assert factor == int(factor) or abs(factor - max(1, round(factor))) >= 0.01
 
 
+def test_a_sliver_at_the_end_belongs_to_the_last_scaled_pixel():
+    axis = Axis(2001, 2000)  # one own pixel more: half a thousandth of a scaled one
+    _, weights = axis.taps(0, axis.size)
+    assert axis.size == 1 and np.allclose(weights, 1 / 2001) and weights.shape == (1, 2001)
+
+
 @pytest.mark.parametrize("factors, levels, block", [
     ((4, 4), [2, 4], 4), ((6, 6), [4], 6), ((7.9, 7.9), [2, 4, 16], 4), ((9.5, 9.5), [4], 4),
     ((7.9, 7.9), [], 1), ((1.9, 1.9), [2], 1), ((0.5, 0.5), [2], 1), ((4, 4.5), [4], 4),

@@ -60,8 +60,6 @@ def made_with(path: Path, ensemble: Ensemble, args: argparse.Namespace, output: 
     facts = {"slide": path.name, "models": ensemble.hashes, "threshold": ensemble.threshold,
              "scale": ensemble.scale, "tile": ensemble.tile, "overlap": args.overlap,
              "window": args.window, "tta": args.tta, "skip_flat": args.skip_flat, "amp": args.amp}
-    if ensemble.resample:
-        facts["microns"] = ensemble.microns
     if path in ensemble.sizes:
         facts["pixel_size"] = ensemble.sizes[path]
     if ensemble.white:

@@ -84,7 +84,6 @@ def predict(net: nn.Module, items: Sequence[Item], args: argparse.Namespace, *,
     image's file. With `folder`, it also writes the probabilities there, as uint8 in steps of
     1/255. Without it, as after each epoch, slides are decoded once as far as `KEPT` allows."""
     probabilities = predictor([net], device=args.device, amp=args.amp, tta=tta)
-
     microns = getattr(args, "microns", None)  # where `args` are not of train.py
 
     def count(item: Item) -> Tensor:
