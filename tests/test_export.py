@@ -139,6 +139,7 @@ def check(way, options, vary, path):
 @pytest.mark.parametrize("options", [
     pytest.param(options, id=name, marks=[pytest.mark.slow] if "encoder" in options else [])
     for name, options in TOGETHER.items()])
+@pytest.mark.slow
 def test_a_traced_network_takes_any_size(options, tmp_path):
     assert check(trace, options, True, tmp_path) == 0
 

@@ -35,6 +35,7 @@ def test_numbers_are_compared_with_exact_ones(tmp_path):
     assert again["asked"] == {name: f"about {again[name]}, as on a CPU" for name in again["asked"]}
 
 
+@pytest.mark.slow
 def test_a_missing_peer_is_a_row_and_minseg_is_measured(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     missing, ours = gpu.step(TINY, tmp_path)
